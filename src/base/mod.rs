@@ -1,0 +1,14 @@
+//! Vocabulary of every room: identifiers, names, times, object locks and named fault points.
+//!
+//! Nothing here touches a file or a socket, and nothing here knows another room.
+
+pub mod clock;
+pub mod faults;
+mod ids;
+mod locks;
+mod name;
+
+pub use clock::Timespec;
+pub use ids::{EpochId, ObjectKey, Oid, Space, Tid, VolumeUuid, random_bytes};
+pub use locks::{ObjectGuard, ObjectLocks};
+pub use name::{Name, NameError};

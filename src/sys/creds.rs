@@ -1,0 +1,123 @@
+//! Whose credentials the calling thread acts with.
+
+use super::{Result, check};
+
+/// The filesystem ids of the calling thread, remembered so that a switch costs nothing when it changes nothing.
+///
+/// One value belongs to one thread, which is prepared once by [`ThreadCreds::prepare_thread`].
+pub struct ThreadCreds {
+    uid: u32,
+    gid: u32,
+}
+
+impl ThreadCreds {
+    /// Gives the calling thread its own umask and keeps its capabilities when its filesystem uid changes.
+    ///
+    /// Without SECBIT_NO_SETUID_FIXUP a setfsuid away from 0 drops CAP_DAC_OVERRIDE, and a directory that the caller may
+    /// write only through a supplementary group (which FUSE does not send) would refuse (capabilities(7)).
+    ///
+    /// # Errors
+    /// As unshare(2) and prctl(2).
+    pub fn prepare_thread() -> Result<ThreadCreds> {
+        // SAFETY: affects only the calling thread's own fs struct and securebits.
+        check(unsafe { libc::unshare(libc::CLONE_FS) })?;
+        const SECBIT_NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
+        // SAFETY: prctl with plain integers.
+        let bits = check(unsafe { libc::prctl(libc::PR_GET_SECUREBITS) })? as libc::c_ulong;
+        // SAFETY: as above.
+        check(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, bits | SECBIT_NO_SETUID_FIXUP) })?;
+        Ok(ThreadCreds { uid: 0, gid: 0 })
+    }
+
+    /// From now on new inodes of this thread belong to `uid` and `gid`.
+    pub fn act_as(&mut self, uid: u32, gid: u32) {
+        // The raw system calls: libc's wrappers are the same here, but act on the thread only by accident of glibc.
+        if self.gid != gid {
+            // SAFETY: plain integers; setfsgid cannot fail for a process with CAP_SETGID.
+            unsafe { libc::syscall(libc::SYS_setfsgid, gid) };
+            self.gid = gid;
+        }
+        if self.uid != uid {
+            // SAFETY: as above, with CAP_SETUID.
+            unsafe { libc::syscall(libc::SYS_setfsuid, uid) };
+            self.uid = uid;
+        }
+    }
+}
+
+/// umask(2) of the calling thread (after [`ThreadCreds::prepare_thread`] it is the thread's own).
+pub fn set_umask(umask: u32) {
+    // SAFETY: cannot fail.
+    unsafe { libc::umask(umask) };
+}
+
+/// PR_SET_IO_FLUSHER: the thread takes part in writing dirty pages back, so its own allocations must not wait for that
+/// (prctl(2)).
+///
+/// # Errors
+/// EPERM without CAP_SYS_RESOURCE.
+pub fn set_io_flusher() -> Result<()> {
+    const PR_SET_IO_FLUSHER: libc::c_int = 57;
+    // SAFETY: plain integers.
+    check(unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) }).map(drop)
+}
+
+const CAP_FSETID: u32 = 4;
+const CAP_SYS_RESOURCE: u32 = 24;
+
+/// Drops (or raises again) CAP_FSETID in the calling thread's effective set. Without it, a write or truncate by this
+/// thread clears set-user-id and set-group-id bits as it would for an ordinary user.
+///
+/// # Errors
+/// As capset(2).
+pub fn drop_fsetid_thread(dropped: Dropped) -> Result<()> {
+    change_effective(CAP_FSETID, dropped)
+}
+
+/// Drops (or raises again) CAP_SYS_RESOURCE in the calling thread's effective set, so that quotas and reserved blocks
+/// count as for an ordinary user.
+///
+/// # Errors
+/// As capset(2).
+pub fn drop_resource_thread(dropped: Dropped) -> Result<()> {
+    change_effective(CAP_SYS_RESOURCE, dropped)
+}
+
+/// Whether a capability is taken away or given back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Dropped {
+    /// Not effective from now on.
+    Yes,
+    /// Effective again (it stays permitted all the time).
+    No,
+}
+
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+fn change_effective(cap: u32, dropped: Dropped) -> Result<()> {
+    const LINUX_CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+    let mut header = CapHeader { version: LINUX_CAPABILITY_VERSION_3, pid: 0 };
+    let mut data = [CapData::default(); 2];
+    // SAFETY: header and two data words have the layout of version 3 (capset(2)).
+    check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) } as libc::c_int)?;
+    let word = &mut data[(cap / 32) as usize];
+    let bit = 1 << (cap % 32);
+    word.effective = match dropped {
+        Dropped::Yes => word.effective & !bit,
+        Dropped::No => word.effective | (bit & word.permitted),
+    };
+    // SAFETY: as above.
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) } as libc::c_int).map(drop)
+}

@@ -1,0 +1,67 @@
+//! The only unsafe code: thin, checked wrappers of system calls that std and nix do not offer.
+//!
+//! Every function does one system call, takes borrowed descriptors and C strings, and returns the kernel's errno
+//! unchanged. EINTR is retried where POSIX lets a call be repeated. No policy lives here.
+
+#![allow(unsafe_code)]
+
+mod attrs;
+mod creds;
+mod dirs;
+mod files;
+mod handle;
+mod mounts;
+mod shm;
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+pub use attrs::{
+    FileFlags, Stat, TimeChange, fchmod, fchown, file_flags_get, file_flags_set, fstat, fstatat, getxattr, listxattr,
+    removexattr, setxattr, utimens,
+};
+pub use creds::{Dropped, ThreadCreds, drop_fsetid_thread, drop_resource_thread, set_io_flusher, set_umask};
+pub use dirs::{
+    DirEntry, DirStream, LinkSource, linkat, mkdirat, mknodat, readlinkat, renameat2, symlinkat, unlinkat,
+};
+pub use files::{
+    FileSystemStat, copy_file_range, fallocate, fdatasync, fstatfs, fsync, ftruncate, lseek, openat, openat2_beneath,
+    pread, pwrite, pwritev_all, read_exact_at, reopen, syncfs,
+};
+pub use handle::{HANDLE_MAX, RawHandle, name_to_handle_at, open_by_handle_at};
+pub use mounts::{clone_mount, mount_fuse, unmount};
+pub use nix::errno::Errno;
+pub use shm::page_size;
+
+/// A system call's outcome: its value or the kernel's errno.
+pub type Result<T> = std::result::Result<T, Errno>;
+
+fn check(result: libc::c_int) -> Result<libc::c_int> {
+    if result < 0 { Err(Errno::last()) } else { Ok(result) }
+}
+
+fn check_size(result: libc::ssize_t) -> Result<usize> {
+    usize::try_from(result).map_err(|_| Errno::last())
+}
+
+fn own_fd(result: libc::c_int) -> Result<OwnedFd> {
+    let fd = check(result)?;
+    // SAFETY: the kernel just returned this descriptor to us and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Repeats a call that a signal cut short before it did anything.
+fn retry<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
+    loop {
+        match call() {
+            Err(Errno::EINTR) => {}
+            other => return other,
+        }
+    }
+}
+
+/// The path of an open descriptor below /proc, by which calls without an `AT_EMPTY_PATH` form reach its inode. The
+/// link leads to the inode itself, also when that is a symlink (proc(5)), so no name is looked up again.
+fn proc_path(fd: BorrowedFd<'_>) -> std::ffi::CString {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    std::ffi::CString::new(path).unwrap_or_default()
+}
