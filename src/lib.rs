@@ -5,4 +5,5 @@
 //! stops of one write.
 
 pub mod base;
+pub mod record;
 pub mod sys;

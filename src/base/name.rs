@@ -44,7 +44,9 @@ impl Name {
             _ if bytes.contains(&b'/') => return Err(NameError::BadByte),
             _ => {}
         }
-        CString::new(bytes).map(Name).map_err(|_| NameError::BadByte)
+        CString::new(bytes)
+            .map(Name)
+            .map_err(|_| NameError::BadByte)
     }
 
     /// For system calls.

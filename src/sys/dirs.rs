@@ -40,7 +40,12 @@ pub fn readlinkat(dir: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>> {
     let mut buffer = vec![0; libc::PATH_MAX as usize];
     // SAFETY: the kernel writes at most buffer.len() bytes.
     let len = check_size(unsafe {
-        libc::readlinkat(dir.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len())
+        libc::readlinkat(
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+        )
     })?;
     buffer.truncate(len);
     Ok(buffer)
@@ -68,7 +73,13 @@ pub fn renameat2(
 ) -> Result<()> {
     // SAFETY: both names live.
     check(unsafe {
-        libc::renameat2(old_dir.as_raw_fd(), old_name.as_ptr(), new_dir.as_raw_fd(), new_name.as_ptr(), flags)
+        libc::renameat2(
+            old_dir.as_raw_fd(),
+            old_name.as_ptr(),
+            new_dir.as_raw_fd(),
+            new_name.as_ptr(),
+            flags,
+        )
     })
     .map(drop)
 }
@@ -97,7 +108,16 @@ pub fn linkat(source: LinkSource<'_>, dir: BorrowedFd<'_>, name: &CStr) -> Resul
         LinkSource::Entry(fd, entry) => (fd.as_raw_fd(), entry, 0),
     };
     // SAFETY: both names live.
-    check(unsafe { libc::linkat(old_dir, old_name.as_ptr(), dir.as_raw_fd(), name.as_ptr(), flags) }).map(drop)
+    check(unsafe {
+        libc::linkat(
+            old_dir,
+            old_name.as_ptr(),
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            flags,
+        )
+    })
+    .map(drop)
 }
 
 /// One entry as getdents64(2) gives it.
@@ -126,7 +146,12 @@ impl DirStream {
 
     /// Reads `fd`, a directory opened for reading, from its present position.
     pub fn new(fd: OwnedFd) -> DirStream {
-        DirStream { fd, buffer: Vec::new(), at: 0, end: 0 }
+        DirStream {
+            fd,
+            buffer: Vec::new(),
+            at: 0,
+            end: 0,
+        }
     }
 
     /// The directory.
@@ -158,14 +183,24 @@ impl DirStream {
         }
         // struct linux_dirent64: u64 d_ino, i64 d_off, u16 d_reclen, u8 d_type, name, NUL.
         let record = &self.buffer[self.at..self.end];
-        let word = |at: usize| record.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_ne_bytes);
+        let word = |at: usize| {
+            record
+                .get(at..at + 8)
+                .and_then(|b| b.try_into().ok())
+                .map(u64::from_ne_bytes)
+        };
         let (Some(ino), Some(offset), Some(header)) = (word(0), word(8), record.get(16..19)) else {
             return Err(Errno::EIO);
         };
         let reclen = usize::from(u16::from_ne_bytes([header[0], header[1]]));
         let name = record.get(19..reclen).ok_or(Errno::EIO)?;
         let name = name.split(|b| *b == 0).next().unwrap_or_default().to_vec();
-        let entry = DirEntry { ino, next_offset: offset as i64, d_type: header[2], name };
+        let entry = DirEntry {
+            ino,
+            next_offset: offset as i64,
+            d_type: header[2],
+            name,
+        };
         self.at += reclen;
         Ok(Some(entry))
     }

@@ -1,0 +1,242 @@
+//! The kinds of change.
+
+use crate::base::{Name, Oid, Timespec};
+
+/// Attributes of an object after a change, as stat(2) shows them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Attrs {
+    /// Type and permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Size in bytes; counts for regular files only.
+    pub size: u64,
+    /// Last access.
+    pub atime: Timespec,
+    /// Last change of the data.
+    pub mtime: Timespec,
+}
+
+/// What an object is for life: enough to create it before its state is known.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Shape {
+    /// Type bits of the mode (S_IFMT).
+    pub kind: u32,
+    /// Device number of a device node, else 0.
+    pub rdev: u64,
+    /// Text of a symlink, else empty.
+    pub link_text: Vec<u8>,
+}
+
+impl Shape {
+    /// A regular file, directory, fifo or socket.
+    pub fn plain(kind: u32) -> Shape {
+        Shape {
+            kind: kind & libc::S_IFMT,
+            rdev: 0,
+            link_text: Vec::new(),
+        }
+    }
+
+    /// Whether this is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.kind == libc::S_IFDIR
+    }
+
+    /// Whether this is a regular file.
+    pub fn is_file(&self) -> bool {
+        self.kind == libc::S_IFREG
+    }
+}
+
+/// One extended attribute.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Xattr {
+    /// Full name with its namespace, 1 to 255 bytes, no NUL.
+    pub name: Vec<u8>,
+    /// Value, at most 64 KiB.
+    pub value: Vec<u8>,
+}
+
+/// A place that holds an object: a name in a directory.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Slot {
+    /// The directory.
+    pub parent: Oid,
+    /// The name.
+    pub name: Name,
+}
+
+/// What became of an object that lost a name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// It still has a name, or someone holds it open.
+    Kept,
+    /// It is gone for good.
+    Gone,
+}
+
+/// The object that a rename put out of its slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Replaced {
+    /// Which object.
+    pub oid: Oid,
+    /// What became of it.
+    pub fate: Fate,
+}
+
+/// One entry of a directory's state.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DirItem {
+    /// The name.
+    pub name: Name,
+    /// The object.
+    pub oid: Oid,
+    /// What the object is.
+    pub shape: Shape,
+}
+
+/// One change, or one piece of an object's state. `oid` of the record is the object it is about.
+///
+/// The first group are changes: each took a TID. The `State*` group are readings of an object under its lock, stamped
+/// with the TID of the last change they include; they travel to a target and are never in a journal.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(missing_docs)] // each variant names its fields
+pub enum Op {
+    /// A new object in a slot (creat, mkdir, mknod, symlink). `xattrs` are those it was born with (inherited ACLs).
+    Create {
+        slot: Slot,
+        shape: Shape,
+        attrs: Attrs,
+        xattrs: Vec<Xattr>,
+        parent_after: Attrs,
+    },
+    /// A further name (link).
+    Link {
+        slot: Slot,
+        shape: Shape,
+        attrs: Attrs,
+        parent_after: Attrs,
+    },
+    /// A name less (unlink, rmdir).
+    Unlink {
+        slot: Slot,
+        fate: Fate,
+        parent_after: Attrs,
+    },
+    /// The object moved from one slot to another, perhaps putting out what was there.
+    Rename {
+        from: Slot,
+        to: Slot,
+        shape: Shape,
+        replaced: Option<Replaced>,
+        from_after: Attrs,
+        to_after: Attrs,
+    },
+    /// The object (in slot `from`) and `other` (in slot `to`) changed places.
+    Exchange {
+        from: Slot,
+        to: Slot,
+        shape: Shape,
+        other: Oid,
+        other_shape: Shape,
+        from_after: Attrs,
+        to_after: Attrs,
+    },
+    /// The payload was written at `offset`.
+    Write { offset: u64, attrs: Attrs },
+    /// The file now ends at `attrs.size`.
+    Truncate { attrs: Attrs },
+    /// fallocate(2) with these mode bits: reserve, punch or zero a range.
+    Allocate {
+        mode: i32,
+        offset: u64,
+        len: u64,
+        attrs: Attrs,
+    },
+    /// Mode, owner or times changed.
+    SetAttr { attrs: Attrs },
+    /// One xattr was set.
+    SetXattr { xattr: Xattr, attrs: Attrs },
+    /// One xattr was removed.
+    RemoveXattr { name: Vec<u8>, attrs: Attrs },
+    /// Inode flags changed (FS_IOC_SETFLAGS).
+    SetFlags { flags: u32, attrs: Attrs },
+    /// The last holder of an object without a name closed it.
+    Gone,
+    /// A directory: attributes and a part of its entries. Parts of one reading follow each other; `last` ends it.
+    StateDir {
+        attrs: Attrs,
+        xattrs: Vec<Xattr>,
+        flags: u32,
+        first: bool,
+        last: bool,
+        items: Vec<DirItem>,
+    },
+    /// Any other object: what it is, its attributes and xattrs. A file's size is set, its data follows.
+    StateObject {
+        shape: Shape,
+        attrs: Attrs,
+        xattrs: Vec<Xattr>,
+        flags: u32,
+    },
+    /// The payload is what the file holds at `offset`.
+    StateData { offset: u64, attrs: Attrs },
+    /// The file holds no data in this range.
+    StateHole { offset: u64, len: u64, attrs: Attrs },
+    /// Digests of the 128 KiB blocks from `offset` (a multiple of that size), `len` bytes: the target asks for those that differ.
+    StateHash {
+        offset: u64,
+        len: u64,
+        digests: Vec<[u8; 16]>,
+        attrs: Attrs,
+    },
+    /// All of the object's state was sent.
+    StateEnd { attrs: Attrs },
+    /// The object does not exist (any more).
+    StateGone,
+}
+
+impl Op {
+    /// The word that `dtfs log` shows.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Op::Create { .. } => "create",
+            Op::Link { .. } => "link",
+            Op::Unlink { .. } => "unlink",
+            Op::Rename { .. } => "rename",
+            Op::Exchange { .. } => "exchange",
+            Op::Write { .. } => "write",
+            Op::Truncate { .. } => "truncate",
+            Op::Allocate { .. } => "allocate",
+            Op::SetAttr { .. } => "setattr",
+            Op::SetXattr { .. } => "setxattr",
+            Op::RemoveXattr { .. } => "removexattr",
+            Op::SetFlags { .. } => "setflags",
+            Op::Gone => "gone",
+            Op::StateDir { .. } => "state-dir",
+            Op::StateObject { .. } => "state-object",
+            Op::StateData { .. } => "state-data",
+            Op::StateHole { .. } => "state-hole",
+            Op::StateHash { .. } => "state-hash",
+            Op::StateEnd { .. } => "state-end",
+            Op::StateGone => "state-gone",
+        }
+    }
+
+    /// Whether this is a reading of state (no TID of its own) and not a change.
+    pub fn is_state(&self) -> bool {
+        matches!(
+            self,
+            Op::StateDir { .. }
+                | Op::StateObject { .. }
+                | Op::StateData { .. }
+                | Op::StateHole { .. }
+                | Op::StateHash { .. }
+                | Op::StateEnd { .. }
+                | Op::StateGone
+        )
+    }
+}
