@@ -4,6 +4,7 @@
 //! journal, and senders replay that journal to targets. `ARCHITECTURE.md` beside this file shows the rooms and the nine
 //! stops of one write.
 
+pub mod backing;
 pub mod base;
 pub mod record;
 pub mod sys;
