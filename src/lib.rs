@@ -8,3 +8,4 @@ pub mod backing;
 pub mod base;
 pub mod record;
 pub mod sys;
+pub mod wire;
