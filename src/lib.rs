@@ -4,8 +4,10 @@
 //! journal, and senders replay that journal to targets. `ARCHITECTURE.md` beside this file shows the rooms and the nine
 //! stops of one write.
 
+pub mod applier;
 pub mod backing;
 pub mod base;
+pub mod catchup;
 pub mod record;
 pub mod sys;
 pub mod wire;
