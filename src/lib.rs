@@ -5,5 +5,6 @@
 //! stops of one write.
 
 pub mod base;
+pub mod journal;
 pub mod record;
 pub mod sys;
