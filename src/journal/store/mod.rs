@@ -16,9 +16,11 @@ use super::error::{JournalError, sql};
 use crate::base::faults;
 
 pub use database::open_database;
+pub(super) use events::put_event;
 pub use events::{EventRow, Level};
-pub(super) use segments::SegmentRow;
+pub(super) use segments::{Sealed, SegmentRow};
 pub use targets::{TargetId, TargetRow};
+pub(super) use targets::{all_targets, lose_place};
 pub use work::{NewWork, WorkKind, WorkReason, WorkRow};
 
 /// The one connection to a volume's `state.db`. Every method is one short transaction, durable when it returns.

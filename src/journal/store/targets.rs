@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
-use super::work::{NewWork, put_work};
+use super::work::{NewWork, put_compare_all, put_work};
 use super::{Store, from_sql, to_sql};
 use crate::base::{Tid, Timespec};
 use crate::journal::error::JournalError;
@@ -206,6 +206,39 @@ pub(in crate::journal) fn put_cursor(
         Timespec::now().as_nanos(),
     ))?;
     Ok(())
+}
+
+/// As [`put_cursor`] for an ack: an ack that was under way while the cursor was moved on does not move it back.
+pub(in crate::journal) fn advance_cursor(
+    tx: &Transaction<'_>,
+    target: TargetId,
+    received: Tid,
+    applied: Tid,
+) -> rusqlite::Result<()> {
+    tx.prepare_cached(
+        "UPDATE target SET received = max(received, ?2), applied = max(applied, ?3), last_ack_ns = ?4
+         WHERE id = ?1",
+    )?
+    .execute((
+        target.0,
+        to_sql(received.0),
+        to_sql(applied.0),
+        Timespec::now().as_nanos(),
+    ))?;
+    Ok(())
+}
+
+/// The target has lost its place: it goes on at `to`, at least, and its whole tree becomes compare work.
+pub(in crate::journal) fn lose_place(
+    tx: &Transaction<'_>,
+    target: &TargetRow,
+    to: Tid,
+) -> rusqlite::Result<()> {
+    tx.execute(
+        "UPDATE target SET received = max(received, ?2), applied = max(applied, ?2) WHERE id = ?1",
+        (target.id.0, to_sql(to.0)),
+    )?;
+    put_compare_all(tx, target.id, target.applied)
 }
 
 fn put_reset(

@@ -3,7 +3,7 @@
 use rusqlite::types::Type;
 use rusqlite::{Row, Transaction};
 
-use super::targets::put_cursor;
+use super::targets::advance_cursor;
 use super::{Store, TargetId, from_sql, to_sql};
 use crate::base::{Oid, Tid};
 use crate::journal::error::JournalError;
@@ -130,7 +130,7 @@ impl Store {
         })
     }
 
-    /// What an ack changes, in one transaction: the cursor; `finished` rows go; rows in `progress` (id, first byte still
+    /// What an ack changes, in one transaction: the cursor, which never goes back; `finished` rows go; rows in `progress` (id, first byte still
     /// to do) shrink; `needs` are queued.
     ///
     /// # Errors
@@ -145,7 +145,7 @@ impl Store {
         needs: &[NewWork],
     ) -> Result<(), JournalError> {
         self.write("ack", |tx| {
-            put_cursor(tx, target, received, applied)?;
+            advance_cursor(tx, target, received, applied)?;
             delete_work(tx, target, finished)?;
             shrink_work(tx, target, progress)?;
             put_work(tx, target, needs)?;
@@ -213,7 +213,7 @@ pub(in crate::journal) fn put_work(
 
 /// Queues the whole tree for comparison anew, as part of a larger transaction. A root row that is there is replaced and
 /// gets a new id: it may be under way, and what it has read is older than what is lost now.
-pub(in crate::journal) fn put_compare_all(
+pub(super) fn put_compare_all(
     tx: &Transaction<'_>,
     target: TargetId,
     created_tid: Tid,
