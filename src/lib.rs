@@ -8,6 +8,7 @@ pub mod applier;
 pub mod backing;
 pub mod base;
 pub mod catchup;
+pub mod journal;
 pub mod record;
 pub mod sys;
 pub mod wire;
