@@ -5,4 +5,6 @@
 //! stops of one write.
 
 pub mod base;
+pub mod config;
+pub mod control;
 pub mod sys;
