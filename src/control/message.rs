@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::status::{StatusReply, VolumeState};
-use super::{Failure, tid_text};
+use super::{ExitCode, Failure, tid_text};
 use crate::base::Tid;
 use crate::config::{MountEntry, MountsFile, TargetName, VolumeName};
 
@@ -180,6 +180,15 @@ pub struct Problem {
     pub remedy: Option<String>,
 }
 
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.remedy {
+            Some(remedy) => write!(f, "{} ({remedy})", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
 impl From<&crate::config::ConfigError> for Problem {
     fn from(error: &crate::config::ConfigError) -> Problem {
         Problem { message: error.to_string(), remedy: error.remedy().map(str::to_owned) }
@@ -193,6 +202,25 @@ pub struct MountReply {
     pub verdicts: Vec<MountVerdict>,
     /// Lines that mean nothing.
     pub problems: Vec<Problem>,
+}
+
+impl MountReply {
+    /// How the command ends: one code when all ended alike, [`ExitCode::Partly`] when some were done. A bad line
+    /// counts as an entry that was not done.
+    pub fn exit_code(&self) -> ExitCode {
+        let verdicts = self.verdicts.iter().map(|verdict| match &verdict.verdict {
+            Verdict::NotDone(failure) => failure.code,
+            _ => ExitCode::Ok,
+        });
+        let mut codes: Vec<ExitCode> = verdicts.chain(self.problems.iter().map(|_| ExitCode::Usage)).collect();
+        codes.dedup();
+        match codes[..] {
+            [] => ExitCode::Ok,
+            [code] => code,
+            _ if codes.contains(&ExitCode::Ok) => ExitCode::Partly,
+            _ => ExitCode::Failed,
+        }
+    }
 }
 
 /// What became of one entry.
@@ -235,6 +263,22 @@ pub enum Verdict {
     NotDone(Failure),
 }
 
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Verdict::Mounted => f.write_str("mounted"),
+            Verdict::AlreadyMounted => f.write_str("was mounted already"),
+            Verdict::WouldMount => f.write_str("would be mounted"),
+            Verdict::Unmounted => f.write_str("unmounted"),
+            Verdict::NotMounted => f.write_str("was not mounted"),
+            Verdict::NotDone(failure) => match &failure.remedy {
+                Some(remedy) => write!(f, "not done: {failure} ({remedy})"),
+                None => write!(f, "not done: {failure}"),
+            },
+        }
+    }
+}
+
 /// A process that holds a file open.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Opener {
@@ -246,6 +290,13 @@ pub struct Opener {
     pub writes: bool,
     /// One of the files.
     pub path: String,
+}
+
+impl std::fmt::Display for Opener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let how = if self.writes { "writes" } else { "reads" };
+        write!(f, "pid {} ({}) {how} {}", self.pid, self.command, self.path)
+    }
 }
 
 /// One record of the journal, for people and programs.
