@@ -5,6 +5,8 @@
 //! stops of one write.
 
 pub mod base;
+pub mod cli;
 pub mod config;
 pub mod control;
+pub mod menu;
 pub mod sys;

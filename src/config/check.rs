@@ -102,7 +102,9 @@ pub fn check_target_dir(paths: &Paths, dir: &Path, mounts: &MountsFile) -> Resul
 }
 
 fn existing_dir(path: &Path) -> Result<PathBuf, Refusal> {
-    check_spelling(path)?;
+    if !path.is_absolute() {
+        return Err(Refusal::NotAbsolute(path.to_owned()));
+    }
     let unreadable = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => Refusal::Missing(path.to_owned()),
         io::ErrorKind::NotADirectory => Refusal::NotDirectory(path.to_owned()),
@@ -117,6 +119,7 @@ fn existing_dir(path: &Path) -> Result<PathBuf, Refusal> {
     }
 }
 
+/// For paths that may be missing in part: what `..` leads to is then not known.
 fn check_spelling(path: &Path) -> Result<(), Refusal> {
     if path.to_str().is_none() {
         return Err(Refusal::NotUtf8(path.to_owned()));
