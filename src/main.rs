@@ -2,10 +2,23 @@
 
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
+use dtfs::base::faults;
 use dtfs::cli::{self, Action};
+use dtfs::control::Failure;
 
-fn main() -> anyhow::Result<ExitCode> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(code) => code,
+        Err(error) => {
+            cli::report(&Failure::new(dtfs::control::ExitCode::Failed, format!("{error:#}")));
+            dtfs::control::ExitCode::Failed.into()
+        }
+    }
+}
+
+fn run() -> anyhow::Result<ExitCode> {
+    faults::arm_from_env().map_err(|problem| anyhow!(problem))?;
     let invocation = cli::parse();
     match &invocation.action {
         Action::Operator(command) => Ok(cli::run(&invocation.paths, invocation.verbosity, command).into()),

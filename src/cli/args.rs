@@ -16,8 +16,8 @@ Examples:
   dtfs mounts mount --all                       mount everything that is defined
   dtfs status                                   see how everything stands
 
-Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 daemon not running, 4 behind or timeout, 5 busy (try again),
-6 differences, 7 refused for safety, 8 partly done.";
+Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 daemon not running, 4 behind or timeout,
+5 busy (try again), 6 differences, 7 refused for safety, 8 partly done.";
 
 /// A live directory tree, replicated.
 #[derive(Parser, Debug)]
@@ -125,7 +125,7 @@ pub enum MountsCommand {
         /// The directory
         path: PathBuf,
         /// atime or norepatime, volume=NAME, allow-open, store=DIR; separated by commas
-        #[arg(short, value_name = "OPTS", default_value = "", hide_default_value = true)]
+        #[arg(short, value_name = "OPTS", default_value = "", hide_default_value = true, value_parser = mount_options)]
         options: MountOptions,
     },
     /// Remove an entry; files, journal and targets stay
@@ -261,6 +261,11 @@ pub struct LogArgs {
     /// One JSON object a line, for programs
     #[arg(long)]
     pub json: bool,
+}
+
+/// The problem and its remedy in one sentence, as clap shows only one.
+fn mount_options(text: &str) -> Result<MountOptions, String> {
+    text.parse::<MountOptions>().map_err(|problem| format!("{problem}; {}", problem.remedy()))
 }
 
 /// Seconds with an optional fraction, as milliseconds.

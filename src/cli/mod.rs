@@ -78,7 +78,21 @@ impl Verbosity {
 /// Reads the arguments of this process. Ends it for `--help` and `--version` (code 0) and for arguments that are
 /// wrong (code 2).
 pub fn parse() -> Invocation {
-    args::Arguments::parse().into_invocation()
+    match args::Arguments::try_parse() {
+        Ok(arguments) => arguments.into_invocation(),
+        Err(error) => end_with(&error),
+    }
+}
+
+/// Help and the version are results; a wrong argument is reported like every other error.
+fn end_with(error: &clap::Error) -> ! {
+    let rendered = error.render().to_string();
+    match rendered.strip_prefix("error: ") {
+        // When standard error is gone, the exit code is all that is left.
+        Some(problem) => drop(write!(io::stderr(), "dtfs: {problem}")),
+        None => drop(error.print()),
+    }
+    std::process::exit(error.exit_code())
 }
 
 /// Does an operator's command with standard input and output, reports a failure, and returns how it ended.

@@ -19,9 +19,10 @@ pub(super) fn run(
     match command {
         MountsCommand::List { json } => {
             let listed = ops::list_entries(paths)?;
-            match json {
-                true => print_json(output, &listed)?,
-                false => print_entries(output, &listed)?,
+            if *json {
+                print_json(output, &listed)?
+            } else {
+                print_entries(output, &listed)?
             }
             Ok(report_problems(&listed.problems))
         }
@@ -36,10 +37,9 @@ pub(super) fn run(
             say_done(output, verbosity, &line, &told)
         }
         MountsCommand::Mount { which, dry_run, allow_open } => {
-            let how = MountHow {
-                rehearsal: if *dry_run { Rehearsal::DryRun } else { Rehearsal::ForReal },
-                open_files: if *allow_open { OpenFiles::Allow } else { OpenFiles::Refuse },
-            };
+            let rehearsal = if *dry_run { Rehearsal::DryRun } else { Rehearsal::ForReal };
+            let open_files = if *allow_open { OpenFiles::Allow } else { OpenFiles::Refuse };
+            let how = MountHow { rehearsal, open_files };
             print_verdicts(output, &ops::mount(paths, &which.which(), how)?)
         }
         MountsCommand::Unmount { which, lazy } => {

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use super::refusal::Relation;
-use super::{MountEntry, MountsFile, Paths, Refusal, TargetUrl, VolumeFile, VolumeName};
+use super::{MountEntry, MountsFile, Paths, Refusal, TargetEntry, TargetUrl, VolumeFile, VolumeName};
 
 /// Filesystems that show the kernel's state and hold no files of users.
 const PSEUDO: [&str; 21] = [
@@ -43,7 +43,7 @@ pub fn check_volume_dir(paths: &Paths, dir: &Path, mounts: &MountsFile) -> Resul
     let dir = existing_dir(dir)?;
     check_place(paths, &dir)?;
     check_against_volumes(&dir, mounts, None)?;
-    check_against_targets(paths, &dir)?;
+    check_against_targets(paths, &dir, None)?;
     Ok(dir)
 }
 
@@ -56,7 +56,7 @@ pub fn check_entry(paths: &Paths, entry: &MountEntry, mounts: &MountsFile) -> Re
     let dir = existing_dir(&entry.path)?;
     check_place(paths, &dir)?;
     check_against_volumes(&dir, mounts, Some(entry))?;
-    check_against_targets(paths, &dir)?;
+    check_against_targets(paths, &dir, None)?;
     if let Some(store) = &entry.options.store {
         check_store_dir(store, mounts)?;
     }
@@ -83,6 +83,30 @@ pub fn check_store_dir(store: &Path, mounts: &MountsFile) -> Result<PathBuf, Ref
 /// # Errors
 /// The first rule that it breaks.
 pub fn check_target_dir(paths: &Paths, dir: &Path, mounts: &MountsFile) -> Result<PathBuf, Refusal> {
+    check_replica(paths, dir, mounts, None)
+}
+
+/// Checks a target of a volume's file again before it is used: the same rules as [`check_target_dir`], where the
+/// target itself is no conflict.
+///
+/// # Errors
+/// The first rule that it breaks.
+pub fn check_target_entry(
+    paths: &Paths,
+    volume: &VolumeName,
+    target: &TargetEntry,
+    mounts: &MountsFile,
+) -> Result<PathBuf, Refusal> {
+    let TargetUrl::Local(dir) = &target.url;
+    check_replica(paths, dir, mounts, Some((volume, target)))
+}
+
+fn check_replica(
+    paths: &Paths,
+    dir: &Path,
+    mounts: &MountsFile,
+    own: Option<(&VolumeName, &TargetEntry)>,
+) -> Result<PathBuf, Refusal> {
     let dir = resolved(dir)?;
     match fs::metadata(&dir) {
         Ok(meta) if !meta.is_dir() => return Err(Refusal::NotDirectory(dir)),
@@ -97,7 +121,7 @@ pub fn check_target_dir(paths: &Paths, dir: &Path, mounts: &MountsFile) -> Resul
             refuse_overlap(&dir, &resolved(store)?, &entry.volume)?;
         }
     }
-    check_against_targets(paths, &dir)?;
+    check_against_targets(paths, &dir, own)?;
     Ok(dir)
 }
 
@@ -192,7 +216,7 @@ fn root_candidates() -> Vec<PathBuf> {
 
 fn check_against_volumes(dir: &Path, mounts: &MountsFile, own: Option<&MountEntry>) -> Result<(), Refusal> {
     for entry in mounts.entries() {
-        let is_own = own.is_some_and(|own| own.line == entry.line);
+        let is_own = own.is_some_and(|own| own.path == entry.path);
         if !is_own {
             let other = resolved(&entry.path)?;
             if dir == other {
@@ -207,13 +231,13 @@ fn check_against_volumes(dir: &Path, mounts: &MountsFile, own: Option<&MountEntr
     Ok(())
 }
 
-/// A volume file that cannot be read does not stop the check: its volume does not run either.
-fn check_against_targets(paths: &Paths, dir: &Path) -> Result<(), Refusal> {
-    for (volume, file) in VolumeFile::load_all(paths)? {
-        let Ok(file) = file else { continue };
-        for target in &file.targets {
+/// `own` is no conflict. A volume file that cannot be read does not stop the check: its volume does not run either.
+fn check_against_targets(paths: &Paths, dir: &Path, own: Option<(&VolumeName, &TargetEntry)>) -> Result<(), Refusal> {
+    for named in VolumeFile::load_all(paths)? {
+        let Ok(file) = named.file else { continue };
+        for target in file.targets.iter().filter(|target| own != Some((&named.volume, *target))) {
             let TargetUrl::Local(other) = &target.url;
-            refuse_overlap(dir, &resolved(other)?, &volume)?;
+            refuse_overlap(dir, &resolved(other)?, &named.volume)?;
         }
     }
     Ok(())

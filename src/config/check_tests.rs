@@ -100,7 +100,9 @@ fn targets_and_volumes_keep_apart() {
         url: TargetUrl::Local(place.top.join("c/new")),
         adoption: Adoption::Refuse,
     };
-    add_target(&lock, &place.paths, &VolumeName::new("a").unwrap(), &target).unwrap();
+    let volume = VolumeName::new("a").unwrap();
+    add_target(&lock, &place.paths, &volume, &target).unwrap();
+    assert!(check_target_entry(&place.paths, &volume, &target, &mounts).is_ok());
     assert!(matches!(place.check("c", "TOP/a"), Err(Refusal::Nested { .. })));
     assert!(check_target_dir(&place.paths, &place.top.join("c/new/x"), &mounts).is_err());
 }

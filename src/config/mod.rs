@@ -22,15 +22,15 @@ mod volume_edit;
 mod volume_file;
 
 pub use atomic::EditLock;
-pub use check::{check_entry, check_store_dir, check_target_dir, check_volume_dir};
+pub use check::{check_entry, check_store_dir, check_target_dir, check_target_entry, check_volume_dir};
 pub use error::ConfigError;
 pub use mount_options::{AccessTimes, MountOptions, OpenFiles};
 pub use mounts_file::{MountEntry, MountsFile};
 pub use names::{NameProblem, TargetName, VolumeName};
 pub use paths::Paths;
-pub use refusal::{Refusal, RefusalKind};
+pub use refusal::{Refusal, RefusalKind, Relation};
 pub use size::ByteSize;
 pub use suggest::nearest;
 pub use target_url::TargetUrl;
 pub use volume_edit::{add_target, create_volume_file, remove_target, remove_volume_file};
-pub use volume_file::{Adoption, Role, TargetEntry, VolumeFile};
+pub use volume_file::{Adoption, NamedVolumeFile, Role, TargetEntry, VolumeFile};

@@ -107,7 +107,8 @@ impl MountsFile {
         }
     }
 
-    /// Takes the entry of exactly `path` out, with its line; comments stay.
+    /// Takes the entry of exactly `path` out, with its line; comments stay. The others keep the line numbers that they
+    /// were read with.
     pub fn remove(&mut self, path: &Path) -> Option<MountEntry> {
         let is_it = |line: &Line| matches!(&line.meaning, Meaning::Entry(entry) if entry.path == path);
         let at = self.lines.iter().position(is_it)?;

@@ -66,6 +66,15 @@ pub struct VolumeFile {
     pub targets: Vec<TargetEntry>,
 }
 
+/// A file of `mounts.d` and the volume that it is called after.
+#[derive(Debug)]
+pub struct NamedVolumeFile {
+    /// The volume.
+    pub volume: VolumeName,
+    /// What reading the file gave.
+    pub file: Result<VolumeFile, ConfigError>,
+}
+
 impl VolumeFile {
     /// Reads the file of `volume`; a missing one is the default.
     ///
@@ -97,11 +106,11 @@ impl VolumeFile {
         Ok(parsed)
     }
 
-    /// Every volume that has a file, by name, with what reading it gave. Files that are not `NAME.toml` are no volumes.
+    /// Every volume that has a file, by name. Files that are not `NAME.toml` are no volumes.
     ///
     /// # Errors
     /// When the directory cannot be listed; a missing one is empty.
-    pub fn load_all(paths: &Paths) -> Result<Vec<(VolumeName, Result<VolumeFile, ConfigError>)>, ConfigError> {
+    pub fn load_all(paths: &Paths) -> Result<Vec<NamedVolumeFile>, ConfigError> {
         let dir = paths.volume_files_dir();
         let listing = match std::fs::read_dir(&dir) {
             Ok(listing) => listing,
@@ -113,7 +122,10 @@ impl VolumeFile {
             .filter_map(|entry| VolumeName::new(entry.file_name().to_str()?.strip_suffix(".toml")?).ok())
             .collect();
         volumes.sort();
-        Ok(volumes.into_iter().map(|volume| (volume.clone(), VolumeFile::load(paths, &volume))).collect())
+        Ok(volumes
+            .into_iter()
+            .map(|volume| NamedVolumeFile { file: VolumeFile::load(paths, &volume), volume })
+            .collect())
     }
 
     /// The target called `name`.

@@ -59,9 +59,15 @@ impl Client {
         on_part: &mut dyn FnMut(Reply) -> Result<(), Failure>,
     ) -> Result<Reply, Failure> {
         let line = RequestLine { v: VERSION, request: request.clone() };
-        write_line(self.stream.get_mut(), &line).map_err(|e| went_away(&e))?;
+        // A daemon that refuses a caller says why and closes without reading, so a failed write may have its reason
+        // waiting to be read.
+        let written = write_line(self.stream.get_mut(), &line);
         loop {
-            match self.next_line()? {
+            let line = self.next_line();
+            if let (Err(e), Err(_)) = (&written, &line) {
+                return Err(went_away(e));
+            }
+            match line? {
                 ReplyLine { failure: Some(failure), .. } => return Err(failure),
                 ReplyLine { reply: Some(reply), last: true, .. } => return Ok(reply),
                 ReplyLine { reply: Some(reply), last: false, .. } => on_part(reply)?,

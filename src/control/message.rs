@@ -1,6 +1,6 @@
 //! What travels on the socket.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +95,28 @@ pub enum Selection {
     All,
     /// The entries of these directories, as they are written in `dtfs_mounts`.
     Paths(Vec<PathBuf>),
+}
+
+impl Selection {
+    /// The chosen entries of `mounts`; for a path that is no entry the verdict that says so.
+    pub fn resolve<'a>(&self, mounts: &'a MountsFile) -> Vec<Result<&'a MountEntry, Box<MountVerdict>>> {
+        let find = |path: &PathBuf| {
+            mounts.entries().find(|entry| entry.path == *path).ok_or_else(|| {
+                let verdict = Verdict::NotDone(not_an_entry(mounts, path));
+                Box::new(MountVerdict { path: path.clone(), volume: None, verdict, openers: Vec::new() })
+            })
+        };
+        match self {
+            Selection::All => mounts.entries().map(Ok).collect(),
+            Selection::Paths(paths) => paths.iter().map(find).collect(),
+        }
+    }
+}
+
+/// The failure for a path that no line of `mounts` names.
+pub(super) fn not_an_entry(mounts: &MountsFile, path: &Path) -> Failure {
+    let message = format!("{} is no entry of {}", path.display(), mounts.file().display());
+    Failure::new(ExitCode::Usage, message).with_remedy("dtfs mounts list shows the entries")
 }
 
 /// One answer, or one part of a streamed answer.

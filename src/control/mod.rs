@@ -10,16 +10,20 @@ mod exit;
 mod line;
 mod message;
 pub mod ops;
+mod printable;
 mod server;
 mod sink;
 mod status;
 mod tid_text;
+
+use message::not_an_entry;
 
 pub use client::{Client, try_connect};
 pub use exit::{ExitCode, Failure};
 pub use message::{
     LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Opener, Problem, Reply, Request, Selection, Verdict,
 };
+pub use printable::printable;
 pub use server::{Handler, ReplySink, Server, Stopper};
 pub use status::{LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
 

@@ -128,7 +128,11 @@ impl Server {
         let outcome = std::thread::scope(|scope| {
             let mut next_id = 0;
             while self.wait_for_caller()? {
-                let Ok((stream, _)) = self.listener.accept() else { continue };
+                let Ok((stream, _)) = self.listener.accept() else {
+                    // Out of descriptors, perhaps: the caller still waits, so the poll would return at once, for ever.
+                    std::thread::sleep(Duration::from_millis(50));
+                    continue;
+                };
                 next_id += 1;
                 self.admit(scope, next_id, stream, &handler);
             }

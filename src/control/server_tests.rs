@@ -115,6 +115,17 @@ fn a_second_daemon_is_refused_and_a_dead_ones_socket_is_replaced() {
 }
 
 #[test]
+fn one_caller_too_many_is_told_to_try_again() {
+    let running = start();
+    let connect = || UnixStream::connect(running.paths.socket()).unwrap();
+    let callers: Vec<UnixStream> = (0..MAX_CALLERS).map(|_| connect()).collect();
+    let mut client = Client::connect(&running.paths).unwrap();
+    assert_eq!(client.call(&Request::Status { volume: None }).unwrap_err().code, ExitCode::Busy);
+    drop(callers);
+    running.stop();
+}
+
+#[test]
 fn nonsense_is_answered_with_a_sentence() {
     let running = start();
     for (line, word) in [("{}\n", "version"), ("{\"v\":1}\n", "not understood"), ("rubbish\n", "not understood")] {

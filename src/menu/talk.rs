@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::io::{self, BufRead, Read, Write};
 
+use crate::control::printable;
+
 /// Longest answer in bytes: a path and some more.
 const MAX_ANSWER: u64 = 8192;
 
@@ -22,9 +24,9 @@ pub(super) enum Answer {
 }
 
 impl Talk<'_> {
-    /// One line to the operator.
+    /// One line to the operator, safe for a terminal.
     pub(super) fn say(&mut self, line: &str) -> io::Result<()> {
-        writeln!(self.output, "{line}")
+        writeln!(self.output, "{}", printable(line))
     }
 
     /// The answer without blanks around it; `None` at the end of the input.

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use super::which::{find_entry, real};
+use super::which::find_entry;
 use super::{Told, Which, tell, unexpected};
 use crate::config::{
     EditLock, MountEntry, MountOptions, MountsFile, OpenFiles, Paths, check_entry, check_store_dir, check_volume_dir,
 };
 use crate::control::{
     Client, ExitCode, Failure, MountReply, MountVerdict, MountsReply, Problem, Reply, Request, Selection, Verdict,
-    VolumeState, try_connect,
+    VolumeState, not_an_entry, try_connect,
 };
 
 /// Whether a mount is done or only tried out.
@@ -93,23 +93,20 @@ fn absolute(path: &Path) -> std::path::PathBuf {
 pub fn remove_entry(paths: &Paths, dir: &Path) -> Result<(MountEntry, Told), Failure> {
     let lock = EditLock::take(paths)?;
     let mut mounts = MountsFile::load(paths)?;
-    let path = find_entry(&mounts, dir).map(|entry| entry.path.clone()).ok_or_else(|| no_entry(&mounts, dir))?;
+    let path = find_entry(&mounts, dir).map(|entry| entry.path.clone()).ok_or_else(|| not_an_entry(&mounts, dir))?;
     refuse_mounted(paths, &path)?;
-    let entry = mounts.remove(&path).ok_or_else(|| no_entry(&mounts, dir))?;
+    let entry = mounts.remove(&path).ok_or_else(|| not_an_entry(&mounts, dir))?;
     mounts.save(&lock)?;
     drop(lock);
     Ok((entry, tell(paths, &Request::Reload)?))
 }
 
-fn no_entry(mounts: &MountsFile, dir: &Path) -> Failure {
-    let message = format!("{} is no entry of {}", dir.display(), mounts.file().display());
-    Failure::new(ExitCode::Usage, message).with_remedy("dtfs mounts list shows the entries")
-}
-
 /// Busy while the daemon has `path` mounted.
 pub(super) fn refuse_mounted(paths: &Paths, path: &Path) -> Result<(), Failure> {
     let listed = list_entries(paths)?;
-    let mounted = listed.mounts.iter().any(|row| row.path == path && row.state == Some(VolumeState::Mounted));
+    // A failed volume may still be mounted: its callers get errors until somebody unmounts it.
+    let in_use = |state: &VolumeState| matches!(state, VolumeState::Mounted | VolumeState::Failed { .. });
+    let mounted = listed.mounts.iter().any(|row| row.path == path && row.state.as_ref().is_some_and(in_use));
     match mounted {
         true => Err(Failure::new(ExitCode::Busy, format!("{} is mounted", path.display()))
             .with_remedy(format!("unmount it first: dtfs mounts unmount {}", path.display()))),
@@ -153,27 +150,10 @@ fn verdicts(reply: Reply) -> Result<MountReply, Failure> {
 
 /// What the checks say of each entry. Open files are only seen by the daemon, at the mount.
 fn rehearse(paths: &Paths, which: &Selection, mounts: &MountsFile) -> MountReply {
-    let judge = |entry: &MountEntry| {
-        let verdict = match check_entry(paths, entry, mounts) {
-            Ok(_) => Verdict::WouldMount,
-            Err(refusal) => Verdict::NotDone(refusal.into()),
-        };
-        MountVerdict::of(entry, verdict)
+    let judge = |entry: &MountEntry| match check_entry(paths, entry, mounts) {
+        Ok(_) => MountVerdict::of(entry, Verdict::WouldMount),
+        Err(refusal) => MountVerdict::of(entry, Verdict::NotDone(refusal.into())),
     };
-    let verdicts = match which {
-        Selection::All => mounts.entries().map(judge).collect(),
-        Selection::Paths(chosen) => chosen
-            .iter()
-            .map(|path| match find_entry(mounts, path) {
-                Some(entry) => judge(entry),
-                None => MountVerdict {
-                    path: real(path),
-                    volume: None,
-                    verdict: Verdict::NotDone(no_entry(mounts, path)),
-                    openers: Vec::new(),
-                },
-            })
-            .collect(),
-    };
-    MountReply { verdicts, problems: mounts.errors().iter().map(Problem::from).collect() }
+    let verdicts = which.resolve(mounts).into_iter().map(|found| found.map_or_else(|verdict| *verdict, judge));
+    MountReply { verdicts: verdicts.collect(), problems: mounts.errors().iter().map(Problem::from).collect() }
 }
