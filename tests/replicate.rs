@@ -1,4 +1,5 @@
 //! The whole path: a mounted volume replicated to a local target by the real program.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics with the reason")]
 
 mod support;
 

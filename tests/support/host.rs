@@ -1,5 +1,6 @@
 //! One dtfs host: the real program with all of its files below a temporary root, driven as an operator would.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -30,6 +31,8 @@ pub(crate) struct Answer {
 /// A host. Dropping it kills its daemon, detaches what is still mounted, and shows the log of a test that fails.
 pub(crate) struct Host {
     root: TempDir,
+    /// What the commands and the daemon print, outside the root so that tests can say "nothing changed" of it.
+    output: TempDir,
     daemon: Option<Process>,
     volumes: Vec<PathBuf>,
     commands: AtomicU32,
@@ -39,12 +42,19 @@ impl Host {
     /// A host without volumes, its daemon not started.
     pub(crate) fn new() -> Host {
         assert!(Path::new("/dev/fuse").exists(), "these tests mount: /dev/fuse is needed");
-        let root = tempfile::Builder::new().prefix("dtfs-host-").tempdir().expect("a temporary directory");
-        Host { root, daemon: None, volumes: Vec::new(), commands: AtomicU32::new(0) }
+        let scratch = || tempfile::Builder::new().prefix("dtfs-host-").tempdir().expect("a temporary directory");
+        Host { root: scratch(), output: scratch(), daemon: None, volumes: Vec::new(), commands: AtomicU32::new(0) }
     }
 
     pub(crate) fn root(&self) -> &Path {
         self.root.path()
+    }
+
+    /// The configuration files with their content; the lock beside them does not count.
+    pub(crate) fn config(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut files = super::trees::contents(&self.root().join("etc"));
+        files.retain(|path, _| !path.ends_with(".lock"));
+        files
     }
 
     /// Writes the configuration of a volume, by the program itself.
@@ -116,7 +126,7 @@ impl Host {
     /// Runs `dtfs --root ROOT args...`.
     pub(crate) fn run(&self, args: &[&str]) -> Answer {
         let number = self.commands.fetch_add(1, Ordering::Relaxed);
-        let path = |stream: &str| self.root.path().join(format!("command-{number}.{stream}"));
+        let path = |stream: &str| self.output.path().join(format!("command-{number}.{stream}"));
         let file = |stream: &str| File::create(path(stream)).expect("an output file");
         let mut command = self.command(args);
         command.stdin(Stdio::null()).stdout(file("out")).stderr(file("err"));
@@ -147,12 +157,18 @@ impl Host {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("status --json: {error}\n{text}"))
     }
 
-    /// Bytes sent over the wire to the only target of `volume`, as the daemon counts them since it started.
-    pub(crate) fn bytes_sent(&self, volume: &str) -> u64 {
+    /// The status of the only target of `volume`.
+    pub(crate) fn target(&self, volume: &str) -> Value {
         let status = self.status();
         let targets = find_volume(&status, volume)["targets"].as_array().expect("a list of targets");
         let [target] = &targets[..] else { panic!("one target expected: {status:#}") };
-        target["bytes_sent"].as_u64().unwrap_or_else(|| panic!("no bytes_sent: {status:#}"))
+        target.clone()
+    }
+
+    /// Bytes sent over the wire to the only target of `volume`, as the daemon counts them since it started.
+    pub(crate) fn bytes_sent(&self, volume: &str) -> u64 {
+        let target = self.target(volume);
+        target["bytes_sent"].as_u64().unwrap_or_else(|| panic!("no bytes_sent: {target:#}"))
     }
 
     /// The volume's last TID, after a barrier.
@@ -167,7 +183,7 @@ impl Host {
     }
 
     fn log_path(&self) -> PathBuf {
-        self.root.path().join("daemon.log")
+        self.output.path().join("daemon.log")
     }
 
     fn command(&self, args: &[&str]) -> Command {

@@ -1,7 +1,8 @@
 //! Making trees and comparing them.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use dtfs::backing::compare::{CompareOptions, compare_trees};
 
@@ -18,4 +19,19 @@ pub(crate) fn fill(dir: &Path, count: usize) {
     for i in 0..count {
         fs::write(dir.join(format!("file-{i:05}")), format!("content of file {i}\n")).expect("a small file");
     }
+}
+
+/// Every plain file below `dir` with its content, by path; empty when there is no such directory.
+pub(crate) fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else if path.is_file() {
+            let bytes = fs::read(&path).expect("a readable file");
+            found.insert(path, bytes);
+        }
+    }
+    found
 }
