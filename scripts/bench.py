@@ -53,6 +53,14 @@ class Host:
             if not os.path.ismount(directory):
                 raise RuntimeError(f"{directory} is not mounted\n{self.log()}")
 
+    def peak_mib(self):
+        """Peak resident memory of the daemon and of the target process of its only session."""
+        pids = [self.daemon.pid]
+        for task in pathlib.Path(f"/proc/{self.daemon.pid}/task").iterdir():
+            pids += [int(pid) for pid in (task / "children").read_text().split()]
+        status = [pathlib.Path(f"/proc/{pid}/status").read_text() for pid in pids]
+        return [int(text.split("VmHWM:")[1].split()[0]) / 1024 for text in status]
+
     def log(self):
         path = self.root / "daemon.log"
         return path.read_text(errors="replace")[-4000:] if path.exists() else ""
@@ -200,16 +208,13 @@ def measure_mount(binary, scratch, options):
     native, volume = scratch / "native", scratch / "volume"
     for directory in (native, volume, scratch / "host"):
         directory.mkdir()
-    rows = []
     with Host(binary, scratch / "host") as host:
         host.define("bench", volume)
         host.start()
         places = {"native": native, "mount": volume}
         for title, workload in WORKLOADS:
             rounds = [measure_pair(workload, places, options, n % 2 == 1) for n in range(options.rounds)]
-            rows.append((title, *(statistics.median(r[name] for r in rounds) for name in ("native", "mount"))))
-            show(rows[-1])
-    return rows
+            show((title, *(statistics.median(r[name] for r in rounds) for name in ("native", "mount"))))
 
 
 def rsync_once(tree, directory):
@@ -253,6 +258,25 @@ def measure_mirror(binary, scratch, tree, options):
     show(("rsync -a against initial mirror, durable", statistics.median(rsync), statistics.median(mirror)))
 
 
+def measure_memory(binary, scratch, options):
+    """The peak while many small files are mirrored, beside the figures of time."""
+    source, target, root = (scratch / name for name in ("memory-source", "memory-target", "memory-host"))
+    for directory in (source, target, root):
+        directory.mkdir()
+    for i in range(options.memory_files):
+        directory = source / str(i // 1000)
+        directory.mkdir(exist_ok=True)
+        (directory / str(i)).write_bytes(b"x" * 100)
+    with Host(binary, root) as host:
+        host.define("bench", source)
+        host.start()
+        host.run("define", "target", "bench", f"local:{target}")
+        host.run("wait", "bench", "--timeout", "3600")
+        daemon, *others = host.peak_mib()
+    named = "".join(f", target process {mib:.0f} MiB" for mib in others)
+    print(f"peak memory, mirror of {options.memory_files} files: daemon {daemon:.0f} MiB{named}")
+
+
 def show(row):
     title, before, ours = row
     print(f"{title:<50} {before:>10.3f} {ours:>10.3f} {ours / before:>8.2f}", flush=True)
@@ -265,6 +289,7 @@ def arguments():
     parser.add_argument("--small", type=int, default=20_000, help="4 KiB writes without fsync (20000)")
     parser.add_argument("--synced", type=int, default=500, help="4 KiB writes with fsync (500)")
     parser.add_argument("--files", type=int, default=10_000, help="small files (10000)")
+    parser.add_argument("--memory-files", type=int, default=100_000, help="files of the memory run (100000)")
     parser.add_argument("--tree", type=pathlib.Path, help="the source tree to untar and to mirror")
     parser.add_argument("--dir", type=pathlib.Path, help="measure on this filesystem (the temporary directory)")
     parser.add_argument("--binary", type=pathlib.Path, default=REPOSITORY / "target/release/dtfs")
@@ -285,6 +310,7 @@ def main():
         print(f"{'seconds':<50} {'native':>10} {'dtfs':>10} {'ratio':>8}")
         measure_mount(options.binary, scratch, options)
         measure_mirror(options.binary, scratch, tree, options)
+        measure_memory(options.binary, scratch, options)
 
 
 if __name__ == "__main__":
