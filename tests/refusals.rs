@@ -47,7 +47,8 @@ fn a_path_that_is_missing_or_no_directory_is_a_mistake() {
     let host = Host::new();
     refused_as_volume(&host, &dir.join("missing"), USAGE, "missing does not exist");
     refused_as_volume(&host, &dir.join("file"), USAGE, "file is not a directory");
-    refused_as_volume(&host, Path::new("relative/dir"), USAGE, "not an absolute path");
+    refused_as_volume(&host, Path::new("no/such/place"), USAGE, "/no/such/place does not exist");
+    refused_as_volume(&host, &dir.join("../dir"), USAGE, "without \"..\"");
     assert_eq!(fs::read(dir.join("file")).unwrap(), b"the user's own");
 }
 
