@@ -7,6 +7,7 @@
 //!   applier uses on its own tree.
 //! - Errnos of the backing filesystem are passed on unchanged.
 
+pub mod compare;
 mod digest;
 mod extents;
 mod handle;
