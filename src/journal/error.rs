@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::base::{Tid, VolumeUuid};
+use crate::base::{DatabaseError, Tid, VolumeUuid};
 use crate::record::DecodeError;
 
 /// An error of the journal, the segment log or the store.
@@ -29,18 +29,9 @@ pub enum JournalError {
         #[source]
         cause: rusqlite::Error,
     },
-    /// SQLite did not take a setting that durability rests on.
-    #[error("{}: {pragma} is {found}, not {wanted}", path.display())]
-    Pragma {
-        /// The database.
-        path: PathBuf,
-        /// The setting.
-        pragma: &'static str,
-        /// What was asked for.
-        wanted: &'static str,
-        /// What it is.
-        found: String,
-    },
+    /// The state database cannot be opened so that its commits are durable.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
     /// Another process (or another opener in this one) holds the journal.
     #[error("{}: in use by another process", path.display())]
     Busy {
@@ -128,10 +119,7 @@ impl JournalError {
     /// What a filesystem operation answers when the journal refuses it: the disk's own ENOSPC or EDQUOT, else EIO.
     pub fn errno(&self) -> Errno {
         match self {
-            JournalError::Io {
-                errno: errno @ (Errno::ENOSPC | Errno::EDQUOT),
-                ..
-            } => *errno,
+            JournalError::Io { errno: errno @ (Errno::ENOSPC | Errno::EDQUOT), .. } => *errno,
             JournalError::Sqlite { cause, .. } if is_disk_full(cause) => Errno::ENOSPC,
             JournalError::Busy { .. } => Errno::EBUSY,
             JournalError::TooLarge { .. } => Errno::EFBIG,
@@ -151,16 +139,9 @@ pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(Errno) -> Journ
 }
 
 /// As [`io`], for std's errors.
-pub(super) fn std_io(
-    what: &'static str,
-    path: &Path,
-) -> impl FnOnce(std::io::Error) -> JournalError {
+pub(super) fn std_io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> JournalError {
     let path = path.to_owned();
-    move |cause| JournalError::Io {
-        what,
-        path,
-        errno: Errno::from_raw(cause.raw_os_error().unwrap_or(libc::EIO)),
-    }
+    move |cause| JournalError::Io { what, path, errno: Errno::from_raw(cause.raw_os_error().unwrap_or(libc::EIO)) }
 }
 
 /// Names the step of a failed statement.

@@ -42,10 +42,7 @@ pub struct LogOptions {
 
 impl Default for LogOptions {
     fn default() -> LogOptions {
-        LogOptions {
-            segment_bytes: 64 << 20,
-            created_ns: None,
-        }
+        LogOptions { segment_bytes: 64 << 20, created_ns: None }
     }
 }
 
@@ -135,10 +132,7 @@ impl SegmentLog {
     /// Where the next frame goes.
     pub fn end(&self) -> Position {
         let writer = self.writer.lock();
-        Position {
-            segment: writer.link.segment,
-            offset: writer.link.offset,
-        }
+        Position { segment: writer.link.segment, offset: writer.link.offset }
     }
 
     /// Why the log takes nothing more, if so.

@@ -1,6 +1,5 @@
 //! `state.db`: everything of a volume that is small and transactional. SCHEMA.md has the tables.
 
-mod database;
 mod events;
 mod schema;
 mod segments;
@@ -13,9 +12,8 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
 use super::error::{JournalError, sql};
-use crate::base::faults;
+use crate::base::{faults, open_database};
 
-pub use database::open_database;
 pub(super) use events::put_event;
 pub use events::{EventRow, Level};
 pub(super) use segments::{Sealed, SegmentRow};
@@ -38,9 +36,7 @@ impl Store {
     pub fn open(path: &Path) -> Result<Store, JournalError> {
         let mut connection = open_database(path)?;
         schema::prepare(&mut connection)?;
-        Ok(Store {
-            connection: Mutex::new(connection),
-        })
+        Ok(Store { connection: Mutex::new(connection) })
     }
 
     /// The value of `key`.
@@ -50,9 +46,7 @@ impl Store {
     pub fn meta_get(&self, key: &str) -> Result<Option<Vec<u8>>, JournalError> {
         self.connection
             .lock()
-            .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
-                row.get(0)
-            })
+            .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
             .optional()
             .map_err(sql("read meta"))
     }

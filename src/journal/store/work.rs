@@ -69,38 +69,23 @@ pub struct WorkRow {
 impl NewWork {
     /// The whole tree, from the root.
     pub fn whole_tree(reason: WorkReason, created_tid: Tid) -> NewWork {
-        NewWork {
-            oid: Oid::ROOT,
-            kind: WorkKind::Tree,
-            reason,
-            offset: 0,
-            len: 0,
-            created_tid,
-        }
+        NewWork { oid: Oid::ROOT, kind: WorkKind::Tree, reason, offset: 0, len: 0, created_tid }
     }
 }
 
 impl Store {
-    /// Up to `limit` rows, newest first (a tree walk then goes deep before wide, which keeps the queue short). `before`
-    /// is the last row of the page before; `None` starts at the newest.
+    /// Up to `limit` rows, oldest first, behind row `after` (0 starts at the oldest). Rows added meanwhile come later,
+    /// so a session that walks on from the last row it got sees every row once.
     ///
     /// # Errors
     /// `Sqlite`.
-    pub fn work_next(
-        &self,
-        target: TargetId,
-        before: Option<i64>,
-        limit: usize,
-    ) -> Result<Vec<WorkRow>, JournalError> {
+    pub fn work_next(&self, target: TargetId, after: i64, limit: usize) -> Result<Vec<WorkRow>, JournalError> {
         self.read("work", |connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT seq, oid, kind, reason, \"offset\", len, created_tid FROM work
-                 WHERE target = ?1 AND seq < ?2 ORDER BY seq DESC LIMIT ?3",
+                 WHERE target = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
             )?;
-            let rows = statement.query_map(
-                (target.0, before.unwrap_or(i64::MAX), limit as i64),
-                work_row,
-            )?;
+            let rows = statement.query_map((target.0, after, limit as i64), work_row)?;
             rows.collect()
         })
     }
@@ -111,23 +96,6 @@ impl Store {
     /// `Sqlite`.
     pub fn work_insert(&self, target: TargetId, work: &[NewWork]) -> Result<usize, JournalError> {
         self.write("insert work", |tx| put_work(tx, target, work))
-    }
-
-    /// A directory's row becomes rows for its children: deletes `done` and inserts `children` in one transaction.
-    ///
-    /// # Errors
-    /// `Sqlite`.
-    pub fn work_expand(
-        &self,
-        target: TargetId,
-        done: i64,
-        children: &[NewWork],
-    ) -> Result<(), JournalError> {
-        self.write("expand work", |tx| {
-            delete_work(tx, target, &[done])?;
-            put_work(tx, target, children)?;
-            Ok(())
-        })
     }
 
     /// What an ack changes, in one transaction: the cursor, which never goes back; `finished` rows go; rows in `progress` (id, first byte still
@@ -148,7 +116,7 @@ impl Store {
             advance_cursor(tx, target, received, applied)?;
             delete_work(tx, target, finished)?;
             shrink_work(tx, target, progress)?;
-            put_work(tx, target, needs)?;
+            put_needs(tx, target, needs)?;
             Ok(())
         })
     }
@@ -211,13 +179,21 @@ pub(in crate::journal) fn put_work(
     Ok(inserted)
 }
 
+/// As [`put_work`], but a row that is there already is replaced and gets a new id: it may be under way, read before the
+/// target asked, and its end must not take what was asked for with it.
+fn put_needs(tx: &Transaction<'_>, target: TargetId, needs: &[NewWork]) -> rusqlite::Result<()> {
+    let mut delete =
+        tx.prepare_cached("DELETE FROM work WHERE target = ?1 AND oid = ?2 AND kind = ?3 AND \"offset\" = ?4")?;
+    for row in needs {
+        delete.execute((target.0, &row.oid.to_bytes()[..], kind_code(row.kind), to_sql(row.offset)))?;
+    }
+    put_work(tx, target, needs)?;
+    Ok(())
+}
+
 /// Queues the whole tree for comparison anew, as part of a larger transaction. A root row that is there is replaced and
 /// gets a new id: it may be under way, and what it has read is older than what is lost now.
-pub(super) fn put_compare_all(
-    tx: &Transaction<'_>,
-    target: TargetId,
-    created_tid: Tid,
-) -> rusqlite::Result<()> {
+pub(super) fn put_compare_all(tx: &Transaction<'_>, target: TargetId, created_tid: Tid) -> rusqlite::Result<()> {
     let row = NewWork::whole_tree(WorkReason::Verify, created_tid);
     let created: Option<i64> = tx.query_row(
         "SELECT min(created_tid) FROM work WHERE target = ?1 AND oid = ?2 AND kind = ?3",
@@ -242,11 +218,7 @@ fn delete_work(tx: &Transaction<'_>, target: TargetId, rows: &[i64]) -> rusqlite
 }
 
 /// A row whose new place is taken by another keeps its old one and is done again from there: repeated, never lost.
-fn shrink_work(
-    tx: &Transaction<'_>,
-    target: TargetId,
-    progress: &[(i64, u64)],
-) -> rusqlite::Result<()> {
+fn shrink_work(tx: &Transaction<'_>, target: TargetId, progress: &[(i64, u64)]) -> rusqlite::Result<()> {
     let mut statement = tx.prepare_cached(
         "UPDATE OR IGNORE work
          SET len = CASE WHEN len > 0 THEN max(0, \"offset\" + len - ?3) ELSE 0 END, \"offset\" = ?3
@@ -305,9 +277,6 @@ fn reason_from(code: i64) -> rusqlite::Result<WorkReason> {
 }
 
 fn unknown(column: usize, what: &'static str, value: i64) -> rusqlite::Error {
-    let cause = JournalError::Row {
-        what,
-        value: value.to_string(),
-    };
+    let cause = JournalError::Row { what, value: value.to_string() };
     rusqlite::Error::FromSqlConversionFailure(column, Type::Integer, Box::new(cause))
 }

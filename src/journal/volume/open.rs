@@ -49,11 +49,8 @@ impl Journal {
     ///
     /// # Errors
     /// `Busy` when somebody has it open; `Format` or `Foreign` for files that are not ours to use; `Io`, `Sqlite`,
-    /// `Pragma`. Damage is no error: it is in [`LastStop::Unclean`] and in the events.
-    pub fn open(
-        dir: &Path,
-        options: JournalOptions,
-    ) -> Result<(Arc<Journal>, LastStop), JournalError> {
+    /// `Database`. Damage is no error: it is in [`LastStop::Unclean`] and in the events.
+    pub fn open(dir: &Path, options: JournalOptions) -> Result<(Arc<Journal>, LastStop), JournalError> {
         let lock = lock_dir(dir)?;
         let store = Store::open(&dir.join("state.db"))?;
         let identity = load_identity(&store)?;
@@ -75,10 +72,7 @@ impl Journal {
             _lock: lock,
         });
         let thread = start_committer(&core, dir)?;
-        let journal = Journal {
-            core,
-            thread: Some(thread),
-        };
+        let journal = Journal { core, thread: Some(thread) };
         Ok((Arc::new(journal), stop))
     }
 }
@@ -100,11 +94,7 @@ fn unless_full(error: JournalError) -> Result<(), JournalError> {
 }
 
 fn lock_dir(dir: &Path) -> Result<Flock<File>, JournalError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(std_io("create directory", dir))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(std_io("create directory", dir))?;
     let path = dir.join("lock");
     let file = OpenOptions::new()
         .create(true)
@@ -115,11 +105,7 @@ fn lock_dir(dir: &Path) -> Result<Flock<File>, JournalError> {
         .map_err(std_io("open", &path))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         Errno::EAGAIN => JournalError::Busy { path },
-        errno => JournalError::Io {
-            what: "lock",
-            path,
-            errno,
-        },
+        errno => JournalError::Io { what: "lock", path, errno },
     })
 }
 
@@ -159,10 +145,7 @@ fn recover(
     identity: &Identity,
     mark: Option<(Mark, Stop)>,
 ) -> Result<(SegmentLog, Tid, LastStop), JournalError> {
-    let log_options = LogOptions {
-        segment_bytes: options.segment_bytes,
-        created_ns: None,
-    };
+    let log_options = LogOptions { segment_bytes: options.segment_bytes, created_ns: None };
     let (volume, epoch, seg) = (identity.volume, identity.epoch, dir.join("seg"));
     let targets = store.targets()?;
     let sealed_end = store.sealed_end()?;
@@ -203,26 +186,17 @@ fn recover(
 
 /// The highest TID that anything but the log's own end tells of.
 fn known_bound(targets: &[TargetRow], sealed_end: Tid, mark: Option<&(Mark, Stop)>) -> Tid {
-    let cursors = targets
-        .iter()
-        .map(|target| target.received.max(target.applied));
+    let cursors = targets.iter().map(|target| target.received.max(target.applied));
     let marked = mark.map_or(Tid::ZERO, |(mark, _)| mark.tid.max(mark.log_last));
     cursors.fold(sealed_end.max(marked), Tid::max)
 }
 
-fn judge(
-    log: &SegmentLog,
-    targets: &[TargetRow],
-    sealed_end: Tid,
-    mark: Option<&(Mark, Stop)>,
-) -> Verdict {
+fn judge(log: &SegmentLog, targets: &[TargetRow], sealed_end: Tid, mark: Option<&(Mark, Stop)>) -> Verdict {
     let last = log.last_tid();
     let Some((mark, stop)) = mark else {
         return match last == Tid::ZERO {
             true => Verdict::Stop(LastStop::New),
-            false => {
-                Verdict::Damage("segments without the state database they belong to".to_owned())
-            }
+            false => Verdict::Damage("segments without the state database they belong to".to_owned()),
         };
     };
     if let Some(reason) = find_damage(log, targets, sealed_end, mark) {
@@ -230,29 +204,18 @@ fn judge(
     }
     Verdict::Stop(match (stop, *mark == Mark::of(log, mark.tid)) {
         (Stop::Clean, true) => LastStop::Clean,
-        (Stop::Clean, false) => LastStop::Unclean {
-            reason: "the log goes on behind the clean stop".to_owned(),
-        },
-        (Stop::Open, _) => LastStop::Unclean {
-            reason: "the last stop was not clean".to_owned(),
-        },
+        (Stop::Clean, false) => LastStop::Unclean { reason: "the log goes on behind the clean stop".to_owned() },
+        (Stop::Open, _) => LastStop::Unclean { reason: "the last stop was not clean".to_owned() },
     })
 }
 
 /// Compares the log with every lower bound that is known.
-fn find_damage(
-    log: &SegmentLog,
-    targets: &[TargetRow],
-    sealed_end: Tid,
-    mark: &Mark,
-) -> Option<String> {
+fn find_damage(log: &SegmentLog, targets: &[TargetRow], sealed_end: Tid, mark: &Mark) -> Option<String> {
     let (last, end) = (log.last_tid(), log.end());
     let ends = |what: &str, bound: Tid| {
         let file = log.path_of(end.segment);
         let (file, offset) = (file.display(), end.offset);
-        Some(format!(
-            "{file} at byte {offset}: the log ends at {last}, {what} {bound}"
-        ))
+        Some(format!("{file} at byte {offset}: the log ends at {last}, {what} {bound}"))
     };
     if last < mark.log_last {
         return ends("but it was known to reach", mark.log_last);
@@ -282,12 +245,7 @@ fn settle_unclean(store: &Store, mark: &Mark, stop: &LastStop) -> Result<(), Jou
             lose_place(tx, &target, Tid::ZERO)?;
         }
         if let LastStop::Unclean { reason } = stop {
-            put_event(
-                tx,
-                Level::Warning,
-                None,
-                &format!("{reason}; all targets are compared"),
-            )?;
+            put_event(tx, Level::Warning, None, &format!("{reason}; all targets are compared"))?;
         }
         mark.put(tx, Stop::Open)
     })
@@ -296,11 +254,7 @@ fn settle_unclean(store: &Store, mark: &Mark, stop: &LastStop) -> Result<(), Jou
 /// Every target compares everything and goes on at `start`. The mark demands a log that begins there: should the process
 /// die before the log is begun anew, the next open does it.
 fn settle_damage(store: &Store, start: Tid, reason: &str) -> Result<(), JournalError> {
-    let mark = Mark {
-        tid: start,
-        log_last: start,
-        end: Default::default(),
-    };
+    let mark = Mark { tid: start, log_last: start, end: Default::default() };
     store.write("damage", |tx| {
         for target in all_targets(tx)? {
             lose_place(tx, &target, start)?;
