@@ -1,5 +1,7 @@
 //! The journal when its disk fails. A program of its own: armed fault points hit every journal in the process.
 
+#![allow(clippy::unwrap_used)] // the lints' exception for tests does not reach helpers of a test program
+
 use std::sync::Arc;
 use std::time::Duration;
 
