@@ -4,7 +4,15 @@
 //! journal, and senders replay that journal to targets. `ARCHITECTURE.md` beside this file shows the rooms and the nine
 //! stops of one write.
 
+pub mod applier;
+pub mod backing;
 pub mod base;
+pub mod catchup;
 pub mod journal;
 pub mod record;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod menu;
 pub mod sys;
+pub mod wire;

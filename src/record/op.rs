@@ -1,6 +1,9 @@
 //! The kinds of change.
 
+use std::os::fd::BorrowedFd;
+
 use crate::base::{Name, Oid, Timespec};
+use crate::sys::{self, Stat};
 
 /// Attributes of an object after a change, as stat(2) shows them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -17,6 +20,24 @@ pub struct Attrs {
     pub atime: Timespec,
     /// Last change of the data.
     pub mtime: Timespec,
+}
+
+impl Attrs {
+    /// What `stat` says.
+    pub fn of(stat: &Stat) -> Attrs {
+        Attrs {
+            mode: stat.mode,
+            uid: stat.uid,
+            gid: stat.gid,
+            size: if stat.mode & libc::S_IFMT == libc::S_IFREG {
+                stat.size
+            } else {
+                0
+            },
+            atime: stat.atime,
+            mtime: stat.mtime,
+        }
+    }
 }
 
 /// What an object is for life: enough to create it before its state is known.
@@ -38,6 +59,20 @@ impl Shape {
             rdev: 0,
             link_text: Vec::new(),
         }
+    }
+
+    /// What the object behind `fd` is, whose stat is `stat`.
+    ///
+    /// # Errors
+    /// As readlinkat(2).
+    pub fn of(fd: BorrowedFd<'_>, stat: &Stat) -> sys::Result<Shape> {
+        let mut shape = Shape::plain(stat.mode);
+        match shape.kind {
+            libc::S_IFLNK => shape.link_text = sys::readlinkat(fd, c"")?,
+            libc::S_IFCHR | libc::S_IFBLK => shape.rdev = stat.rdev,
+            _ => {}
+        }
+        Ok(shape)
     }
 
     /// Whether this is a directory.

@@ -221,3 +221,15 @@ impl DirStream {
         Ok(self.end > 0)
     }
 }
+
+/// The name by which the kernel knows the open directory `fd`: the last component of its path (proc(5)). A hint only:
+/// it may have been renamed since, or be cut off from its path.
+pub fn last_component(fd: BorrowedFd<'_>) -> Option<crate::base::Name> {
+    let path = readlinkat(fd_cwd(), &proc_path(fd)).ok()?;
+    let last = path.rsplit(|byte| *byte == b'/').next()?;
+    crate::base::Name::new(last).ok()
+}
+
+fn fd_cwd() -> BorrowedFd<'static> {
+    nix::fcntl::AT_FDCWD
+}

@@ -275,3 +275,12 @@ pub fn fstatfs(fd: BorrowedFd<'_>) -> Result<FileSystemStat> {
         name_max: raw.f_namelen as u32,
     })
 }
+
+/// flock(2) with LOCK_EX | LOCK_NB: the lock ends with the open file description.
+///
+/// # Errors
+/// EWOULDBLOCK while another holds it.
+pub fn flock_exclusive(fd: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map(drop)
+}

@@ -23,12 +23,13 @@ pub use creds::{
     Dropped, ThreadCreds, drop_fsetid_thread, drop_resource_thread, set_io_flusher, set_umask,
 };
 pub use dirs::{
-    DirEntry, DirStream, LinkSource, linkat, mkdirat, mknodat, readlinkat, renameat2, symlinkat,
-    unlinkat,
+    DirEntry, DirStream, LinkSource, last_component, linkat, mkdirat, mknodat, readlinkat,
+    renameat2, symlinkat, unlinkat,
 };
 pub use files::{
-    FileSystemStat, copy_file_range, fallocate, fdatasync, fstatfs, fsync, ftruncate, lseek,
-    openat, openat2_beneath, pread, pwrite, pwritev_all, read_exact_at, reopen, syncfs,
+    FileSystemStat, copy_file_range, fallocate, fdatasync, flock_exclusive, fstatfs, fsync,
+    ftruncate, lseek, openat, openat2_beneath, pread, pwrite, pwritev_all, read_exact_at, reopen,
+    syncfs,
 };
 pub use handle::{HANDLE_MAX, RawHandle, name_to_handle_at, open_by_handle_at};
 pub use mounts::{clone_mount, mount_fuse, unmount};
