@@ -8,7 +8,7 @@ use std::time::Duration;
 use dtfs::base::faults::{self, Fault};
 use dtfs::base::{Oid, Tid};
 use dtfs::journal::{Journal, JournalError, JournalOptions, LastStop};
-use dtfs::record::{Draft, Op};
+use dtfs::record::{Draft, Op, RecordIter};
 use nix::errno::Errno;
 use parking_lot::{Mutex, MutexGuard};
 use tempfile::TempDir;
@@ -41,10 +41,7 @@ fn open(dir: &TempDir) -> (Arc<Journal>, LastStop) {
 }
 
 fn try_change(journal: &Journal, payload: usize) -> Result<Tid, JournalError> {
-    let op = Op::Write {
-        offset: 0,
-        attrs: Default::default(),
-    };
+    let op = Op::Write { offset: 0, attrs: Default::default() };
     let draft = Draft::new(Oid::ROOT, &op, &vec![1; payload]);
     Ok(journal.reserve(draft.len_bytes())?.commit(draft))
 }
@@ -75,9 +72,7 @@ fn a_full_disk_refuses_changes_before_they_are_made_and_lets_them_in_again() {
     let dir = TempDir::new().unwrap();
     let journal = with_one_record(&dir);
     // Holds the log, so that no file can be recycled.
-    let held = journal
-        .store()
-        .target_add_at("a", "local:/x", Tid::ZERO, &[]);
+    let held = journal.store().target_add_at("a", "local:/x", Tid::ZERO, &[]);
     assert!(held.is_ok());
     // Fails every allocation for a while: armed anew whenever it may have fired.
     let mut refused = 0;
@@ -124,10 +119,7 @@ fn a_failed_write_or_sync_latches_the_volume_until_it_is_opened_anew() {
         assert_eq!(try_change(&journal, 10).unwrap_err().errno(), Errno::EIO);
         assert!(journal.close_clean().is_err());
         assert!(journal.trim().is_err());
-        assert_eq!(
-            journal.wait_durable_past(Tid(1), Duration::from_secs(60)),
-            Tid(1)
-        );
+        assert_eq!(journal.wait_durable_past(Tid(1), Duration::from_secs(60)), Tid(1));
         drop(journal);
 
         let (journal, stop) = open(&dir);
@@ -145,25 +137,87 @@ fn a_transaction_that_fails_changes_nothing() {
     let _alone = alone();
     let dir = TempDir::new().unwrap();
     let journal = with_one_record(&dir);
-    let target = journal
-        .store()
-        .target_add_at("a", "local:/x", Tid::ZERO, &[])
-        .unwrap();
+    let target = journal.store().target_add_at("a", "local:/x", Tid::ZERO, &[]).unwrap();
     faults::arm("journal.sqlite", Fault::Fail(Errno::ENOSPC), 1);
-    let error = journal
-        .store()
-        .ack(target, Tid(1), Tid(1), &[], &[], &[])
-        .unwrap_err();
+    let error = journal.store().ack(target, Tid(1), Tid(1), &[], &[], &[]).unwrap_err();
     assert_eq!(error.errno(), Errno::ENOSPC);
     let row = journal.store().target("a").unwrap().unwrap();
     assert_eq!(row.received, Tid::ZERO);
-    journal
-        .store()
-        .ack(target, Tid(1), Tid(1), &[], &[], &[])
-        .unwrap();
+    journal.store().ack(target, Tid(1), Tid(1), &[], &[], &[]).unwrap();
     // A clean stop that cannot be written down is none.
     faults::arm("journal.sqlite", Fault::Fail(Errno::EIO), 1);
     assert!(journal.close_clean().is_err());
     drop(journal);
     assert!(matches!(open(&dir).1, LastStop::Unclean { .. }));
+}
+
+/// The child of the next test: changes and commits until it is killed, printing every TID that is durable.
+#[test]
+#[ignore = "runs only as a child process"]
+fn child_that_writes_until_it_is_killed() {
+    let Some(dir) = std::env::var_os("DTFS_TEST_JOURNAL") else {
+        return;
+    };
+    let options = JournalOptions { segment_bytes: 128 << 10, ring_bytes: 64 << 10, ..JournalOptions::default() };
+    let (journal, _) = Journal::open(dir.as_ref(), options).unwrap();
+    loop {
+        let tid = try_change(&journal, 3000).unwrap();
+        journal.commit(tid).unwrap();
+        println!("durable {}", tid.0);
+    }
+}
+
+/// Runs the child and kills it after `lines` lines; returns the last TID that it called durable.
+fn write_and_kill(dir: &TempDir, lines: usize) -> Tid {
+    use std::io::{BufRead, BufReader};
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "--nocapture"])
+        .arg("child_that_writes_until_it_is_killed")
+        .env("DTFS_TEST_JOURNAL", dir.path())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut durable = output.filter_map(|line| {
+        let line = line.ok()?;
+        line.split_once("durable ")?.1.parse().ok().map(Tid)
+    });
+    let seen = durable.by_ref().take(lines).last();
+    child.kill().unwrap();
+    // What it printed before it died counts too; a line may be cut short.
+    let rest: Vec<Tid> = durable.collect();
+    child.wait().unwrap();
+    let complete = rest.len().saturating_sub(1);
+    rest[..complete].last().copied().or(seen).unwrap()
+}
+
+#[test]
+fn what_was_durable_is_there_after_a_kill() {
+    let _alone = alone();
+    let dir = TempDir::new().unwrap();
+    {
+        let (journal, _) = open(&dir);
+        // Holds the log, so that every record can be counted.
+        journal.store().target_add_at("a", "local:/x", Tid::ZERO, &[]).unwrap();
+        journal.close_clean().unwrap();
+    }
+    let mut durable = Vec::new();
+    for lines in [1, 40, 150] {
+        durable.push(write_and_kill(&dir, lines));
+    }
+    let (journal, stop) = open(&dir);
+    assert_eq!(stop, LastStop::Unclean { reason: "the last stop was not clean".to_owned() });
+    let mut reader = journal.reader(Tid::ZERO).unwrap();
+    let mut tids = Vec::new();
+    while let Some(chunk) = reader.next_chunk(1 << 20).unwrap() {
+        tids.extend(RecordIter::new(&chunk.body).map(|record| record.unwrap().tid));
+    }
+    assert!(tids.is_sorted());
+    for life in durable {
+        // Every record of that life up to the last durable one: TIDs without a gap.
+        let first = *tids.iter().find(|tid| tid.0 >> 32 == life.0 >> 32).unwrap();
+        for tid in first.0..=life.0 {
+            assert!(tids.binary_search(&Tid(tid)).is_ok(), "{tid} is lost");
+        }
+    }
 }

@@ -33,10 +33,7 @@ impl Applier {
     pub(super) fn preserve(&mut self, oid: Oid, dir: BorrowedFd<'_>) -> Outcome<()> {
         if !self.touched.contains_key(&oid) {
             let stat = sys::fstat(dir)?;
-            let touched = Touched {
-                times: Some((stat.atime, stat.mtime)),
-                ..Touched::default()
-            };
+            let touched = Touched { times: Some((stat.atime, stat.mtime)), ..Touched::default() };
             self.touched.insert(oid, touched);
         }
         Ok(())
@@ -57,9 +54,7 @@ impl Applier {
         match (&touched.attrs, touched.times) {
             (Some(attrs), _) => self.set_attrs(fd, &stat, attrs, touched)?,
             (None, Some((atime, mtime))) => {
-                self.tree
-                    .mutate()
-                    .set_times(fd, TimeChange::Set(atime), TimeChange::Set(mtime))?;
+                self.tree.mutate().set_times(fd, TimeChange::Set(atime), TimeChange::Set(mtime))?;
             }
             (None, None) => {}
         }
@@ -69,13 +64,7 @@ impl Applier {
         }
     }
 
-    fn set_attrs(
-        &self,
-        fd: BorrowedFd<'_>,
-        stat: &Stat,
-        attrs: &Attrs,
-        touched: &Touched,
-    ) -> Outcome<()> {
+    fn set_attrs(&self, fd: BorrowedFd<'_>, stat: &Stat, attrs: &Attrs, touched: &Touched) -> Outcome<()> {
         let tree = self.tree.mutate();
         let mut capability = touched.capability.clone();
         let moved = stat.uid != attrs.uid || stat.gid != attrs.gid;
@@ -91,11 +80,7 @@ impl Applier {
             tree.set_xattr(fd, CAPABILITY, &value, 0)?;
         }
         // Always: data written in this group has moved mtime behind our back since `stat` was read.
-        Ok(tree.set_times(
-            fd,
-            TimeChange::Set(attrs.atime),
-            TimeChange::Set(attrs.mtime),
-        )?)
+        Ok(tree.set_times(fd, TimeChange::Set(attrs.atime), TimeChange::Set(attrs.mtime))?)
     }
 
     fn set_flags(&self, fd: BorrowedFd<'_>, flags: u32) -> Outcome<()> {
@@ -130,11 +115,7 @@ impl Applier {
         }
         let lifted = FileFlags(flags.0 & !(FileFlags::IMMUTABLE | FileFlags::APPEND));
         self.tree.mutate().set_flags(fd.as_fd(), lifted)?;
-        self.touched
-            .entry(oid)
-            .or_default()
-            .flags
-            .get_or_insert(flags.0 & RECORDED_FLAGS);
+        self.touched.entry(oid).or_default().flags.get_or_insert(flags.0 & RECORDED_FLAGS);
         Ok(true)
     }
 }

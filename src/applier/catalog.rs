@@ -78,46 +78,26 @@ impl Catalog {
     /// Opens or creates the catalog at `path`.
     pub(super) fn open(path: &Path) -> Result<Catalog, CatalogError> {
         let connection = open_database(path)?;
-        let fail = |what| {
-            move |cause| CatalogError::Sql {
-                path: path.to_owned(),
-                what,
-                cause,
-            }
-        };
+        let fail = |what| move |cause| CatalogError::Sql { path: path.to_owned(), what, cause };
         let schema = "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
              CREATE TABLE IF NOT EXISTS obj (oid BLOB PRIMARY KEY, ino INTEGER NOT NULL, generation INTEGER NOT NULL,
                  kind INTEGER NOT NULL, state INTEGER NOT NULL) WITHOUT ROWID;
              CREATE TABLE IF NOT EXISTS blocked (oid BLOB PRIMARY KEY, errno INTEGER NOT NULL) WITHOUT ROWID;
              CREATE INDEX IF NOT EXISTS obj_incomplete ON obj (oid) WHERE state < 2;
              INSERT OR IGNORE INTO meta VALUES ('schema', 1), ('applied', 0);";
-        connection
-            .execute_batch(schema)
-            .map_err(fail("create tables"))?;
+        connection.execute_batch(schema).map_err(fail("create tables"))?;
         let meta = |key: &str| {
             connection
-                .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
-                    row.get::<_, i64>(0)
-                })
+                .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get::<_, i64>(0))
                 .map(|value| value as u64)
                 .map_err(fail("read meta"))
         };
         let (found, applied) = (meta("schema")?, Tid(meta("applied")?));
         if found > SCHEMA {
-            return Err(CatalogError::Newer {
-                path: path.to_owned(),
-                found,
-            });
+            return Err(CatalogError::Newer { path: path.to_owned(), found });
         }
-        connection
-            .execute_batch("BEGIN IMMEDIATE")
-            .map_err(fail("begin"))?;
-        Ok(Catalog {
-            path: path.to_owned(),
-            connection,
-            cache: HashMap::new(),
-            applied,
-        })
+        connection.execute_batch("BEGIN IMMEDIATE").map_err(fail("begin"))?;
+        Ok(Catalog { path: path.to_owned(), connection, cache: HashMap::new(), applied })
     }
 
     /// TID of the cursor: everything up to here is durable in the tree.
@@ -133,11 +113,7 @@ impl Catalog {
         let row = self
             .connection
             .prepare_cached(query)
-            .and_then(|mut statement| {
-                statement
-                    .query_row([&oid.to_bytes()[..]], read_row)
-                    .optional()
-            })
+            .and_then(|mut statement| statement.query_row([&oid.to_bytes()[..]], read_row).optional())
             .map_err(|cause| self.sql("read object", cause))?;
         self.remember(oid, row);
         Ok(row)
@@ -183,22 +159,17 @@ impl Catalog {
     /// Objects whose state is not all here.
     pub(super) fn incomplete(&self) -> Result<Vec<Oid>, CatalogError> {
         let read = || {
-            let mut statement = self.connection.prepare_cached(
-                "SELECT oid FROM obj WHERE state < 2 UNION SELECT oid FROM blocked",
-            )?;
+            let mut statement =
+                self.connection.prepare_cached("SELECT oid FROM obj WHERE state < 2 UNION SELECT oid FROM blocked")?;
             let rows = statement.query_map([], |row| row.get::<_, [u8; Oid::LEN]>(0))?;
-            rows.map(|bytes| bytes.map(Oid::from_bytes))
-                .collect::<Result<_, _>>()
+            rows.map(|bytes| bytes.map(Oid::from_bytes)).collect::<Result<_, _>>()
         };
         read().map_err(|cause| self.sql("read incomplete objects", cause))
     }
 
     pub(super) fn block(&self, oid: Oid, errno: Errno) -> Result<(), CatalogError> {
         self.connection
-            .execute(
-                "INSERT OR REPLACE INTO blocked VALUES (?1, ?2)",
-                params![&oid.to_bytes()[..], errno as i32],
-            )
+            .execute("INSERT OR REPLACE INTO blocked VALUES (?1, ?2)", params![&oid.to_bytes()[..], errno as i32])
             .map(drop)
             .map_err(|cause| self.sql("block object", cause))
     }
@@ -214,28 +185,17 @@ impl Catalog {
 
     pub(super) fn blocked(&self) -> Result<super::Blocked, CatalogError> {
         self.connection
-            .query_row(
-                "SELECT count(*), coalesce(min(errno), 0) FROM blocked",
-                [],
-                |row| {
-                    Ok(super::Blocked {
-                        count: row.get(0)?,
-                        errno: row.get(1)?,
-                    })
-                },
-            )
+            .query_row("SELECT count(*), coalesce(min(errno), 0) FROM blocked", [], |row| {
+                Ok(super::Blocked { count: row.get(0)?, errno: row.get(1)? })
+            })
             .map_err(|cause| self.sql("count blocked objects", cause))
     }
 
     /// Commits everything since the last commit together with the cursor.
     pub(super) fn commit(&mut self, applied: Tid) -> Result<(), CatalogError> {
-        crate::base::faults::point("applier.catalog")
-            .map_err(|errno| self.sql("commit", io_error(errno)))?;
+        crate::base::faults::point("applier.catalog").map_err(|errno| self.sql("commit", io_error(errno)))?;
         self.connection
-            .execute(
-                "UPDATE meta SET value = ?1 WHERE key = 'applied'",
-                [applied.0 as i64],
-            )
+            .execute("UPDATE meta SET value = ?1 WHERE key = 'applied'", [applied.0 as i64])
             .and_then(|_| self.connection.execute_batch("COMMIT; BEGIN IMMEDIATE"))
             .map_err(|cause| self.sql("commit", cause))?;
         self.applied = applied;
@@ -250,11 +210,7 @@ impl Catalog {
     }
 
     fn sql(&self, what: &'static str, cause: rusqlite::Error) -> CatalogError {
-        CatalogError::Sql {
-            path: self.path.clone(),
-            what,
-            cause,
-        }
+        CatalogError::Sql { path: self.path.clone(), what, cause }
     }
 }
 
@@ -269,14 +225,7 @@ fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
         1 => Known::Partial,
         _ => Known::Complete,
     };
-    Ok(Row {
-        key: ObjectKey {
-            ino: ino as u64,
-            generation: row.get(1)?,
-        },
-        kind: row.get(2)?,
-        known,
-    })
+    Ok(Row { key: ObjectKey { ino: ino as u64, generation: row.get(1)? }, kind: row.get(2)?, known })
 }
 
 #[cfg(test)]
@@ -288,19 +237,8 @@ mod tests {
     fn what_was_not_committed_with_a_cursor_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("catalog.db");
-        let oid = |ino| Oid {
-            space: Space(3),
-            generation: 1,
-            ino,
-        };
-        let row = Row {
-            key: ObjectKey {
-                ino: 9,
-                generation: 2,
-            },
-            kind: libc::S_IFREG,
-            known: Known::Placeholder,
-        };
+        let oid = |ino| Oid { space: Space(3), generation: 1, ino };
+        let row = Row { key: ObjectKey { ino: 9, generation: 2 }, kind: libc::S_IFREG, known: Known::Placeholder };
         let mut catalog = Catalog::open(&path).unwrap();
         catalog.put(oid(1), row).unwrap();
         catalog.commit(Tid(5)).unwrap();

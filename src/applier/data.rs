@@ -30,12 +30,7 @@ impl Applier {
                 tree.truncate(fd, attrs.size)?;
                 attrs
             }
-            Op::Allocate {
-                mode,
-                offset,
-                len,
-                attrs,
-            } => {
+            Op::Allocate { mode, offset, len, attrs } => {
                 self.allocate(fd, *mode, (*offset, *len), attrs)?;
                 attrs
             }
@@ -69,17 +64,14 @@ impl Applier {
         attrs: &Attrs,
     ) -> Outcome<()> {
         // Collapse and insert move data and cannot be performed twice; a source sends their effect as data.
-        const KNOWN: i32 =
-            libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
+        const KNOWN: i32 = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
         if mode & !KNOWN != 0 || len == 0 {
             return Err(Errno::EINVAL.into());
         }
         let tree = self.tree.mutate();
         match tree.allocate(fd, mode, offset, len) {
             // This filesystem cannot: what counts is what a reader sees.
-            Err(Errno::EOPNOTSUPP)
-                if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 =>
-            {
+            Err(Errno::EOPNOTSUPP) if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 => {
                 self.write_zeros(fd, offset, len.min(attrs.size.saturating_sub(offset)))?;
             }
             Err(Errno::EOPNOTSUPP) => {}
@@ -88,18 +80,11 @@ impl Applier {
         Ok(tree.truncate(fd, attrs.size)?)
     }
 
-    fn write_zeros(
-        &self,
-        fd: std::os::fd::BorrowedFd<'_>,
-        mut offset: u64,
-        mut len: u64,
-    ) -> Outcome<()> {
+    fn write_zeros(&self, fd: std::os::fd::BorrowedFd<'_>, mut offset: u64, mut len: u64) -> Outcome<()> {
         let zeros = vec![0; 1 << 20];
         while len > 0 {
             let step = len.min(zeros.len() as u64);
-            self.tree
-                .mutate()
-                .write_all(fd, &zeros[..step as usize], offset)?;
+            self.tree.mutate().write_all(fd, &zeros[..step as usize], offset)?;
             offset += step;
             len -= step;
         }

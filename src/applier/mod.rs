@@ -117,12 +117,7 @@ impl Applier {
     /// # Errors
     /// [`ApplyError`] when the park cannot be read.
     pub fn new(replica: Replica, high_water: Tid) -> Result<Applier, ApplyError> {
-        let Replica {
-            tree,
-            catalog,
-            park,
-            ..
-        } = replica;
+        let Replica { tree, catalog, park, .. } = replica;
         let mut applier = Applier {
             tree,
             catalog,
@@ -135,9 +130,7 @@ impl Applier {
             displaced: BTreeSet::new(),
             high_water,
         };
-        applier
-            .load_displaced()
-            .map_err(|cause| applier.explain("start", Oid::ROOT, Tid::ZERO, cause))?;
+        applier.load_displaced().map_err(|cause| applier.explain("start", Oid::ROOT, Tid::ZERO, cause))?;
         Ok(applier)
     }
 
@@ -156,8 +149,7 @@ impl Applier {
         };
         done.map_err(|cause| self.explain(record.op.word(), record.oid, record.tid, cause))?;
         if !record.op.is_state() && record.tid >= self.high_water && !self.displaced.is_empty() {
-            self.put_back_displaced()
-                .map_err(|cause| self.explain("put back", record.oid, record.tid, cause))?;
+            self.put_back_displaced().map_err(|cause| self.explain("put back", record.oid, record.tid, cause))?;
         }
         Ok(())
     }
@@ -185,8 +177,7 @@ impl Applier {
     /// performs everything since the last cursor again.
     pub fn make_durable(&mut self, applied: Tid) -> Result<(), ApplyError> {
         self.finish_group()?;
-        self.ask_for_unlisted()
-            .map_err(|cause| self.explain("listing", Oid::ROOT, applied, cause))?;
+        self.ask_for_unlisted().map_err(|cause| self.explain("listing", Oid::ROOT, applied, cause))?;
         self.open.clear();
         self.tree.sync().map_err(ApplyError::Sync)?;
         self.catalog.commit(applied)?;
@@ -196,10 +187,7 @@ impl Applier {
     /// Takes up to `limit` of what must be sent. They are not reported again in this session.
     pub fn take_missing(&mut self, limit: usize) -> Vec<Missing> {
         let mut taken = Vec::new();
-        while let Some(next) = (taken.len() < limit)
-            .then(|| self.missing.pop_first())
-            .flatten()
-        {
+        while let Some(next) = (taken.len() < limit).then(|| self.missing.pop_first()).flatten() {
             taken.push(next);
         }
         taken
@@ -216,8 +204,7 @@ impl Applier {
     /// # Errors
     /// [`ApplyError::Catalog`], or the park cannot be read.
     pub fn ask_for_incomplete(&mut self) -> Result<(), ApplyError> {
-        self.ask_again()
-            .map_err(|cause| self.explain("start", Oid::ROOT, Tid::ZERO, cause))
+        self.ask_again().map_err(|cause| self.explain("start", Oid::ROOT, Tid::ZERO, cause))
     }
 
     fn ask_again(&mut self) -> Outcome<()> {
@@ -241,11 +228,9 @@ impl Applier {
     fn perform(&mut self, record: &Record<'_>) -> Outcome<()> {
         let oid = record.oid;
         match &record.op {
-            Op::Create { .. }
-            | Op::Link { .. }
-            | Op::Unlink { .. }
-            | Op::Rename { .. }
-            | Op::Exchange { .. } => self.perform_namespace(oid, &record.op),
+            Op::Create { .. } | Op::Link { .. } | Op::Unlink { .. } | Op::Rename { .. } | Op::Exchange { .. } => {
+                self.perform_namespace(oid, &record.op)
+            }
             Op::Gone | Op::StateGone => self.drop_object(oid),
             op if op.is_state() => self.perform_state(oid, op, record.payload),
             op => self.perform_data(oid, op, record.payload),
@@ -265,11 +250,7 @@ impl Applier {
     }
 
     fn need(&mut self, oid: Oid) {
-        self.missing.insert(Missing {
-            oid,
-            offset: 0,
-            len: 0,
-        });
+        self.missing.insert(Missing { oid, offset: 0, len: 0 });
     }
 
     /// One object cannot have what its record says; the stream goes on without it, it is named, and asked for again at the
@@ -281,12 +262,7 @@ impl Applier {
 
     fn explain(&self, word: &'static str, oid: Oid, tid: Tid, cause: Trouble) -> ApplyError {
         match cause {
-            Trouble::Errno(errno) => ApplyError::Tree {
-                word,
-                oid,
-                tid,
-                errno,
-            },
+            Trouble::Errno(errno) => ApplyError::Tree { word, oid, tid, errno },
             Trouble::Catalog(error) => ApplyError::Catalog(error),
         }
     }
@@ -323,33 +299,19 @@ impl Applier {
 
 /// Errors that concern one object and would come again at every try; others concern the disk and stop the stream.
 fn blocks_one_object(errno: Errno) -> bool {
-    matches!(
-        errno,
-        Errno::EFBIG
-            | Errno::EOPNOTSUPP
-            | Errno::E2BIG
-            | Errno::EINVAL
-            | Errno::EMLINK
-            | Errno::EOVERFLOW
-    )
+    matches!(errno, Errno::EFBIG | Errno::EOPNOTSUPP | Errno::E2BIG | Errno::EINVAL | Errno::EMLINK | Errno::EOVERFLOW)
 }
 
 /// The objects that a record changes.
 fn objects_of(record: &Record<'_>) -> Vec<Oid> {
     let mut oids = vec![record.oid];
     match &record.op {
-        Op::Create { slot, .. } | Op::Link { slot, .. } | Op::Unlink { slot, .. } => {
-            oids.push(slot.parent)
-        }
-        Op::Rename {
-            from, to, replaced, ..
-        } => {
+        Op::Create { slot, .. } | Op::Link { slot, .. } | Op::Unlink { slot, .. } => oids.push(slot.parent),
+        Op::Rename { from, to, replaced, .. } => {
             oids.extend([from.parent, to.parent]);
             oids.extend(replaced.map(|replaced| replaced.oid));
         }
-        Op::Exchange {
-            from, to, other, ..
-        } => oids.extend([from.parent, to.parent, *other]),
+        Op::Exchange { from, to, other, .. } => oids.extend([from.parent, to.parent, *other]),
         _ => {}
     }
     oids

@@ -26,23 +26,12 @@ struct Move<'a> {
 impl Applier {
     pub(super) fn perform_namespace(&mut self, oid: Oid, op: &Op) -> Outcome<()> {
         match op {
-            Op::Create {
-                slot,
-                shape,
-                attrs,
-                xattrs,
-                parent_after,
-            } => {
+            Op::Create { slot, shape, attrs, xattrs, parent_after } => {
                 self.create(oid, slot, shape, xattrs)?;
                 self.touch(oid, *attrs);
                 self.touch(slot.parent, *parent_after);
             }
-            Op::Link {
-                slot,
-                shape,
-                attrs,
-                parent_after,
-            } => {
+            Op::Link { slot, shape, attrs, parent_after } => {
                 if self.mirrored(slot.parent)?.is_some() {
                     self.ensure_or_need(oid, shape)?;
                     self.bind(slot, oid)?;
@@ -50,41 +39,16 @@ impl Applier {
                 self.touch(oid, *attrs);
                 self.touch(slot.parent, *parent_after);
             }
-            Op::Unlink {
-                slot,
-                fate,
-                parent_after,
-            } => {
+            Op::Unlink { slot, fate, parent_after } => {
                 self.unlink(oid, slot, *fate)?;
                 self.touch(slot.parent, *parent_after);
             }
-            Op::Rename {
-                from,
-                to,
-                shape,
-                replaced,
-                from_after,
-                to_after,
-            } => {
-                self.rename(&Move {
-                    oid,
-                    from,
-                    to,
-                    shape,
-                    replaced: *replaced,
-                })?;
+            Op::Rename { from, to, shape, replaced, from_after, to_after } => {
+                self.rename(&Move { oid, from, to, shape, replaced: *replaced })?;
                 self.touch(from.parent, *from_after);
                 self.touch(to.parent, *to_after);
             }
-            Op::Exchange {
-                from,
-                to,
-                shape,
-                other,
-                other_shape,
-                from_after,
-                to_after,
-            } => {
+            Op::Exchange { from, to, shape, other, other_shape, from_after, to_after } => {
                 self.exchange((oid, from, shape), (*other, to, other_shape))?;
                 self.touch(from.parent, *from_after);
                 self.touch(to.parent, *to_after);
@@ -154,15 +118,11 @@ impl Applier {
         let from = self.mirrored(step.from.parent)?;
         let to = self.mirrored(step.to.parent)?;
         let there = match &from {
-            Some(dir) => self
-                .occupant(dir.as_fd(), &step.from.name)?
-                .filter(|o| o.is(step.oid)),
+            Some(dir) => self.occupant(dir.as_fd(), &step.from.name)?.filter(|o| o.is(step.oid)),
             None => None,
         };
         match (&from, &to, there) {
-            (Some(from), Some(to), Some(occupant)) => {
-                self.rename_in_place(step, from, to, &occupant)?
-            }
+            (Some(from), Some(to), Some(occupant)) => self.rename_in_place(step, from, to, &occupant)?,
             (from, to, there) => {
                 if let (Some(from), Some(occupant)) = (from, there) {
                     self.put_out(from.as_fd(), &step.from.name, &occupant)?;
@@ -176,22 +136,13 @@ impl Applier {
             }
         }
         match step.replaced {
-            Some(Replaced {
-                oid,
-                fate: Fate::Gone,
-            }) => self.drop_object(oid),
+            Some(Replaced { oid, fate: Fate::Gone }) => self.drop_object(oid),
             _ => Ok(()),
         }
     }
 
     /// The usual case: one renameat2, so that a reader of the target sees the old or the new and never nothing.
-    fn rename_in_place(
-        &mut self,
-        step: &Move<'_>,
-        from: &Dir,
-        to: &Dir,
-        occupant: &Occupant,
-    ) -> Outcome<()> {
+    fn rename_in_place(&mut self, step: &Move<'_>, from: &Dir, to: &Dir, occupant: &Occupant) -> Outcome<()> {
         if self.catalog.get(step.oid)?.is_none() {
             self.register(step.oid, occupant, Known::Placeholder)?;
             self.need(step.oid);
@@ -201,21 +152,13 @@ impl Applier {
                 // Two names of one file: rename(2) would do nothing. The old name goes.
                 return self.put_out(from.as_fd(), &step.from.name, occupant);
             }
-            let goes = step
-                .replaced
-                .is_some_and(|r| present.is(r.oid) && r.fate == Fate::Gone);
+            let goes = step.replaced.is_some_and(|r| present.is(r.oid) && r.fate == Fate::Gone);
             if !goes || present.is_dir() || occupant.is_dir() {
                 self.preserve_of(to)?;
                 self.put_out(to.as_fd(), &step.to.name, &present)?;
             }
         }
-        self.move_entry(
-            from.as_fd(),
-            &step.from.name,
-            to.as_fd(),
-            &step.to.name,
-            step.oid,
-        )
+        self.move_entry(from.as_fd(), &step.from.name, to.as_fd(), &step.to.name, step.oid)
     }
 
     /// renameat2, and when the destination lies below the moved directory, that is parked out of the way first: such a tree
@@ -243,13 +186,7 @@ impl Applier {
         let b_there = self.holds(b_dir.as_ref(), b.1, b.0)?;
         if let (Some(x), Some(y), Some(_), Some(_)) = (&a_dir, &b_dir, &a_there, &b_there) {
             let tree = self.tree.mutate();
-            let done = tree.rename(
-                x.as_fd(),
-                &a.1.name,
-                y.as_fd(),
-                &b.1.name,
-                libc::RENAME_EXCHANGE,
-            );
+            let done = tree.rename(x.as_fd(), &a.1.name, y.as_fd(), &b.1.name, libc::RENAME_EXCHANGE);
             if done != Err(Errno::EINVAL) {
                 return Ok(done?);
             }
@@ -272,9 +209,7 @@ impl Applier {
 
     fn holds(&mut self, dir: Option<&Dir>, slot: &Slot, oid: Oid) -> Outcome<Option<Occupant>> {
         match dir {
-            Some(dir) => Ok(self
-                .occupant(dir.as_fd(), &slot.name)?
-                .filter(|occupant| occupant.is(oid))),
+            Some(dir) => Ok(self.occupant(dir.as_fd(), &slot.name)?.filter(|occupant| occupant.is(oid))),
             None => Ok(None),
         }
     }
@@ -300,11 +235,7 @@ impl Applier {
     fn place(&mut self, oid: Oid, dir: BorrowedFd<'_>, name: &Name) -> Outcome<()> {
         let entry = park::entry(oid)?;
         let parked = self.park.dir();
-        match self
-            .tree
-            .mutate()
-            .rename(parked.as_fd(), &entry, dir, name, libc::RENAME_NOREPLACE)
-        {
+        match self.tree.mutate().rename(parked.as_fd(), &entry, dir, name, libc::RENAME_NOREPLACE) {
             Ok(()) => return Ok(()),
             Err(Errno::ENOENT) => {}
             Err(Errno::EINVAL) => return self.move_entry(parked.as_fd(), &entry, dir, name, oid),
@@ -313,32 +244,19 @@ impl Applier {
         let Some(fd) = self.fd(oid)? else {
             return Ok(());
         };
-        if !self
-            .catalog
-            .get(oid)?
-            .is_some_and(|row| row.kind == libc::S_IFDIR)
-        {
+        if !self.catalog.get(oid)?.is_some_and(|row| row.kind == libc::S_IFDIR) {
             return Ok(self.tree.mutate().link(fd.as_fd(), dir, name)?);
         }
         let Some((from, from_name)) = self.locate_dir(fd.as_fd())? else {
             return Ok(());
         };
-        self.preserve_of(&Arc::new(
-            from.as_fd()
-                .try_clone_to_owned()
-                .map_err(|_| Errno::EMFILE)?,
-        ))?;
+        self.preserve_of(&Arc::new(from.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?))?;
         self.move_entry(from.as_fd(), &from_name, dir, name, oid)
     }
 
     /// Takes an object out of its slot: into the park when this was its last name. What is not ours goes to the orphans,
     /// what is left over from before a crash goes away.
-    pub(super) fn put_out(
-        &mut self,
-        dir: BorrowedFd<'_>,
-        name: &Name,
-        occupant: &Occupant,
-    ) -> Outcome<()> {
+    pub(super) fn put_out(&mut self, dir: BorrowedFd<'_>, name: &Name, occupant: &Occupant) -> Outcome<()> {
         let Some(oid) = occupant.oid else {
             return self.put_among_orphans(dir, name, occupant);
         };
@@ -354,40 +272,21 @@ impl Applier {
                 if let Some(old) = self.occupant(parked.as_fd(), &entry)? {
                     self.remove_entry(parked.as_fd(), &entry, &old)?;
                 }
-                Ok(self
-                    .tree
-                    .mutate()
-                    .rename(dir, name, parked.as_fd(), &entry, 0)?)
+                Ok(self.tree.mutate().rename(dir, name, parked.as_fd(), &entry, 0)?)
             }
             other => Ok(other?),
         }
     }
 
-    fn put_among_orphans(
-        &mut self,
-        dir: BorrowedFd<'_>,
-        name: &Name,
-        occupant: &Occupant,
-    ) -> Outcome<()> {
+    fn put_among_orphans(&mut self, dir: BorrowedFd<'_>, name: &Name, occupant: &Occupant) -> Outcome<()> {
         let label = format!("{}-{:x}", occupant.key.ino, occupant.key.generation);
         let label = Name::new(label.as_bytes()).map_err(|_| Errno::EINVAL)?;
         tracing::warn!(%name, %label, "an object that is not of the volume was moved to .dtfs/orphans");
-        Ok(self.tree.mutate().rename(
-            dir,
-            name,
-            self.park.orphans(),
-            &label,
-            libc::RENAME_NOREPLACE,
-        )?)
+        Ok(self.tree.mutate().rename(dir, name, self.park.orphans(), &label, libc::RENAME_NOREPLACE)?)
     }
 
     fn park_dir(&mut self, oid: Oid) -> Outcome<()> {
-        if oid == Oid::ROOT
-            || !self
-                .catalog
-                .get(oid)?
-                .is_some_and(|row| row.kind == libc::S_IFDIR)
-        {
+        if oid == Oid::ROOT || !self.catalog.get(oid)?.is_some_and(|row| row.kind == libc::S_IFDIR) {
             return Ok(());
         }
         let Some(fd) = self.fd(oid)? else {
@@ -438,18 +337,14 @@ impl Applier {
         let mut slot = parent_oid.to_bytes().to_vec();
         slot.extend_from_slice(name.as_bytes());
         self.preserve(parent_oid, parent.as_fd())?;
-        self.tree
-            .mutate()
-            .set_xattr(child.as_fd(), DISPLACED_XATTR, &slot, 0)?;
+        self.tree.mutate().set_xattr(child.as_fd(), DISPLACED_XATTR, &slot, 0)?;
         self.displaced.insert(oid);
         self.put_out(parent.as_fd(), &name, &occupant)
     }
 
     pub(super) fn load_displaced(&mut self) -> Outcome<()> {
         for oid in self.park.oids()? {
-            let fd = self
-                .tree
-                .open_child(self.park.fd(), &park::entry(oid)?, libc::O_PATH)?;
+            let fd = self.tree.open_child(self.park.fd(), &park::entry(oid)?, libc::O_PATH)?;
             if self.tree.xattr(fd.as_fd(), DISPLACED_XATTR)?.is_some() {
                 self.displaced.insert(oid);
             }
@@ -479,14 +374,8 @@ impl Applier {
             let Some(occupant) = self.occupant(parked.as_fd(), &entry)? else {
                 continue;
             };
-            let slot = self
-                .tree
-                .xattr(occupant.fd.as_fd(), DISPLACED_XATTR)?
-                .unwrap_or_default();
-            self.tree
-                .mutate()
-                .remove_xattr(occupant.fd.as_fd(), DISPLACED_XATTR)
-                .or_else(not_set)?;
+            let slot = self.tree.xattr(occupant.fd.as_fd(), DISPLACED_XATTR)?.unwrap_or_default();
+            self.tree.mutate().remove_xattr(occupant.fd.as_fd(), DISPLACED_XATTR).or_else(not_set)?;
             let Some((parent, name)) = read_slot(&slot) else {
                 continue;
             };
@@ -495,13 +384,7 @@ impl Applier {
             };
             self.preserve(parent, dir.as_fd())?;
             let tree = self.tree.mutate();
-            match tree.rename(
-                parked.as_fd(),
-                &entry,
-                dir.as_fd(),
-                &name,
-                libc::RENAME_NOREPLACE,
-            ) {
+            match tree.rename(parked.as_fd(), &entry, dir.as_fd(), &name, libc::RENAME_NOREPLACE) {
                 // Taken by another, or it would be below itself: it stays parked until a record speaks of it.
                 Ok(()) | Err(Errno::EEXIST | Errno::EINVAL | Errno::ENOENT) => {}
                 Err(errno) => return Err(errno.into()),
@@ -512,10 +395,7 @@ impl Applier {
 
     fn preserve_of(&mut self, dir: &Dir) -> Outcome<()> {
         let bytes = self.tree.xattr(dir.as_fd(), OID_XATTR)?;
-        match bytes
-            .and_then(|bytes| bytes.try_into().ok())
-            .map(Oid::from_bytes)
-        {
+        match bytes.and_then(|bytes| bytes.try_into().ok()).map(Oid::from_bytes) {
             Some(oid) => self.preserve(oid, dir.as_fd()),
             None => Ok(()),
         }
@@ -530,21 +410,13 @@ impl Applier {
         let parent = sys::openat(dir, c"..", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
         // The kernel knows the name of an open directory; it is only a hint until the entry was looked at.
         if let Some(name) = sys::last_component(dir) {
-            if self
-                .tree
-                .lookup(parent.as_fd(), &name)
-                .is_ok_and(|found| found.key == key)
-            {
+            if self.tree.lookup(parent.as_fd(), &name).is_ok_and(|found| found.key == key) {
                 return Ok(Some((parent, name)));
             }
         }
         let list = sys::openat(parent.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
         for name in super::objects::entry_names(list)? {
-            if self
-                .tree
-                .lookup(parent.as_fd(), &name)
-                .is_ok_and(|found| found.key == key)
-            {
+            if self.tree.lookup(parent.as_fd(), &name).is_ok_and(|found| found.key == key) {
                 return Ok(Some((parent, name)));
             }
         }

@@ -37,11 +37,7 @@ impl Occupant {
 
 impl Applier {
     /// What is at `name` in `dir`, or `None`.
-    pub(super) fn occupant(
-        &mut self,
-        dir: BorrowedFd<'_>,
-        name: &Name,
-    ) -> Outcome<Option<Occupant>> {
+    pub(super) fn occupant(&mut self, dir: BorrowedFd<'_>, name: &Name) -> Outcome<Option<Occupant>> {
         let fd = match self.tree.open_child(dir, name, libc::O_PATH) {
             Ok(fd) => fd,
             Err(Errno::ENOENT) => return Ok(None),
@@ -49,36 +45,18 @@ impl Applier {
         };
         let found = self.tree.found(fd.as_fd())?;
         let bytes = self.tree.xattr(fd.as_fd(), OID_XATTR)?;
-        let oid = bytes
-            .and_then(|bytes| bytes.try_into().ok())
-            .map(Oid::from_bytes);
+        let oid = bytes.and_then(|bytes| bytes.try_into().ok()).map(Oid::from_bytes);
         let stale = match oid {
-            Some(oid) => self
-                .catalog
-                .get(oid)?
-                .is_some_and(|row| row.key != found.key),
+            Some(oid) => self.catalog.get(oid)?.is_some_and(|row| row.key != found.key),
             None => false,
         };
-        Ok(Some(Occupant {
-            fd,
-            key: found.key,
-            stat: found.stat,
-            oid,
-            stale,
-        }))
+        Ok(Some(Occupant { fd, key: found.key, stat: found.stat, oid, stale }))
     }
 
     /// Enters an object that is in the tree into the catalog.
     pub(super) fn register(&mut self, oid: Oid, occupant: &Occupant, known: Known) -> Outcome<()> {
         self.open.remove(&oid);
-        Ok(self.catalog.put(
-            oid,
-            Row {
-                key: occupant.key,
-                kind: occupant.kind(),
-                known,
-            },
-        )?)
+        Ok(self.catalog.put(oid, Row { key: occupant.key, kind: occupant.kind(), known })?)
     }
 
     /// The object, which is there from now on: known, or found in the park, or made there as a placeholder. Says whether
@@ -102,14 +80,7 @@ impl Applier {
                 }
                 let fd = self.park.create(&self.tree.mutate(), oid, shape)?;
                 let key = self.tree.key_of(fd.as_fd())?;
-                self.catalog.put(
-                    oid,
-                    Row {
-                        key,
-                        kind: shape.kind,
-                        known: Known::Placeholder,
-                    },
-                )?;
+                self.catalog.put(oid, Row { key, kind: shape.kind, known: Known::Placeholder })?;
             }
         }
         Ok(true)
@@ -154,12 +125,7 @@ impl Applier {
     }
 
     /// Removes one name; a directory's children are parked before.
-    pub(super) fn remove_entry(
-        &mut self,
-        dir: BorrowedFd<'_>,
-        name: &Name,
-        occupant: &Occupant,
-    ) -> Outcome<()> {
+    pub(super) fn remove_entry(&mut self, dir: BorrowedFd<'_>, name: &Name, occupant: &Occupant) -> Outcome<()> {
         if !occupant.is_dir() {
             return Ok(self.tree.mutate().unlink(dir, name)?);
         }
@@ -174,10 +140,7 @@ impl Applier {
             return Ok(());
         }
         let dir = sys::reopen(occupant.fd.as_fd(), libc::O_RDONLY | libc::O_DIRECTORY)?;
-        for name in entry_names(sys::reopen(
-            dir.as_fd(),
-            libc::O_RDONLY | libc::O_DIRECTORY,
-        )?)? {
+        for name in entry_names(sys::reopen(dir.as_fd(), libc::O_RDONLY | libc::O_DIRECTORY)?)? {
             if let Some(child) = self.occupant(dir.as_fd(), &name)? {
                 self.put_out(dir.as_fd(), &name, &child)?;
             }

@@ -63,10 +63,7 @@ impl Park {
         let mut stream = sys::DirStream::new(sys::openat(self.fd(), c".", flags, 0)?);
         let mut oids = Vec::new();
         while let Some(entry) = stream.next_entry()? {
-            if let Some(oid) = std::str::from_utf8(&entry.name)
-                .ok()
-                .and_then(|text| text.parse().ok())
-            {
+            if let Some(oid) = std::str::from_utf8(&entry.name).ok().and_then(|text| text.parse().ok()) {
                 oids.push(oid);
             }
         }
@@ -88,8 +85,7 @@ fn make(tree: &TreeMut<'_>, dir: BorrowedFd<'_>, name: &Name, shape: &Shape) -> 
         libc::S_IFREG => tree.create_file(dir, name, 0o600).map(drop),
         libc::S_IFDIR => tree.mkdir(dir, name, 0o700),
         libc::S_IFLNK => {
-            let text =
-                std::ffi::CString::new(shape.link_text.clone()).map_err(|_| Errno::EINVAL)?;
+            let text = std::ffi::CString::new(shape.link_text.clone()).map_err(|_| Errno::EINVAL)?;
             tree.symlink(&text, dir, name)
         }
         kind => tree.mknod(dir, name, kind | 0o600, shape.rdev),

@@ -109,61 +109,31 @@ impl Replica {
     ///
     /// # Errors
     /// [`ReplicaError`]; then nothing was changed, except that a missing directory whose parent exists was made.
-    pub fn open(
-        dir: &Path,
-        states: &Path,
-        volume: VolumeUuid,
-        adopt: Adopt,
-    ) -> Result<Replica, ReplicaError> {
+    pub fn open(dir: &Path, states: &Path, volume: VolumeUuid, adopt: Adopt) -> Result<Replica, ReplicaError> {
         make_dir(dir)?;
         let tree = Tree::open(dir)?;
         let lock = lock(dir, &tree)?;
         let (id, origin) = match read_id(dir)? {
             Some((_, found)) if found != volume => {
-                return Err(ReplicaError::OtherVolume {
-                    path: dir.to_owned(),
-                    found,
-                    wanted: volume,
-                });
+                return Err(ReplicaError::OtherVolume { path: dir.to_owned(), found, wanted: volume });
             }
             Some((id, _)) => (id, Origin::Existing),
             None => (VolumeUuid::random(), examine(dir, adopt)?),
         };
         let state = states.join(id.to_string());
         let inbox = state.join("inbox");
-        let io = |cause| ReplicaError::Io {
-            path: inbox.clone(),
-            cause,
-        };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&inbox)
-            .map_err(io)?;
+        let io = |cause| ReplicaError::Io { path: inbox.clone(), cause };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&inbox).map_err(io)?;
         let mut catalog = Catalog::open(&state.join("catalog.db"))?;
-        let park = Park::open(&tree).map_err(|errno| ReplicaError::Io {
-            path: dir.to_owned(),
-            cause: errno.into(),
-        })?;
+        let park = Park::open(&tree).map_err(|errno| ReplicaError::Io { path: dir.to_owned(), cause: errno.into() })?;
         if origin != Origin::Existing {
             write_id(dir, id, volume)?;
         }
         register_root(&tree, &mut catalog).map_err(|errno| match errno {
-            RootError::Errno(errno) => ReplicaError::Io {
-                path: dir.to_owned(),
-                cause: errno.into(),
-            },
+            RootError::Errno(errno) => ReplicaError::Io { path: dir.to_owned(), cause: errno.into() },
             RootError::Catalog(error) => ReplicaError::Catalog(error),
         })?;
-        Ok(Replica {
-            tree,
-            catalog,
-            park,
-            id,
-            origin,
-            inbox,
-            _lock: lock,
-        })
+        Ok(Replica { tree, catalog, park, id, origin, inbox, _lock: lock })
     }
 
     /// TID of the cursor: everything up to here is durable in the tree.
@@ -178,25 +148,18 @@ enum RootError {
 }
 
 fn register_root(tree: &Tree, catalog: &mut Catalog) -> Result<(), RootError> {
-    tree.mutate()
-        .set_xattr(tree.root(), OID_XATTR, &Oid::ROOT.to_bytes(), 0)
-        .map_err(RootError::Errno)?;
+    tree.mutate().set_xattr(tree.root(), OID_XATTR, &Oid::ROOT.to_bytes(), 0).map_err(RootError::Errno)?;
     let row = catalog.get(Oid::ROOT).map_err(RootError::Catalog)?;
     let known = row.map_or(Known::Placeholder, |row| row.known);
-    let row = Row {
-        key: tree.root_key(),
-        kind: libc::S_IFDIR,
-        known,
-    };
+    let row = Row { key: tree.root_key(), kind: libc::S_IFDIR, known };
     catalog.put(Oid::ROOT, row).map_err(RootError::Catalog)
 }
 
 fn make_dir(dir: &Path) -> Result<(), ReplicaError> {
     match fs::create_dir(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(ReplicaError::Io {
-            path: dir.to_owned(),
-            cause: error,
-        }),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(ReplicaError::Io { path: dir.to_owned(), cause: error })
+        }
         _ => Ok(()),
     }
 }
@@ -204,41 +167,28 @@ fn make_dir(dir: &Path) -> Result<(), ReplicaError> {
 /// One session at a time: the lock lives on the root directory itself, so that it holds whatever state directory is used.
 fn lock(dir: &Path, tree: &Tree) -> Result<OwnedFd, ReplicaError> {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY;
-    let fd = sys::openat(tree.root(), c".", flags, 0).map_err(|errno| ReplicaError::Io {
-        path: dir.to_owned(),
-        cause: errno.into(),
-    })?;
+    let fd = sys::openat(tree.root(), c".", flags, 0)
+        .map_err(|errno| ReplicaError::Io { path: dir.to_owned(), cause: errno.into() })?;
     match sys::flock_exclusive(fd.as_fd()) {
         Ok(()) => Ok(fd),
-        Err(Errno::EWOULDBLOCK) => Err(ReplicaError::Busy {
-            path: dir.to_owned(),
-        }),
-        Err(errno) => Err(ReplicaError::Io {
-            path: dir.to_owned(),
-            cause: errno.into(),
-        }),
+        Err(Errno::EWOULDBLOCK) => Err(ReplicaError::Busy { path: dir.to_owned() }),
+        Err(errno) => Err(ReplicaError::Io { path: dir.to_owned(), cause: errno.into() }),
     }
 }
 
 fn examine(dir: &Path, adopt: Adopt) -> Result<Origin, ReplicaError> {
-    let io = |cause| ReplicaError::Io {
-        path: dir.to_owned(),
-        cause,
-    };
+    let io = |cause| ReplicaError::Io { path: dir.to_owned(), cause };
     let mut entries = fs::read_dir(dir).map_err(io)?;
     match (entries.next(), adopt) {
         (None, _) => Ok(Origin::Empty),
         (Some(_), Adopt::Yes) => Ok(Origin::Adopted),
-        (Some(_), Adopt::No) => Err(ReplicaError::NotEmpty {
-            path: dir.to_owned(),
-        }),
+        (Some(_), Adopt::No) => Err(ReplicaError::NotEmpty { path: dir.to_owned() }),
     }
 }
 
 fn id_path(dir: &Path) -> PathBuf {
     use std::os::unix::ffi::OsStrExt;
-    dir.join(std::ffi::OsStr::from_bytes(RESERVED_DIR))
-        .join("id")
+    dir.join(std::ffi::OsStr::from_bytes(RESERVED_DIR)).join("id")
 }
 
 /// The replica's id and its volume, or `None` when there is no id file.
@@ -249,19 +199,13 @@ fn read_id(dir: &Path) -> Result<Option<(VolumeUuid, VolumeUuid)>, ReplicaError>
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(cause) => return Err(ReplicaError::Io { path, cause }),
     };
-    let bad = |line| ReplicaError::Id {
-        path: path.clone(),
-        line,
-    };
+    let bad = |line| ReplicaError::Id { path: path.clone(), line };
     let mut lines = text.lines();
     if lines.next() != Some("dtfs replica 1") {
         return Err(bad(1));
     }
     let mut uuid = |key: &str, line| {
-        let value = lines
-            .next()
-            .and_then(|text| text.strip_prefix(key))
-            .ok_or_else(|| bad(line))?;
+        let value = lines.next().and_then(|text| text.strip_prefix(key)).ok_or_else(|| bad(line))?;
         value.trim().parse::<VolumeUuid>().map_err(|()| bad(line))
     };
     Ok(Some((uuid("replica ", 2)?, uuid("volume ", 3)?)))
@@ -272,20 +216,12 @@ fn write_id(dir: &Path, id: VolumeUuid, volume: VolumeUuid) -> Result<(), Replic
     let path = id_path(dir);
     let temporary = path.with_extension("new");
     let write = || {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         write!(file, "dtfs replica 1\nreplica {id}\nvolume {volume}\n")?;
         file.sync_all()?;
         fs::rename(&temporary, &path)?;
         let parent = fs::File::open(path.parent().unwrap_or(dir))?;
         parent.sync_all()
     };
-    write().map_err(|cause| ReplicaError::Io {
-        path: path.clone(),
-        cause,
-    })
+    write().map_err(|cause| ReplicaError::Io { path: path.clone(), cause })
 }

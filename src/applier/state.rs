@@ -19,14 +19,7 @@ const NEED_BYTES: u64 = 1 << 20;
 impl Applier {
     pub(super) fn perform_state(&mut self, oid: Oid, op: &Op, payload: &[u8]) -> Outcome<()> {
         match op {
-            Op::StateDir {
-                attrs,
-                xattrs,
-                flags,
-                first,
-                last,
-                items,
-            } => {
+            Op::StateDir { attrs, xattrs, flags, first, last, items } => {
                 if *first {
                     self.listing.clear();
                     self.begin_listing(oid, xattrs)?;
@@ -39,20 +32,13 @@ impl Applier {
                 }
                 Ok(())
             }
-            Op::StateObject {
-                shape,
-                attrs,
-                xattrs,
-                flags,
-            } => {
+            Op::StateObject { shape, attrs, xattrs, flags } => {
                 self.set_object(oid, shape, attrs, xattrs)?;
                 self.touch_listed(oid, *attrs, *flags);
                 Ok(())
             }
             Op::StateEnd { attrs } => self.end_object(oid, attrs),
-            Op::StateData { attrs, .. }
-            | Op::StateHole { attrs, .. }
-            | Op::StateHash { attrs, .. } => {
+            Op::StateData { attrs, .. } | Op::StateHole { attrs, .. } | Op::StateHash { attrs, .. } => {
                 match self.catalog.get(oid)? {
                     Some(row) if row.known > Known::Placeholder && row.kind == libc::S_IFREG => {
                         self.set_content(oid, op, payload)?;
@@ -87,29 +73,15 @@ impl Applier {
             if !present.contains(item.name.as_bytes()) {
                 // The source has queued the children of a directory that it lists: nothing needs to be asked for.
                 self.ensure(item.oid, &item.shape)?;
-                self.bind(
-                    &Slot {
-                        parent: oid,
-                        name: item.name.clone(),
-                    },
-                    item.oid,
-                )?;
+                self.bind(&Slot { parent: oid, name: item.name.clone() }, item.oid)?;
             }
         }
         Ok(())
     }
 
     /// Puts out every entry that should not be there; returns the names that are right already.
-    fn sort_out_present(
-        &mut self,
-        oid: Oid,
-        dir: BorrowedFd<'_>,
-        items: &[DirItem],
-    ) -> Outcome<HashSet<Vec<u8>>> {
-        let wanted: HashMap<&[u8], &DirItem> = items
-            .iter()
-            .map(|item| (item.name.as_bytes(), item))
-            .collect();
+    fn sort_out_present(&mut self, oid: Oid, dir: BorrowedFd<'_>, items: &[DirItem]) -> Outcome<HashSet<Vec<u8>>> {
+        let wanted: HashMap<&[u8], &DirItem> = items.iter().map(|item| (item.name.as_bytes(), item)).collect();
         let mut right = HashSet::new();
         let list = sys::openat(dir, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
         for name in entry_names(list)? {
@@ -138,26 +110,17 @@ impl Applier {
             }
             return Ok(true);
         }
-        let alone =
-            occupant.is_dir() || occupant.kind() == libc::S_IFREG && occupant.stat.nlink == 1;
+        let alone = occupant.is_dir() || occupant.kind() == libc::S_IFREG && occupant.stat.nlink == 1;
         let free = occupant.oid.is_none() && self.catalog.get(item.oid)?.is_none();
         if !(alone && free && occupant.kind() == item.shape.kind) {
             return Ok(false);
         }
-        self.tree
-            .mutate()
-            .set_xattr(occupant.fd.as_fd(), OID_XATTR, &item.oid.to_bytes(), 0)?;
+        self.tree.mutate().set_xattr(occupant.fd.as_fd(), OID_XATTR, &item.oid.to_bytes(), 0)?;
         self.register(item.oid, occupant, Known::Placeholder)?;
         Ok(true)
     }
 
-    fn put_out_unlisted(
-        &mut self,
-        parent: Oid,
-        dir: BorrowedFd<'_>,
-        name: &Name,
-        occupant: &Occupant,
-    ) -> Outcome<()> {
+    fn put_out_unlisted(&mut self, parent: Oid, dir: BorrowedFd<'_>, name: &Name, occupant: &Occupant) -> Outcome<()> {
         self.preserve(parent, dir)?;
         self.put_out(dir, name, occupant)?;
         if let Some(oid) = occupant.oid.filter(|_| !occupant.stale) {
@@ -170,30 +133,16 @@ impl Applier {
     pub(super) fn ask_for_unlisted(&mut self) -> Outcome<()> {
         for oid in std::mem::take(&mut self.unlisted) {
             let entry = super::park::entry(oid)?;
-            if self
-                .tree
-                .open_child(self.park.fd(), &entry, libc::O_PATH)
-                .is_ok()
-            {
+            if self.tree.open_child(self.park.fd(), &entry, libc::O_PATH).is_ok() {
                 self.need(oid);
             }
         }
         Ok(())
     }
 
-    fn set_object(
-        &mut self,
-        oid: Oid,
-        shape: &Shape,
-        attrs: &Attrs,
-        xattrs: &[Xattr],
-    ) -> Outcome<()> {
+    fn set_object(&mut self, oid: Oid, shape: &Shape, attrs: &Attrs, xattrs: &[Xattr]) -> Outcome<()> {
         self.ensure(oid, shape)?;
-        if self
-            .catalog
-            .get(oid)?
-            .is_some_and(|row| row.known == Known::Placeholder)
-        {
+        if self.catalog.get(oid)?.is_some_and(|row| row.known == Known::Placeholder) {
             self.catalog.set_known(oid, Known::Partial)?;
         }
         let Some(fd) = self.fd(oid)? else {
@@ -228,23 +177,14 @@ impl Applier {
                 Ok(self.tree.mutate().write_all(fd, payload, *offset)?)
             }
             Op::StateHole { offset, len, .. } => self.set_hole(fd, *offset, *len),
-            Op::StateHash {
-                offset,
-                len,
-                digests,
-                ..
-            } => self.compare(oid, fd, (*offset, *len), digests),
+            Op::StateHash { offset, len, digests, .. } => self.compare(oid, fd, (*offset, *len), digests),
             _ => Ok(()),
         }
     }
 
     /// A repair of data must not cost the object its capability, which the kernel drops at every write.
     fn save_capability(&mut self, oid: Oid, fd: BorrowedFd<'_>) -> Outcome<()> {
-        if self
-            .touched
-            .get(&oid)
-            .is_some_and(|touched| touched.capability.is_some())
-        {
+        if self.touched.get(&oid).is_some_and(|touched| touched.capability.is_some()) {
             return Ok(());
         }
         if let Some(value) = self.tree.xattr(fd, CAPABILITY)? {
@@ -264,13 +204,7 @@ impl Applier {
     }
 
     /// Asks for the blocks that differ, neighbours together.
-    fn compare(
-        &mut self,
-        oid: Oid,
-        fd: BorrowedFd<'_>,
-        (start, len): (u64, u64),
-        digests: &[[u8; 16]],
-    ) -> Outcome<()> {
+    fn compare(&mut self, oid: Oid, fd: BorrowedFd<'_>, (start, len): (u64, u64), digests: &[[u8; 16]]) -> Outcome<()> {
         if start % BLOCK_BYTES != 0 || digests.len() as u64 != len.div_ceil(BLOCK_BYTES) {
             return Err(Errno::EINVAL.into());
         }
@@ -285,11 +219,7 @@ impl Applier {
                 (Some(range), false) if range.len + block <= NEED_BYTES => range.len += block,
                 (_, false) => {
                     self.missing.extend(differing.take());
-                    differing = Some(Missing {
-                        oid,
-                        offset,
-                        len: block,
-                    });
+                    differing = Some(Missing { oid, offset, len: block });
                 }
             }
         }

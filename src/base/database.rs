@@ -56,21 +56,10 @@ pub fn open_database(path: &Path) -> Result<Connection, DatabaseError> {
         .write(true)
         .mode(0o600)
         .open(path)
-        .map_err(|cause| DatabaseError::Io {
-            path: path.to_owned(),
-            cause,
-        })?;
-    let sql = |what| {
-        move |cause| DatabaseError::Sql {
-            path: path.to_owned(),
-            what,
-            cause,
-        }
-    };
+        .map_err(|cause| DatabaseError::Io { path: path.to_owned(), cause })?;
+    let sql = |what| move |cause| DatabaseError::Sql { path: path.to_owned(), what, cause };
     let connection = Connection::open(path).map_err(sql("open"))?;
-    connection
-        .busy_timeout(Duration::from_secs(10))
-        .map_err(sql("busy timeout"))?;
+    connection.busy_timeout(Duration::from_secs(10)).map_err(sql("busy timeout"))?;
     set_pragma(&connection, path, "page_size", "4096", "4096")?;
     set_pragma(&connection, path, "journal_mode", "WAL", "wal")?;
     set_pragma(&connection, path, "synchronous", "FULL", "2")?;
@@ -85,31 +74,19 @@ fn set_pragma(
     wanted: &'static str,
 ) -> Result<(), DatabaseError> {
     use rusqlite::types::Value;
-    let sql = |cause| DatabaseError::Sql {
-        path: path.to_owned(),
-        what: "pragma",
-        cause,
-    };
+    let sql = |cause| DatabaseError::Sql { path: path.to_owned(), what: "pragma", cause };
     match connection.pragma_update_and_check(None, pragma, value, |_| Ok(())) {
         // Some pragmas answer with a row when set, others with none.
         Ok(()) | Err(rusqlite::Error::QueryReturnedNoRows) => {}
         Err(cause) => return Err(sql(cause)),
     }
-    let found = match connection
-        .pragma_query_value(None, pragma, |row| row.get::<_, Value>(0))
-        .map_err(sql)?
-    {
+    let found = match connection.pragma_query_value(None, pragma, |row| row.get::<_, Value>(0)).map_err(sql)? {
         Value::Integer(number) => number.to_string(),
         Value::Text(text) => text,
         other => format!("{other:?}"),
     };
     match found == wanted {
         true => Ok(()),
-        false => Err(DatabaseError::Pragma {
-            path: path.to_owned(),
-            pragma,
-            wanted,
-            found,
-        }),
+        false => Err(DatabaseError::Pragma { path: path.to_owned(), pragma, wanted, found }),
     }
 }

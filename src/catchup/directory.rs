@@ -33,28 +33,18 @@ struct Listing {
 /// # Errors
 /// As open(2), getdents64(2) and stat(2).
 pub fn read_dir(view: &dyn TreeView, oid: Oid) -> Result<DirReading> {
-    let gone = |stamp| DirReading {
-        stamp,
-        records: vec![state(oid, stamp, &Op::StateGone, &[])],
-        children: Vec::new(),
-    };
+    let gone =
+        |stamp| DirReading { stamp, records: vec![state(oid, stamp, &Op::StateGone, &[])], children: Vec::new() };
     let Some(key) = view.key_of(oid) else {
         return Ok(gone(view.stamp()));
     };
     let guard = view.lock(key);
     let stamp = view.stamp();
     let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOATIME;
-    let listing = view
-        .tree()
-        .open_key(key, flags)
-        .and_then(|fd| list(view, oid, fd.as_fd()));
+    let listing = view.tree().open_key(key, flags).and_then(|fd| list(view, oid, fd.as_fd()));
     drop(guard);
     match listing {
-        Ok(listing) => Ok(DirReading {
-            stamp,
-            records: parts(oid, stamp, &listing),
-            children: listing.children,
-        }),
+        Ok(listing) => Ok(DirReading { stamp, records: parts(oid, stamp, &listing), children: listing.children }),
         Err(errno) if is_gone(errno) => Ok(gone(stamp)),
         Err(errno) => Err(errno),
     }
@@ -78,23 +68,14 @@ fn list(view: &dyn TreeView, oid: Oid, fd: BorrowedFd<'_>) -> Result<Listing> {
         }
         children.push(item(view, tree, fd, name)?);
     }
-    Ok(Listing {
-        attrs: Attrs::of(&stat),
-        xattrs: xattrs_of(tree, fd)?,
-        flags: flags_of(fd)?,
-        children,
-    })
+    Ok(Listing { attrs: Attrs::of(&stat), xattrs: xattrs_of(tree, fd)?, flags: flags_of(fd)?, children })
 }
 
 fn item(view: &dyn TreeView, tree: &Tree, dir: BorrowedFd<'_>, name: Name) -> Result<DirItem> {
     let fd = tree.open_child(dir, &name, libc::O_PATH)?;
     let found = tree.found(fd.as_fd())?;
     let shape = Shape::of(fd.as_fd(), &found.stat)?;
-    Ok(DirItem {
-        name,
-        oid: view.oid_of(found.key),
-        shape,
-    })
+    Ok(DirItem { name, oid: view.oid_of(found.key), shape })
 }
 
 fn parts(oid: Oid, stamp: Tid, listing: &Listing) -> Vec<Encoded> {
@@ -106,11 +87,7 @@ fn parts(oid: Oid, stamp: Tid, listing: &Listing) -> Vec<Encoded> {
             let op = Op::StateDir {
                 attrs: listing.attrs,
                 // Once is enough: the target keeps what the first part said.
-                xattrs: if part == 0 {
-                    listing.xattrs.clone()
-                } else {
-                    Vec::new()
-                },
+                xattrs: if part == 0 { listing.xattrs.clone() } else { Vec::new() },
                 flags: listing.flags,
                 first: part == 0,
                 last: part + 1 == count,

@@ -28,10 +28,7 @@ fn state(oid: Oid, stamp: Tid, op: &Op, payload: &[u8]) -> Encoded {
 
 fn xattrs_of(tree: &crate::backing::Tree, fd: BorrowedFd<'_>) -> Result<Vec<Xattr>> {
     let all = tree.xattrs(fd, crate::record::RESERVED_XATTR_PREFIX)?;
-    Ok(all
-        .into_iter()
-        .map(|(name, value)| Xattr { name, value })
-        .collect())
+    Ok(all.into_iter().map(|(name, value)| Xattr { name, value }).collect())
 }
 
 /// Inode flags; 0 where the filesystem has none. `fd` must be open for reading.

@@ -35,12 +35,7 @@ pub struct ObjectReading {
 ///
 /// # Errors
 /// As open(2), read(2) and stat(2).
-pub fn read_object(
-    view: &dyn TreeView,
-    oid: Oid,
-    offset: u64,
-    compare: Compare,
-) -> Result<ObjectReading> {
+pub fn read_object(view: &dyn TreeView, oid: Oid, offset: u64, compare: Compare) -> Result<ObjectReading> {
     locked(view, oid, |reader| reader.piece(offset, compare))
 }
 
@@ -57,11 +52,7 @@ fn locked(
     oid: Oid,
     read: impl FnOnce(&mut Reader<'_>) -> Result<Option<u64>>,
 ) -> Result<ObjectReading> {
-    let gone = |stamp| ObjectReading {
-        stamp,
-        records: vec![state(oid, stamp, &Op::StateGone, &[])],
-        next: None,
-    };
+    let gone = |stamp| ObjectReading { stamp, records: vec![state(oid, stamp, &Op::StateGone, &[])], next: None };
     let Some(key) = view.key_of(oid) else {
         return Ok(gone(view.stamp()));
     };
@@ -73,11 +64,7 @@ fn locked(
     });
     drop(guard);
     match outcome {
-        Ok((records, next)) => Ok(ObjectReading {
-            stamp,
-            records,
-            next,
-        }),
+        Ok((records, next)) => Ok(ObjectReading { stamp, records, next }),
         Err(errno) if is_gone(errno) => Ok(gone(stamp)),
         Err(errno) => Err(errno),
     }
@@ -102,14 +89,7 @@ impl<'a> Reader<'a> {
         if stat.mode & libc::S_IFMT == libc::S_IFREG {
             fd = tree.open_key(key, libc::O_RDONLY | libc::O_NOATIME)?;
         }
-        Ok(Reader {
-            view,
-            oid,
-            stamp,
-            fd,
-            stat,
-            records: Vec::new(),
-        })
+        Ok(Reader { view, oid, stamp, fd, stat, records: Vec::new() })
     }
 
     fn is_file(&self) -> bool {
@@ -134,20 +114,13 @@ impl<'a> Reader<'a> {
         }
         let end = match (self.is_file(), compare) {
             (false, _) => self.stat.size,
-            (true, Compare::Digests) if self.stat.size >= COMPARE_FROM_BYTES => {
-                self.digests(offset)?
-            }
+            (true, Compare::Digests) if self.stat.size >= COMPARE_FROM_BYTES => self.digests(offset)?,
             (true, _) => self.data(offset, self.stat.size)?,
         };
         if end < self.stat.size {
             return Ok(Some(end));
         }
-        self.push(
-            &Op::StateEnd {
-                attrs: self.attrs(),
-            },
-            &[],
-        );
+        self.push(&Op::StateEnd { attrs: self.attrs() }, &[]);
         Ok(None)
     }
 
@@ -165,11 +138,7 @@ impl<'a> Reader<'a> {
             shape: Shape::of(self.file(), &self.stat)?,
             attrs: self.attrs(),
             xattrs: xattrs_of(self.view.tree(), self.file())?,
-            flags: if self.is_file() {
-                flags_of(self.file())?
-            } else {
-                0
-            },
+            flags: if self.is_file() { flags_of(self.file())? } else { 0 },
         };
         self.push(&op, &[]);
         Ok(())
@@ -182,9 +151,7 @@ impl<'a> Reader<'a> {
         let attrs = self.attrs();
         while let Some(extent) = next_extent(self.file(), at, end)? {
             match extent {
-                Extent::Hole { offset, len } => {
-                    self.push(&Op::StateHole { offset, len, attrs }, &[])
-                }
+                Extent::Hole { offset, len } => self.push(&Op::StateHole { offset, len, attrs }, &[]),
                 Extent::Data { .. } if left == 0 => return Ok(at),
                 Extent::Data { offset, len } => {
                     let take = len.min(left);
@@ -207,20 +174,9 @@ impl<'a> Reader<'a> {
         let size = self.stat.size;
         let attrs = self.attrs();
         if let Some(Extent::Hole { len, .. }) = next_extent(self.file(), offset, size)? {
-            let whole = if offset + len == size {
-                len
-            } else {
-                len / BLOCK_BYTES * BLOCK_BYTES
-            };
+            let whole = if offset + len == size { len } else { len / BLOCK_BYTES * BLOCK_BYTES };
             if whole > 0 {
-                self.push(
-                    &Op::StateHole {
-                        offset,
-                        len: whole,
-                        attrs,
-                    },
-                    &[],
-                );
+                self.push(&Op::StateHole { offset, len: whole, attrs }, &[]);
                 return Ok(offset + whole);
             }
         }
@@ -231,15 +187,7 @@ impl<'a> Reader<'a> {
             digests.push(block_digest(self.file(), at, BLOCK_BYTES, size)?);
             at += BLOCK_BYTES;
         }
-        self.push(
-            &Op::StateHash {
-                offset,
-                len: end - offset,
-                digests,
-                attrs,
-            },
-            &[],
-        );
+        self.push(&Op::StateHash { offset, len: end - offset, digests, attrs }, &[]);
         Ok(end)
     }
 }

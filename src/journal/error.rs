@@ -128,10 +128,7 @@ impl JournalError {
     /// What a filesystem operation answers when the journal refuses it: the disk's own ENOSPC or EDQUOT, else EIO.
     pub fn errno(&self) -> Errno {
         match self {
-            JournalError::Io {
-                errno: errno @ (Errno::ENOSPC | Errno::EDQUOT),
-                ..
-            } => *errno,
+            JournalError::Io { errno: errno @ (Errno::ENOSPC | Errno::EDQUOT), .. } => *errno,
             JournalError::Sqlite { cause, .. } if is_disk_full(cause) => Errno::ENOSPC,
             JournalError::Busy { .. } => Errno::EBUSY,
             JournalError::TooLarge { .. } => Errno::EFBIG,
@@ -151,16 +148,9 @@ pub(super) fn io(what: &'static str, path: &Path) -> impl FnOnce(Errno) -> Journ
 }
 
 /// As [`io`], for std's errors.
-pub(super) fn std_io(
-    what: &'static str,
-    path: &Path,
-) -> impl FnOnce(std::io::Error) -> JournalError {
+pub(super) fn std_io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> JournalError {
     let path = path.to_owned();
-    move |cause| JournalError::Io {
-        what,
-        path,
-        errno: Errno::from_raw(cause.raw_os_error().unwrap_or(libc::EIO)),
-    }
+    move |cause| JournalError::Io { what, path, errno: Errno::from_raw(cause.raw_os_error().unwrap_or(libc::EIO)) }
 }
 
 /// Names the step of a failed statement.

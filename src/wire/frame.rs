@@ -43,9 +43,9 @@ pub enum WireError {
 impl From<io::Error> for WireError {
     fn from(error: io::Error) -> WireError {
         match error.kind() {
-            io::ErrorKind::UnexpectedEof
-            | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::ConnectionReset => WireError::Closed,
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                WireError::Closed
+            }
             _ => WireError::Io(error),
         }
     }
@@ -81,11 +81,7 @@ impl<W: Write> FrameWriter<W> {
     pub fn start(mut out: W, compression: Compression) -> Result<FrameWriter<W>, WireError> {
         out.write_all(BANNER)?;
         out.flush()?;
-        Ok(FrameWriter {
-            out,
-            compression,
-            bytes_sent: BANNER.len() as u64,
-        })
+        Ok(FrameWriter { out, compression, bytes_sent: BANNER.len() as u64 })
     }
 
     /// Sends one message and says how many bytes it took on the wire.
@@ -166,16 +162,10 @@ impl<R: Read> FrameReader<R> {
             }
         }
         if banner != BANNER {
-            let seen = String::from_utf8_lossy(&banner[..filled])
-                .escape_default()
-                .to_string();
+            let seen = String::from_utf8_lossy(&banner[..filled]).escape_default().to_string();
             return Err(WireError::Banner(seen));
         }
-        Ok(FrameReader {
-            input,
-            max_body_bytes: MAX_HELLO_BYTES,
-            frames: 0,
-        })
+        Ok(FrameReader { input, max_body_bytes: MAX_HELLO_BYTES, frames: 0 })
     }
 
     /// The other side is known: from now on frames may have their full length.
@@ -192,26 +182,16 @@ impl<R: Read> FrameReader<R> {
         self.input.read_exact(&mut header)?;
         let frame = self.frames;
         self.frames += 1;
-        let bad = |what: &str| WireError::Frame {
-            frame,
-            what: what.to_owned(),
-        };
-        let word = |at: usize| {
-            u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
-        };
+        let bad = |what: &str| WireError::Frame { frame, what: what.to_owned() };
+        let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         if word(0) != MAGIC {
             return Err(bad("magic is wrong"));
         }
         if word(20) != crc32c::crc32c(&header[..20]) {
             return Err(bad("header checksum is wrong"));
         }
-        let (kind, flags, raw_len, stored_len) =
-            (header[4], header[5], word(8) as usize, word(12) as usize);
-        if raw_len > self.max_body_bytes
-            || stored_len > raw_len
-            || header[6..8] != [0, 0]
-            || flags > FLAG_ZSTD
-        {
+        let (kind, flags, raw_len, stored_len) = (header[4], header[5], word(8) as usize, word(12) as usize);
+        if raw_len > self.max_body_bytes || stored_len > raw_len || header[6..8] != [0, 0] || flags > FLAG_ZSTD {
             return Err(bad("length or flags are out of bounds"));
         }
         let mut stored = vec![0; stored_len];
@@ -222,8 +202,7 @@ impl<R: Read> FrameReader<R> {
         let body = match flags & FLAG_ZSTD {
             0 => stored,
             // The output is bounded by `raw_len`, which was checked: a bomb ends with an error, not with memory.
-            _ => zstd::bulk::decompress(&stored, raw_len)
-                .map_err(|_| bad("body does not decompress"))?,
+            _ => zstd::bulk::decompress(&stored, raw_len).map_err(|_| bad("body does not decompress"))?,
         };
         if body.len() != raw_len {
             return Err(bad("body has another length than its header says"));
@@ -236,10 +215,7 @@ impl<R: Read> FrameReader<R> {
 mod tests {
     use super::*;
 
-    const FAST: Compression = Compression::Zstd {
-        level: 1,
-        max_bytes: MAX_BODY_BYTES,
-    };
+    const FAST: Compression = Compression::Zstd { level: 1, max_bytes: MAX_BODY_BYTES };
 
     fn wire(messages: &[Message], compression: Compression) -> Vec<u8> {
         let mut bytes = Vec::new();
@@ -251,10 +227,7 @@ mod tests {
     }
 
     fn state(len: usize) -> Message {
-        Message::State {
-            batch: 3,
-            body: vec![7; len],
-        }
+        Message::State { batch: 3, body: vec![7; len] }
     }
 
     #[test]
@@ -274,10 +247,7 @@ mod tests {
     fn long_frames_need_trust() {
         let bytes = wire(&[state(MAX_HELLO_BYTES + 1)], Compression::Off);
         let mut reader = FrameReader::start(bytes.as_slice()).unwrap();
-        assert!(matches!(
-            reader.receive(),
-            Err(WireError::Frame { frame: 0, .. })
-        ));
+        assert!(matches!(reader.receive(), Err(WireError::Frame { frame: 0, .. })));
     }
 
     #[test]
@@ -304,9 +274,7 @@ mod tests {
 
     #[test]
     fn something_else_than_dtfs_is_named() {
-        let error = FrameReader::start(&b"SSH-2.0-OpenSSH_9.2 and so on and on"[..])
-            .err()
-            .unwrap();
+        let error = FrameReader::start(&b"SSH-2.0-OpenSSH_9.2 and so on and on"[..]).err().unwrap();
         assert!(error.to_string().contains("SSH-2.0"), "{error}");
     }
 }

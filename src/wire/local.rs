@@ -74,9 +74,5 @@ pub fn connect_local(
     let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(io::Error::other("the child has no pipes"));
     };
-    Ok(Connection {
-        reader: Box::new(stdout),
-        writer: Box::new(stdin),
-        peer: Peer { child: Some(child) },
-    })
+    Ok(Connection { reader: Box::new(stdout), writer: Box::new(stdin), peer: Peer { child: Some(child) } })
 }

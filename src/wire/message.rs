@@ -101,14 +101,7 @@ pub enum Message {
     /// did not receive everything up to there (the difference comes as state).
     Start { after: Tid, jump: bool },
     /// Source: records, encoded one behind the other. `prev` is the TID before the first.
-    Records {
-        batch: u64,
-        prev: Tid,
-        first: Tid,
-        last: Tid,
-        count: u32,
-        body: Vec<u8>,
-    },
+    Records { batch: u64, prev: Tid, first: Tid, last: Tid, count: u32, body: Vec<u8> },
     /// Source: state records, encoded one behind the other. They go where they stand in the stream.
     State { batch: u64, body: Vec<u8> },
     /// Target: how far I am.
@@ -159,14 +152,7 @@ impl Message {
                 out.u64(after.0);
                 out.u8(u8::from(*jump));
             }
-            Message::Records {
-                batch,
-                prev,
-                first,
-                last,
-                count,
-                body,
-            } => {
+            Message::Records { batch, prev, first, last, count, body } => {
                 out.0.reserve(body.len() + 40);
                 out.u64(*batch);
                 out.u64(prev.0);
@@ -195,45 +181,21 @@ impl Message {
         let message = match kind {
             1 => Message::Hello(Hello::decode(&mut r)?),
             2 => Message::HelloReply(HelloReply::decode(&mut r)?),
-            3 => Message::Refuse {
-                code: refuse_code(&mut r)?,
-                text: text(&mut r)?,
-            },
-            4 => Message::Start {
-                after: Tid(r.u64("after")?),
-                jump: r.flag("jump")?,
-            },
+            3 => Message::Refuse { code: refuse_code(&mut r)?, text: text(&mut r)? },
+            4 => Message::Start { after: Tid(r.u64("after")?), jump: r.flag("jump")? },
             5 => {
                 let (batch, prev) = (r.u64("batch")?, Tid(r.u64("previous TID")?));
-                let (first, last, count) = (
-                    Tid(r.u64("first TID")?),
-                    Tid(r.u64("last TID")?),
-                    r.u32("count")?,
-                );
+                let (first, last, count) = (Tid(r.u64("first TID")?), Tid(r.u64("last TID")?), r.u32("count")?);
                 if !(prev < first && first <= last) {
-                    return Err(DecodeError::Value {
-                        what: "first TID",
-                        offset: 16,
-                        value: first.0,
-                    });
+                    return Err(DecodeError::Value { what: "first TID", offset: 16, value: first.0 });
                 }
                 let at = r.offset();
-                return Ok(Message::Records {
-                    batch,
-                    prev,
-                    first,
-                    last,
-                    count,
-                    body: body.split_off(at),
-                });
+                return Ok(Message::Records { batch, prev, first, last, count, body: body.split_off(at) });
             }
             6 => {
                 let batch = r.u64("batch")?;
                 let at = r.offset();
-                return Ok(Message::State {
-                    batch,
-                    body: body.split_off(at),
-                });
+                return Ok(Message::State { batch, body: body.split_off(at) });
             }
             7 => Message::Ack(Ack::decode(&mut r)?),
             8 => Message::Flush,
@@ -241,11 +203,7 @@ impl Message {
             10 => Message::Pong,
             11 => Message::Bye,
             _ => {
-                return Err(DecodeError::Value {
-                    what: "message kind",
-                    offset: 0,
-                    value: u64::from(kind),
-                });
+                return Err(DecodeError::Value { what: "message kind", offset: 0, value: u64::from(kind) });
             }
         };
         r.end()?;
@@ -291,21 +249,11 @@ impl HelloReply {
             1 => ReplicaState::Replica,
             2 => ReplicaState::Adopted,
             other => {
-                return Err(DecodeError::Value {
-                    what: "state",
-                    offset,
-                    value: u64::from(other),
-                });
+                return Err(DecodeError::Value { what: "state", offset, value: u64::from(other) });
             }
         };
         let (received, applied) = (Tid(r.u64("received")?), Tid(r.u64("applied")?));
-        Ok(HelloReply {
-            version,
-            replica,
-            state,
-            received,
-            applied,
-        })
+        Ok(HelloReply { version, replica, state, received, applied })
     }
 }
 
@@ -331,23 +279,9 @@ impl Ack {
         let (blocked, blocked_errno) = (r.u32("blocked")?, r.u32("errno")? as i32);
         let count = r.bounded_u32("need count", MAX_NEEDS)?;
         let needs = (0..count)
-            .map(|_| {
-                Ok(Need {
-                    oid: r.oid("need")?,
-                    offset: r.file_u64("offset")?,
-                    len: r.file_u64("length")?,
-                })
-            })
+            .map(|_| Ok(Need { oid: r.oid("need")?, offset: r.file_u64("offset")?, len: r.file_u64("length")? }))
             .collect::<Result<_, DecodeError>>()?;
-        Ok(Ack {
-            batch_taken,
-            batch_durable,
-            received,
-            applied,
-            blocked,
-            blocked_errno,
-            needs,
-        })
+        Ok(Ack { batch_taken, batch_durable, received, applied, blocked, blocked_errno, needs })
     }
 }
 
@@ -363,11 +297,7 @@ fn refuse_code(r: &mut FieldReader<'_>) -> Result<RefuseCode, DecodeError> {
         1 => Ok(RefuseCode::Wrong),
         2 => Ok(RefuseCode::Version),
         3 => Ok(RefuseCode::Failed),
-        other => Err(DecodeError::Value {
-            what: "reason",
-            offset,
-            value: u64::from(other),
-        }),
+        other => Err(DecodeError::Value { what: "reason", offset, value: u64::from(other) }),
     }
 }
 
@@ -381,16 +311,9 @@ fn text(r: &mut FieldReader<'_>) -> Result<String, DecodeError> {
     let offset = r.offset();
     let bytes = r.short_bytes("text")?;
     if bytes.len() > MAX_TEXT_BYTES {
-        return Err(DecodeError::Value {
-            what: "text length",
-            offset,
-            value: bytes.len() as u64,
-        });
+        return Err(DecodeError::Value { what: "text length", offset, value: bytes.len() as u64 });
     }
-    Ok(String::from_utf8_lossy(bytes)
-        .chars()
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect())
+    Ok(String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { '?' } else { c }).collect())
 }
 
 #[cfg(test)]
@@ -399,11 +322,7 @@ mod tests {
     use crate::base::Space;
 
     fn samples() -> Vec<Message> {
-        let oid = Oid {
-            space: Space(9),
-            generation: 8,
-            ino: 7,
-        };
+        let oid = Oid { space: Space(9), generation: 8, ino: 7 };
         vec![
             Message::Hello(Hello {
                 version: 1,
@@ -419,26 +338,10 @@ mod tests {
                 received: Tid(5),
                 applied: Tid(4),
             }),
-            Message::Refuse {
-                code: RefuseCode::Wrong,
-                text: "no".into(),
-            },
-            Message::Start {
-                after: Tid(6),
-                jump: true,
-            },
-            Message::Records {
-                batch: 1,
-                prev: Tid(6),
-                first: Tid(7),
-                last: Tid(9),
-                count: 3,
-                body: vec![1, 2, 3],
-            },
-            Message::State {
-                batch: 2,
-                body: vec![4, 5],
-            },
+            Message::Refuse { code: RefuseCode::Wrong, text: "no".into() },
+            Message::Start { after: Tid(6), jump: true },
+            Message::Records { batch: 1, prev: Tid(6), first: Tid(7), last: Tid(9), count: 3, body: vec![1, 2, 3] },
+            Message::State { batch: 2, body: vec![4, 5] },
             Message::Ack(Ack {
                 batch_taken: 2,
                 batch_durable: 1,
@@ -446,11 +349,7 @@ mod tests {
                 applied: Tid(7),
                 blocked: 1,
                 blocked_errno: 27,
-                needs: vec![Need {
-                    oid,
-                    offset: 0,
-                    len: 0,
-                }],
+                needs: vec![Need { oid, offset: 0, len: 0 }],
             }),
             Message::Flush,
             Message::Ping,
@@ -462,10 +361,7 @@ mod tests {
     #[test]
     fn every_message_round_trips() {
         for message in samples() {
-            assert_eq!(
-                Message::decode(message.kind(), message.encode()),
-                Ok(message)
-            );
+            assert_eq!(Message::decode(message.kind(), message.encode()), Ok(message));
         }
     }
 
@@ -483,17 +379,8 @@ mod tests {
 
     #[test]
     fn text_from_a_peer_cannot_reach_the_terminal_raw() {
-        let message = Message::Refuse {
-            code: RefuseCode::Busy,
-            text: "a\x1b[2Jb".into(),
-        };
+        let message = Message::Refuse { code: RefuseCode::Busy, text: "a\x1b[2Jb".into() };
         let decoded = Message::decode(message.kind(), message.encode()).unwrap();
-        assert_eq!(
-            decoded,
-            Message::Refuse {
-                code: RefuseCode::Busy,
-                text: "a?[2Jb".into()
-            }
-        );
+        assert_eq!(decoded, Message::Refuse { code: RefuseCode::Busy, text: "a?[2Jb".into() });
     }
 }

@@ -49,17 +49,13 @@ impl SegmentDir {
             .mode(0o700)
             .create(path)
             .map_err(std_io("create directory", path))?;
-        let name = CString::new(path.as_os_str().as_bytes())
-            .map_err(|_| io("open directory", path)(Errno::EINVAL))?;
+        let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| io("open directory", path)(Errno::EINVAL))?;
         let cwd = nix::fcntl::AT_FDCWD;
         let fd = sys::openat(cwd.as_fd(), &name, libc::O_RDONLY | libc::O_DIRECTORY, 0)
             .map_err(io("open directory", path))?;
         set_nocow(fd.as_fd());
         sync_parent(path)?;
-        Ok(SegmentDir {
-            fd,
-            path: path.to_owned(),
-        })
+        Ok(SegmentDir { fd, path: path.to_owned() })
     }
 
     /// Reads the names. Others than ours are left alone.
@@ -69,8 +65,7 @@ impl SegmentDir {
         for entry in entries {
             let entry = entry.map_err(std_io("list", &self.path))?;
             let name = entry.file_name();
-            let Some((stem, extension)) = name.to_str().and_then(|name| name.split_once('.'))
-            else {
+            let Some((stem, extension)) = name.to_str().and_then(|name| name.split_once('.')) else {
                 continue;
             };
             match (stem.parse(), extension) {
@@ -87,14 +82,9 @@ impl SegmentDir {
     /// Opens a file that is there.
     pub(super) fn open_file(&self, name: &str) -> Result<SegmentFile, JournalError> {
         let path = self.path.join(name);
-        let fd = sys::openat(self.fd.as_fd(), &c_name(name, &path)?, libc::O_RDWR, 0)
-            .map_err(io("open", &path))?;
+        let fd = sys::openat(self.fd.as_fd(), &c_name(name, &path)?, libc::O_RDWR, 0).map_err(io("open", &path))?;
         let stat = sys::fstat(fd.as_fd()).map_err(io("stat", &path))?;
-        Ok(SegmentFile {
-            fd,
-            path,
-            capacity: stat.size,
-        })
+        Ok(SegmentFile { fd, path, capacity: stat.size })
     }
 
     /// A new file of `bytes`, allocated, named as free with the number `no`. Leaves nothing behind when it fails.
@@ -102,17 +92,11 @@ impl SegmentDir {
         let name = free_name(no);
         let path = self.path.join(&name);
         let flags = libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC;
-        let fd = sys::openat(self.fd.as_fd(), &c_name(&name, &path)?, flags, 0o600)
-            .map_err(io("create", &path))?;
+        let fd = sys::openat(self.fd.as_fd(), &c_name(&name, &path)?, flags, 0o600).map_err(io("create", &path))?;
         set_nocow(fd.as_fd());
-        let allocated = faults::point("journal.allocate")
-            .and_then(|()| allocate(fd.as_fd(), bytes))
-            .map_err(io("allocate", &path));
-        let file = SegmentFile {
-            fd,
-            path,
-            capacity: bytes,
-        };
+        let allocated =
+            faults::point("journal.allocate").and_then(|()| allocate(fd.as_fd(), bytes)).map_err(io("allocate", &path));
+        let file = SegmentFile { fd, path, capacity: bytes };
         match allocated {
             Ok(()) => Ok(file),
             Err(error) => {
@@ -123,11 +107,7 @@ impl SegmentDir {
     }
 
     /// Takes a free file into use: header first, name second, each durable, so that a `.seg` always has its own header.
-    pub(super) fn activate(
-        &self,
-        mut file: SegmentFile,
-        header: &SegmentHeader,
-    ) -> Result<SegmentFile, JournalError> {
+    pub(super) fn activate(&self, mut file: SegmentFile, header: &SegmentHeader) -> Result<SegmentFile, JournalError> {
         file.write(&[&header.encode()], 0)?;
         file.sync()?;
         self.rename(&mut file, &segment_name(header.segment))?;
@@ -137,11 +117,7 @@ impl SegmentDir {
 
     /// Makes a segment free. Durable before the file may be written again: otherwise a crash could show another
     /// segment's bytes under this one's name.
-    pub(super) fn retire(
-        &self,
-        mut file: SegmentFile,
-        no: u64,
-    ) -> Result<SegmentFile, JournalError> {
+    pub(super) fn retire(&self, mut file: SegmentFile, no: u64) -> Result<SegmentFile, JournalError> {
         self.rename(&mut file, &free_name(no))?;
         self.sync()?;
         Ok(file)
@@ -203,9 +179,7 @@ pub(in crate::journal) fn sync_parent(path: &Path) -> Result<(), JournalError> {
         Some(parent) if parent != Path::new("") => parent,
         _ => Path::new("."),
     };
-    File::open(parent)
-        .and_then(|dir| dir.sync_all())
-        .map_err(std_io("fsync directory", parent))
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(std_io("fsync directory", parent))
 }
 
 /// The file name of a segment.

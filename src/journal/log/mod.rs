@@ -43,10 +43,7 @@ pub struct LogOptions {
 
 impl Default for LogOptions {
     fn default() -> LogOptions {
-        LogOptions {
-            segment_bytes: 64 << 20,
-            created_ns: None,
-        }
+        LogOptions { segment_bytes: 64 << 20, created_ns: None }
     }
 }
 
@@ -136,10 +133,7 @@ impl SegmentLog {
     /// Where the next frame goes.
     pub fn end(&self) -> Position {
         let writer = self.writer.lock();
-        Position {
-            segment: writer.link.segment,
-            offset: writer.link.offset,
-        }
+        Position { segment: writer.link.segment, offset: writer.link.offset }
     }
 
     /// Why the log takes nothing more, if so.

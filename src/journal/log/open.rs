@@ -48,13 +48,7 @@ impl SegmentLog {
         let file = Arc::clone(&last.file);
         // What the last life wrote but did not sync may be in the page cache only.
         file.sync()?;
-        let writer = Writer {
-            file,
-            link,
-            free,
-            unsynced: false,
-            failed: None,
-        };
+        let writer = Writer { file, link, free, unsynced: false, failed: None };
         Ok(assemble(dir, volume, epoch, options, writer, segments))
     }
 
@@ -87,21 +81,13 @@ impl SegmentLog {
     }
 }
 
-fn header(
-    volume: VolumeUuid,
-    epoch: EpochId,
-    options: &LogOptions,
-    segment: u64,
-    base: Tid,
-) -> SegmentHeader {
+fn header(volume: VolumeUuid, epoch: EpochId, options: &LogOptions, segment: u64, base: Tid) -> SegmentHeader {
     SegmentHeader {
         volume,
         epoch,
         segment,
         base,
-        created_ns: options
-            .created_ns
-            .unwrap_or_else(|| Timespec::now().as_nanos()),
+        created_ns: options.created_ns.unwrap_or_else(|| Timespec::now().as_nanos()),
         segment_bytes: options.segment_bytes,
     }
 }
@@ -122,21 +108,8 @@ fn begin(
     let file = Arc::new(dir.activate(file, &header)?);
     let link = header.link();
     let segment = new_segment(epoch, link, Arc::clone(&file));
-    let writer = Writer {
-        file,
-        link,
-        free,
-        unsynced: false,
-        failed: None,
-    };
-    Ok(assemble(
-        dir,
-        volume,
-        epoch,
-        options,
-        writer,
-        VecDeque::from([segment]),
-    ))
+    let writer = Writer { file, link, free, unsynced: false, failed: None };
+    Ok(assemble(dir, volume, epoch, options, writer, VecDeque::from([segment])))
 }
 
 fn assemble(
@@ -160,14 +133,7 @@ fn assemble(
 
 /// The index entry of a segment without frames.
 pub(super) fn new_segment(epoch: EpochId, start: Link, file: Arc<SegmentFile>) -> Segment {
-    Segment {
-        no: start.segment,
-        epoch,
-        start,
-        last: start.last,
-        end: BLOCK,
-        file,
-    }
+    Segment { no: start.segment, epoch, start, last: start.last, end: BLOCK, file }
 }
 
 fn open_segment(dir: &SegmentDir, no: u64, volume: VolumeUuid) -> Result<Segment, JournalError> {
@@ -185,20 +151,13 @@ fn open_segment(dir: &SegmentDir, no: u64, volume: VolumeUuid) -> Result<Segment
         Err(cause) => return Err(damaged(&file, cause)),
     };
     if header.volume != volume {
-        return Err(JournalError::Foreign {
-            path: file.path,
-            found: header.volume,
-        });
+        return Err(JournalError::Foreign { path: file.path, found: header.volume });
     }
     Ok(new_segment(header.epoch, header.link(), Arc::new(file)))
 }
 
 fn damaged(file: &SegmentFile, cause: HeaderError) -> JournalError {
-    JournalError::Damaged {
-        path: file.path.clone(),
-        offset: 0,
-        what: cause.to_string(),
-    }
+    JournalError::Damaged { path: file.path.clone(), offset: 0, what: cause.to_string() }
 }
 
 /// Numbers without a gap, bases that do not go back.
@@ -206,9 +165,7 @@ fn check_sequence(dir: &SegmentDir, segments: &VecDeque<Segment>) -> Result<(), 
     for (before, after) in segments.iter().zip(segments.iter().skip(1)) {
         let what = match after.no == before.no + 1 {
             false => "the segment is missing".to_owned(),
-            true if after.start.last < before.start.last => {
-                "the segment after it begins before it".to_owned()
-            }
+            true if after.start.last < before.start.last => "the segment after it begins before it".to_owned(),
             true => continue,
         };
         return Err(JournalError::Damaged {

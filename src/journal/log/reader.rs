@@ -68,13 +68,7 @@ impl SegmentReader {
         if after < oldest {
             return Err(JournalError::Trimmed { oldest });
         }
-        Ok(SegmentReader {
-            index,
-            after,
-            at: after,
-            place: None,
-            held: None,
-        })
+        Ok(SegmentReader { index, after, at: after, place: None, held: None })
     }
 
     /// Last TID handed out, or where the reader began.
@@ -88,11 +82,7 @@ impl SegmentReader {
     /// # Errors
     /// [`JournalError::Trimmed`] when trimming has overtaken the reader; `Damaged` or `Record` when durable bytes are
     /// not what was written. The reader stays where it was.
-    pub fn next_chunk(
-        &mut self,
-        upto: Tid,
-        max_bytes: usize,
-    ) -> Result<Option<Chunk>, JournalError> {
+    pub fn next_chunk(&mut self, upto: Tid, max_bytes: usize) -> Result<Option<Chunk>, JournalError> {
         let chunk = self.fill(upto, max_bytes);
         if chunk.is_err() {
             // Part of a frame may have been taken into a chunk that nobody got.
@@ -105,13 +95,7 @@ impl SegmentReader {
 
     fn fill(&mut self, upto: Tid, max_bytes: usize) -> Result<Option<Chunk>, JournalError> {
         let limit = upto.min(self.index.lock().durable);
-        let mut chunk = Chunk {
-            prev_tid: self.at,
-            first: Tid::ZERO,
-            last: self.at,
-            count: 0,
-            body: Vec::new(),
-        };
+        let mut chunk = Chunk { prev_tid: self.at, first: Tid::ZERO, last: self.at, count: 0, body: Vec::new() };
         while chunk.body.len() < max_bytes.max(1) && self.load(chunk.last, limit)? {
             let Some(held) = &mut self.held else { break };
             let taken = held.give(&mut chunk, self.after, limit, max_bytes)?;
@@ -141,16 +125,11 @@ impl SegmentReader {
     /// Moves to the segment in which the next frame lies; false at the end of the log.
     fn find_place(&mut self, at: Tid) -> Result<bool, JournalError> {
         let index = self.index.lock();
-        let trimmed = JournalError::Trimmed {
-            oldest: index.oldest(),
-        };
+        let trimmed = JournalError::Trimmed { oldest: index.oldest() };
         let Some(place) = &mut self.place else {
             let found = index.segments.iter().rev().find(|s| s.start.last <= at);
             let segment = found.ok_or(trimmed)?;
-            self.place = Some(Place {
-                file: Arc::clone(&segment.file),
-                link: segment.start,
-            });
+            self.place = Some(Place { file: Arc::clone(&segment.file), link: segment.start });
             return Ok(segment.last > segment.start.last);
         };
         let no = place.link.segment;
@@ -182,13 +161,7 @@ impl SegmentReader {
         let header = scan::frame_header(&place.file, &place.link)?.map_err(damaged)?;
         if header.last > self.after {
             let body = scan::frame_body(&place.file, &header, offset)?.map_err(damaged)?;
-            self.held = Some(Held {
-                header,
-                body,
-                from: 0,
-                path: place.file.path.clone(),
-                offset,
-            });
+            self.held = Some(Held { header, body, from: 0, path: place.file.path.clone(), offset });
         }
         place.link = header.link(offset);
         Ok(())
@@ -197,13 +170,7 @@ impl SegmentReader {
 
 impl Held {
     /// Moves records into `chunk`: the whole frame at once where it fits, else record by record.
-    fn give(
-        &mut self,
-        chunk: &mut Chunk,
-        after: Tid,
-        limit: Tid,
-        max_bytes: usize,
-    ) -> Result<Taken, JournalError> {
+    fn give(&mut self, chunk: &mut Chunk, after: Tid, limit: Tid, max_bytes: usize) -> Result<Taken, JournalError> {
         let whole = self.from == 0 && self.header.first > after && self.header.last <= limit;
         if !whole || chunk.body.len() + self.body.len() > max_bytes {
             return self.give_records(chunk, after, limit, max_bytes);

@@ -7,34 +7,23 @@ use super::layout::{BLOCK, FRAME_HEADER, FrameHeader, HeaderError, Link, Segment
 use crate::journal::error::JournalError;
 
 /// Reads and checks the first block. The inner result tells a wrong block from a disk that cannot be read.
-pub(super) fn segment_header(
-    file: &SegmentFile,
-) -> Result<Result<SegmentHeader, HeaderError>, JournalError> {
+pub(super) fn segment_header(file: &SegmentFile) -> Result<Result<SegmentHeader, HeaderError>, JournalError> {
     let mut block = vec![0; BLOCK as usize];
     match file.read(&mut block, 0) {
-        Err(JournalError::Io {
-            errno: Errno::ENODATA,
-            ..
-        }) => Ok(Err(HeaderError::Magic)),
+        Err(JournalError::Io { errno: Errno::ENODATA, .. }) => Ok(Err(HeaderError::Magic)),
         Err(error) => Err(error),
         Ok(()) => Ok(SegmentHeader::parse(&block)),
     }
 }
 
 /// Reads the header of the frame that continues `link`.
-pub(super) fn frame_header(
-    file: &SegmentFile,
-    link: &Link,
-) -> Result<Result<FrameHeader, HeaderError>, JournalError> {
+pub(super) fn frame_header(file: &SegmentFile, link: &Link) -> Result<Result<FrameHeader, HeaderError>, JournalError> {
     if link.offset + FRAME_HEADER as u64 > file.capacity {
         return Ok(Err(HeaderError::Magic));
     }
     let mut bytes = [0; FRAME_HEADER];
     match file.read(&mut bytes, link.offset) {
-        Err(JournalError::Io {
-            errno: Errno::ENODATA,
-            ..
-        }) => Ok(Err(HeaderError::Magic)),
+        Err(JournalError::Io { errno: Errno::ENODATA, .. }) => Ok(Err(HeaderError::Magic)),
         Err(error) => Err(error),
         Ok(()) => Ok(FrameHeader::parse(&bytes, link)),
     }
@@ -52,10 +41,7 @@ pub(super) fn frame_body(
     }
     let mut body = vec![0; header.body_bytes as usize];
     match file.read(&mut body, start) {
-        Err(JournalError::Io {
-            errno: Errno::ENODATA,
-            ..
-        }) => return Ok(Err(HeaderError::Body)),
+        Err(JournalError::Io { errno: Errno::ENODATA, .. }) => return Ok(Err(HeaderError::Body)),
         Err(error) => return Err(error),
         Ok(()) => {}
     }

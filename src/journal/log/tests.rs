@@ -13,10 +13,7 @@ use crate::record::{Draft, Encoded, Op, Record, RecordIter};
 
 const VOLUME: VolumeUuid = VolumeUuid(*b"volume-volume-00");
 const EPOCH: EpochId = EpochId(*b"epoch-epoch-0000");
-const SMALL: LogOptions = LogOptions {
-    segment_bytes: 64 << 10,
-    created_ns: Some(1_700_000_000_000_000_000),
-};
+const SMALL: LogOptions = LogOptions { segment_bytes: 64 << 10, created_ns: Some(1_700_000_000_000_000_000) };
 const ALL: Tid = Tid(u64::MAX);
 
 fn open(dir: &Path) -> Result<SegmentLog, JournalError> {
@@ -24,20 +21,13 @@ fn open(dir: &Path) -> Result<SegmentLog, JournalError> {
 }
 
 fn oid(tid: u64) -> Oid {
-    Oid {
-        space: Space(7),
-        generation: 1,
-        ino: 100 + tid,
-    }
+    Oid { space: Space(7), generation: 1, ino: 100 + tid }
 }
 
 fn record(tid: u64, payload: usize) -> Encoded {
     let op = match payload {
         0 => Op::Gone,
-        _ => Op::Write {
-            offset: tid,
-            attrs: Default::default(),
-        },
+        _ => Op::Write { offset: tid, attrs: Default::default() },
     };
     Draft::new(oid(tid), &op, &vec![tid as u8; payload]).seal(Tid(tid), 1_000 + tid as i64)
 }
@@ -90,11 +80,7 @@ fn a_reader_gives_exactly_the_asked_records() {
     places.extend([Tid::ZERO, Tid(10), Tid(1 << 20), Tid(1 << 40)]);
     for after in &places {
         for upto in &places {
-            let wanted: Vec<Tid> = all
-                .iter()
-                .filter(|t| *t > after && *t <= upto)
-                .copied()
-                .collect();
+            let wanted: Vec<Tid> = all.iter().filter(|t| *t > after && *t <= upto).copied().collect();
             for most in [1, 700, 1 << 20] {
                 assert_eq!(read_all(&log, *after, *upto, most), wanted);
             }
@@ -124,8 +110,7 @@ fn records_that_are_not_synced_are_not_read() {
     let dir = TempDir::new().unwrap();
     let log = open(dir.path()).unwrap();
     let one = record(1, 0);
-    log.append(Tid::ZERO, Tid(1), Tid(1), 1, &[one.bytes()])
-        .unwrap();
+    log.append(Tid::ZERO, Tid(1), Tid(1), 1, &[one.bytes()]).unwrap();
     assert_eq!(read_all(&log, Tid::ZERO, ALL, 1000), []);
     assert_eq!(log.sync().unwrap(), Tid(1));
     assert_eq!(read_all(&log, Tid::ZERO, ALL, 1000), [Tid(1)]);
@@ -179,16 +164,11 @@ fn an_end_torn_at_any_length_is_a_clean_end() {
     let mutant = Mutant::new();
     let last_frame = 4096 * 3;
     for len in (0..600).chain([4095, 4096]) {
-        let left = mutant
-            .try_change(|bytes| bytes.truncate(last_frame + len))
-            .unwrap();
+        let left = mutant.try_change(|bytes| bytes.truncate(last_frame + len)).unwrap();
         assert!(left == 3 || (left == 6 && len > 400), "{len}: {left}");
     }
     for len in (1..100).chain([4095]) {
-        assert!(matches!(
-            mutant.try_change(|bytes| bytes.truncate(len)),
-            Ok(0) | Err(JournalError::Damaged { .. })
-        ));
+        assert!(matches!(mutant.try_change(|bytes| bytes.truncate(len)), Ok(0) | Err(JournalError::Damaged { .. })));
     }
 }
 
@@ -266,17 +246,9 @@ fn trimming_frees_whole_sealed_segments_and_readers_are_told() {
     log.trim_upto(end).unwrap();
     assert_eq!(log.bytes_used(), before - SMALL.segment_bytes);
     assert_eq!(log.oldest_kept(), end);
-    assert!(
-        matches!(log.reader(Tid(end.0 - 1)), Err(JournalError::Trimmed { oldest }) if oldest == end)
-    );
-    assert!(matches!(
-        early.next_chunk(ALL, 1),
-        Err(JournalError::Trimmed { .. })
-    ));
-    assert_eq!(
-        read_all(&log, end, ALL, 1 << 20).len() as u64,
-        log.last_tid().0 - end.0
-    );
+    assert!(matches!(log.reader(Tid(end.0 - 1)), Err(JournalError::Trimmed { oldest }) if oldest == end));
+    assert!(matches!(early.next_chunk(ALL, 1), Err(JournalError::Trimmed { .. })));
+    assert_eq!(read_all(&log, end, ALL, 1 << 20).len() as u64, log.last_tid().0 - end.0);
     log.trim_upto(ALL).unwrap();
     assert_eq!(log.bytes_used(), SMALL.segment_bytes);
     drop(log);
@@ -289,17 +261,11 @@ fn a_reset_log_begins_at_its_base() {
     let log = open(dir.path()).unwrap();
     (0..40).for_each(|_| append(&log, 1, 1, 4000).unwrap());
     log.reset(Tid(1000)).unwrap();
-    assert_eq!(
-        (log.last_tid(), log.oldest_kept(), log.durable_tid()),
-        (Tid(1000), Tid(1000), Tid(1000))
-    );
+    assert_eq!((log.last_tid(), log.oldest_kept(), log.durable_tid()), (Tid(1000), Tid(1000), Tid(1000)));
     append(&log, 1, 2, 10).unwrap();
     drop(log);
     let log = open(dir.path()).unwrap();
-    assert_eq!(
-        read_all(&log, Tid(1000), ALL, 1 << 20),
-        [Tid(1001), Tid(1002)]
-    );
+    assert_eq!(read_all(&log, Tid(1000), ALL, 1 << 20), [Tid(1001), Tid(1002)]);
     assert_eq!(log.oldest_kept(), Tid(1000));
 }
 
@@ -314,9 +280,7 @@ fn a_missing_or_foreign_segment_is_an_error() {
     let other = SegmentLog::open(dir.path(), VolumeUuid([9; 16]), EPOCH, SMALL);
     assert!(matches!(other, Err(JournalError::Foreign { found, .. }) if found == VOLUME));
     fs::remove_file(dir.path().join("00000002.seg")).unwrap();
-    assert!(
-        matches!(open(dir.path()), Err(JournalError::Damaged { path, .. }) if path.ends_with("00000002.seg"))
-    );
+    assert!(matches!(open(dir.path()), Err(JournalError::Damaged { path, .. }) if path.ends_with("00000002.seg")));
     let log = SegmentLog::open_anew(dir.path(), VOLUME, EPOCH, SMALL, Tid(77)).unwrap();
     assert_eq!(log.end().segment, 5);
     append(&log, 1, 1, 0).unwrap();
@@ -328,17 +292,11 @@ fn damage_in_a_durable_frame_is_named() {
     let dir = TempDir::new().unwrap();
     let log = open(dir.path()).unwrap();
     (0..3).for_each(|_| append(&log, 1, 1, 40).unwrap());
-    let file = fs::OpenOptions::new()
-        .write(true)
-        .open(dir.path().join("00000001.seg"))
-        .unwrap();
+    let file = fs::OpenOptions::new().write(true).open(dir.path().join("00000001.seg")).unwrap();
     file.write_all_at(b"xx", 2 * 4096 + 100).unwrap();
     let mut reader = log.reader(Tid::ZERO).unwrap();
     let error = reader.next_chunk(ALL, 1 << 20).unwrap_err();
-    assert!(
-        matches!(error, JournalError::Damaged { offset: 8192, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, JournalError::Damaged { offset: 8192, .. }), "{error}");
     assert_eq!(reader.at(), Tid::ZERO);
 }
 
@@ -358,8 +316,5 @@ fn the_bytes_of_a_segment_are_those_of_the_golden_file() {
     if std::env::var_os("DTFS_BLESS").is_some() {
         fs::write(golden(), bytes).unwrap();
     }
-    assert!(
-        fs::read(golden()).unwrap() == bytes,
-        "the segment format has changed"
-    );
+    assert!(fs::read(golden()).unwrap() == bytes, "the segment format has changed");
 }

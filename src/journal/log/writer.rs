@@ -38,9 +38,7 @@ impl SegmentLog {
         if writer.link.offset + frame_bytes(body) > writer.file.capacity {
             self.next_segment(&mut writer)?;
         }
-        let crc = parts
-            .iter()
-            .fold(0, |crc, part| crc32c::crc32c_append(crc, part));
+        let crc = parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part));
         let header = FrameHeader {
             segment: writer.link.segment,
             frame: writer.link.frame,
@@ -122,8 +120,7 @@ impl SegmentLog {
         while let Some(segment) = self.take_oldest(Tid(u64::MAX)) {
             self.free_segment(&mut writer, segment)?;
         }
-        std::fs::remove_file(&writer.file.path)
-            .map_err(crate::journal::error::std_io("remove", &writer.file.path))?;
+        std::fs::remove_file(&writer.file.path).map_err(crate::journal::error::std_io("remove", &writer.file.path))?;
         self.dir.sync()?;
         writer.link.last = base;
         self.begin_segment(&mut writer)?;
@@ -133,19 +130,9 @@ impl SegmentLog {
         Ok(())
     }
 
-    fn check_frame(
-        &self,
-        writer: &Writer,
-        prev: Tid,
-        first: Tid,
-        last: Tid,
-        body: usize,
-    ) -> Result<(), JournalError> {
+    fn check_frame(&self, writer: &Writer, prev: Tid, first: Tid, last: Tid, body: usize) -> Result<(), JournalError> {
         if prev != writer.link.last || first <= prev || last < first {
-            return Err(JournalError::Order {
-                prev,
-                expected: writer.link.last,
-            });
+            return Err(JournalError::Order { prev, expected: writer.link.last });
         }
         match self.max_body() {
             most if body > most => Err(JournalError::TooLarge { bytes: body, most }),
@@ -176,10 +163,7 @@ impl SegmentLog {
             open.last = writer.link.last;
             open.end = writer.link.offset;
         }
-        Ok(Position {
-            segment: header.segment,
-            offset,
-        })
+        Ok(Position { segment: header.segment, offset })
     }
 
     fn sync_file(&self, writer: &mut Writer) -> Result<(), JournalError> {
@@ -203,9 +187,7 @@ impl SegmentLog {
     fn begin_segment(&self, writer: &mut Writer) -> Result<(), JournalError> {
         let file = match writer.free.pop() {
             Some(file) => file,
-            None => self
-                .dir
-                .create_free(writer.link.segment + 1, self.options.segment_bytes)?,
+            None => self.dir.create_free(writer.link.segment + 1, self.options.segment_bytes)?,
         };
         let header = self.new_header(writer.link.segment + 1, writer.link.last);
         let activated = self.dir.activate(file, &header);
@@ -239,8 +221,7 @@ impl SegmentLog {
     /// Keeps the file for a later segment. One that a reader still holds is removed instead: it must not see its bytes
     /// change.
     fn free_segment(&self, writer: &mut Writer, segment: Segment) -> Result<(), JournalError> {
-        let usable =
-            writer.free.len() < MOST_FREE && segment.file.capacity == self.options.segment_bytes;
+        let usable = writer.free.len() < MOST_FREE && segment.file.capacity == self.options.segment_bytes;
         match Arc::try_unwrap(segment.file) {
             Ok(file) if usable => {
                 let file = self.dir.retire(file, segment.no)?;
@@ -248,8 +229,9 @@ impl SegmentLog {
                 Ok(())
             }
             Ok(file) => self.dir.remove(file),
-            Err(shared) => std::fs::remove_file(&shared.path)
-                .map_err(crate::journal::error::std_io("remove", &shared.path)),
+            Err(shared) => {
+                std::fs::remove_file(&shared.path).map_err(crate::journal::error::std_io("remove", &shared.path))
+            }
         }
     }
 }
@@ -258,9 +240,7 @@ impl Writer {
     fn check(&self) -> Result<(), JournalError> {
         match &self.failed {
             None => Ok(()),
-            Some(reason) => Err(JournalError::Failed {
-                reason: reason.clone(),
-            }),
+            Some(reason) => Err(JournalError::Failed { reason: reason.clone() }),
         }
     }
 

@@ -25,9 +25,7 @@ pub fn open_database(path: &Path) -> Result<Connection, JournalError> {
         .open(path)
         .map_err(std_io("create", path))?;
     let connection = Connection::open(path).map_err(sql("open"))?;
-    connection
-        .busy_timeout(Duration::from_secs(10))
-        .map_err(sql("busy timeout"))?;
+    connection.busy_timeout(Duration::from_secs(10)).map_err(sql("busy timeout"))?;
     set_pragma(&connection, path, "page_size", "4096", "4096")?;
     set_pragma(&connection, path, "journal_mode", "WAL", "wal")?;
     set_pragma(&connection, path, "synchronous", "FULL", "2")?;
@@ -60,10 +58,5 @@ fn set_pragma(
     if found == wanted {
         return Ok(());
     }
-    Err(JournalError::Pragma {
-        path: path.to_owned(),
-        pragma,
-        wanted,
-        found,
-    })
+    Err(JournalError::Pragma { path: path.to_owned(), pragma, wanted, found })
 }

@@ -57,12 +57,7 @@ impl Store {
     ///
     /// # Errors
     /// `Sqlite`.
-    pub fn event(
-        &self,
-        level: Level,
-        target: Option<TargetId>,
-        text: &str,
-    ) -> Result<(), JournalError> {
+    pub fn event(&self, level: Level, target: Option<TargetId>, text: &str) -> Result<(), JournalError> {
         self.write("event", |tx| put_event(tx, level, target, text))
     }
 
@@ -72,9 +67,8 @@ impl Store {
     /// `Sqlite`.
     pub fn events(&self, limit: usize) -> Result<Vec<EventRow>, JournalError> {
         self.read("events", |connection| {
-            let mut statement = connection.prepare_cached(
-                "SELECT ts, level, target, text FROM event ORDER BY id DESC LIMIT ?1",
-            )?;
+            let mut statement =
+                connection.prepare_cached("SELECT ts, level, target, text FROM event ORDER BY id DESC LIMIT ?1")?;
             let rows = statement.query_map([limit as i64], |row| {
                 Ok(EventRow {
                     time_ns: row.get(0)?,
@@ -97,16 +91,8 @@ pub(in crate::journal) fn put_event(
 ) -> rusqlite::Result<()> {
     tx.execute(
         "INSERT INTO event (ts, level, target, text) VALUES (?1, ?2, ?3, ?4)",
-        (
-            Timespec::now().as_nanos(),
-            level.word(),
-            target.map(|target| target.0),
-            text,
-        ),
+        (Timespec::now().as_nanos(), level.word(), target.map(|target| target.0), text),
     )?;
-    tx.execute(
-        "DELETE FROM event WHERE id <= ?1",
-        [tx.last_insert_rowid() - MOST_EVENTS],
-    )?;
+    tx.execute("DELETE FROM event WHERE id <= ?1", [tx.last_insert_rowid() - MOST_EVENTS])?;
     Ok(())
 }

@@ -38,9 +38,7 @@ impl Store {
     pub fn open(path: &Path) -> Result<Store, JournalError> {
         let mut connection = open_database(path)?;
         schema::prepare(&mut connection)?;
-        Ok(Store {
-            connection: Mutex::new(connection),
-        })
+        Ok(Store { connection: Mutex::new(connection) })
     }
 
     /// The value of `key`.
@@ -50,9 +48,7 @@ impl Store {
     pub fn meta_get(&self, key: &str) -> Result<Option<Vec<u8>>, JournalError> {
         self.connection
             .lock()
-            .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| {
-                row.get(0)
-            })
+            .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
             .optional()
             .map_err(sql("read meta"))
     }

@@ -55,9 +55,8 @@ CREATE TABLE event (
 
 /// Creates the tables in an empty database; does nothing to one of this version.
 pub(super) fn prepare(connection: &mut Connection) -> Result<(), JournalError> {
-    let version: i64 = connection
-        .pragma_query_value(None, "user_version", |row| row.get(0))
-        .map_err(sql("schema version"))?;
+    let version: i64 =
+        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(sql("schema version"))?;
     match version {
         VERSION => Ok(()),
         0 => create(connection).map_err(sql("create tables")),

@@ -46,25 +46,17 @@ impl Store {
     /// The highest last TID of a sealed segment that was not freed.
     pub(in crate::journal) fn sealed_end(&self) -> Result<Tid, JournalError> {
         self.read("segment index", |connection| {
-            connection.query_row(
-                "SELECT coalesce(max(last_tid), 0) FROM segment WHERE state = 'sealed'",
-                [],
-                |row| Ok(Tid(from_sql(row.get(0)?))),
-            )
+            connection.query_row("SELECT coalesce(max(last_tid), 0) FROM segment WHERE state = 'sealed'", [], |row| {
+                Ok(Tid(from_sql(row.get(0)?)))
+            })
         })
     }
 }
 
 /// Writes the index as part of a larger transaction.
-pub(in crate::journal) fn put_segments(
-    tx: &Transaction<'_>,
-    rows: &[SegmentRow],
-) -> rusqlite::Result<()> {
+pub(in crate::journal) fn put_segments(tx: &Transaction<'_>, rows: &[SegmentRow]) -> rusqlite::Result<()> {
     let first = rows.first().map_or(u64::MAX >> 1, |row| row.no);
-    tx.execute(
-        "UPDATE segment SET state = 'free' WHERE no < ?1",
-        [to_sql(first)],
-    )?;
+    tx.execute("UPDATE segment SET state = 'free' WHERE no < ?1", [to_sql(first)])?;
     let mut statement = tx.prepare_cached(
         "INSERT OR REPLACE INTO segment (no, file, epoch, first_tid, last_tid, bytes, state)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
@@ -83,9 +75,6 @@ pub(in crate::journal) fn put_segments(
             },
         ))?;
     }
-    tx.execute(
-        "DELETE FROM segment WHERE state = 'free' AND no < ?1",
-        [to_sql(first) - MOST_FREE_ROWS],
-    )?;
+    tx.execute("DELETE FROM segment WHERE state = 'free' AND no < ?1", [to_sql(first) - MOST_FREE_ROWS])?;
     Ok(())
 }

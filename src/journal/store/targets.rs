@@ -44,10 +44,7 @@ impl Store {
     /// `Sqlite` also when the name is taken.
     pub fn target_add(&self, name: &str, url: &str) -> Result<TargetId, JournalError> {
         self.write("add target", |tx| {
-            tx.execute(
-                "INSERT INTO target (name, url) VALUES (?1, ?2)",
-                (name, url),
-            )?;
+            tx.execute("INSERT INTO target (name, url) VALUES (?1, ?2)", (name, url))?;
             Ok(TargetId(tx.last_insert_rowid()))
         })
     }
@@ -58,18 +55,9 @@ impl Store {
     ///
     /// # Errors
     /// `Sqlite` also when the name is taken.
-    pub fn target_add_at(
-        &self,
-        name: &str,
-        url: &str,
-        base: Tid,
-        work: &[NewWork],
-    ) -> Result<TargetId, JournalError> {
+    pub fn target_add_at(&self, name: &str, url: &str, base: Tid, work: &[NewWork]) -> Result<TargetId, JournalError> {
         self.write("add target", |tx| {
-            tx.execute(
-                "INSERT INTO target (name, url) VALUES (?1, ?2)",
-                (name, url),
-            )?;
+            tx.execute("INSERT INTO target (name, url) VALUES (?1, ?2)", (name, url))?;
             let target = TargetId(tx.last_insert_rowid());
             put_reset(tx, target, base, work)?;
             Ok(target)
@@ -103,11 +91,7 @@ impl Store {
     pub fn target(&self, name: &str) -> Result<Option<TargetRow>, JournalError> {
         self.read("target", |connection| {
             connection
-                .query_row(
-                    &format!("SELECT {COLUMNS} FROM target WHERE name = ?1"),
-                    [name],
-                    target_row,
-                )
+                .query_row(&format!("SELECT {COLUMNS} FROM target WHERE name = ?1"), [name], target_row)
                 .optional()
         })
     }
@@ -119,11 +103,7 @@ impl Store {
     pub fn target_by_id(&self, target: TargetId) -> Result<Option<TargetRow>, JournalError> {
         self.read("target", |connection| {
             connection
-                .query_row(
-                    &format!("SELECT {COLUMNS} FROM target WHERE id = ?1"),
-                    [target.0],
-                    target_row,
-                )
+                .query_row(&format!("SELECT {COLUMNS} FROM target WHERE id = ?1"), [target.0], target_row)
                 .optional()
         })
     }
@@ -132,12 +112,7 @@ impl Store {
     ///
     /// # Errors
     /// `Sqlite`.
-    pub fn cursor_set(
-        &self,
-        target: TargetId,
-        received: Tid,
-        applied: Tid,
-    ) -> Result<(), JournalError> {
+    pub fn cursor_set(&self, target: TargetId, received: Tid, applied: Tid) -> Result<(), JournalError> {
         self.write("cursor", |tx| put_cursor(tx, target, received, applied))
     }
 
@@ -146,12 +121,7 @@ impl Store {
     ///
     /// # Errors
     /// `Sqlite`.
-    pub fn reset_target(
-        &self,
-        target: TargetId,
-        base: Tid,
-        work: &[NewWork],
-    ) -> Result<(), JournalError> {
+    pub fn reset_target(&self, target: TargetId, base: Tid, work: &[NewWork]) -> Result<(), JournalError> {
         self.write("reset target", |tx| put_reset(tx, target, base, work))
     }
 
@@ -161,10 +131,7 @@ impl Store {
     /// `Sqlite`.
     pub fn target_error(&self, target: TargetId, error: Option<&str>) -> Result<(), JournalError> {
         self.write("target error", |tx| {
-            tx.execute(
-                "UPDATE target SET last_error = ?2 WHERE id = ?1",
-                (target.0, error),
-            )?;
+            tx.execute("UPDATE target SET last_error = ?2 WHERE id = ?1", (target.0, error))?;
             Ok(())
         })
     }
@@ -175,10 +142,7 @@ impl Store {
     /// `Sqlite`.
     pub fn target_state(&self, target: TargetId, state: &str) -> Result<(), JournalError> {
         self.write("target state", |tx| {
-            tx.execute(
-                "UPDATE target SET state = ?2 WHERE id = ?1",
-                (target.0, state),
-            )?;
+            tx.execute("UPDATE target SET state = ?2 WHERE id = ?1", (target.0, state))?;
             Ok(())
         })
     }
@@ -186,8 +150,7 @@ impl Store {
 
 /// All targets, as part of a larger transaction.
 pub(in crate::journal) fn all_targets(connection: &Connection) -> rusqlite::Result<Vec<TargetRow>> {
-    let mut statement =
-        connection.prepare_cached(&format!("SELECT {COLUMNS} FROM target ORDER BY id"))?;
+    let mut statement = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM target ORDER BY id"))?;
     let rows = statement.query_map([], target_row)?;
     rows.collect()
 }
@@ -199,10 +162,7 @@ pub(in crate::journal) fn put_cursor(
     received: Tid,
     applied: Tid,
 ) -> rusqlite::Result<()> {
-    tx.prepare_cached(
-        "UPDATE target SET received = ?2, applied = ?3, last_ack_ns = ?4 WHERE id = ?1",
-    )?
-    .execute((
+    tx.prepare_cached("UPDATE target SET received = ?2, applied = ?3, last_ack_ns = ?4 WHERE id = ?1")?.execute((
         target.0,
         to_sql(received.0),
         to_sql(applied.0),
@@ -222,21 +182,12 @@ pub(in crate::journal) fn advance_cursor(
         "UPDATE target SET received = max(received, ?2), applied = max(applied, ?3), last_ack_ns = ?4
          WHERE id = ?1",
     )?
-    .execute((
-        target.0,
-        to_sql(received.0),
-        to_sql(applied.0),
-        Timespec::now().as_nanos(),
-    ))?;
+    .execute((target.0, to_sql(received.0), to_sql(applied.0), Timespec::now().as_nanos()))?;
     Ok(())
 }
 
 /// The target has lost its place: it goes on at `to`, at least, and its whole tree becomes compare work.
-pub(in crate::journal) fn lose_place(
-    tx: &Transaction<'_>,
-    target: &TargetRow,
-    to: Tid,
-) -> rusqlite::Result<()> {
+pub(in crate::journal) fn lose_place(tx: &Transaction<'_>, target: &TargetRow, to: Tid) -> rusqlite::Result<()> {
     tx.execute(
         "UPDATE target SET received = max(received, ?2), applied = max(applied, ?2) WHERE id = ?1",
         (target.id.0, to_sql(to.0)),
@@ -244,12 +195,7 @@ pub(in crate::journal) fn lose_place(
     put_compare_all(tx, target.id, target.applied)
 }
 
-fn put_reset(
-    tx: &Transaction<'_>,
-    target: TargetId,
-    base: Tid,
-    work: &[NewWork],
-) -> rusqlite::Result<()> {
+fn put_reset(tx: &Transaction<'_>, target: TargetId, base: Tid, work: &[NewWork]) -> rusqlite::Result<()> {
     tx.execute(
         "UPDATE target SET received = ?2, applied = ?2, mirrored = 1 WHERE id = ?1",
         (target.0, to_sql(base.0)),

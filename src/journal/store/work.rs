@@ -69,14 +69,7 @@ pub struct WorkRow {
 impl NewWork {
     /// The whole tree, from the root.
     pub fn whole_tree(reason: WorkReason, created_tid: Tid) -> NewWork {
-        NewWork {
-            oid: Oid::ROOT,
-            kind: WorkKind::Tree,
-            reason,
-            offset: 0,
-            len: 0,
-            created_tid,
-        }
+        NewWork { oid: Oid::ROOT, kind: WorkKind::Tree, reason, offset: 0, len: 0, created_tid }
     }
 }
 
@@ -86,21 +79,13 @@ impl Store {
     ///
     /// # Errors
     /// `Sqlite`.
-    pub fn work_next(
-        &self,
-        target: TargetId,
-        before: Option<i64>,
-        limit: usize,
-    ) -> Result<Vec<WorkRow>, JournalError> {
+    pub fn work_next(&self, target: TargetId, before: Option<i64>, limit: usize) -> Result<Vec<WorkRow>, JournalError> {
         self.read("work", |connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT seq, oid, kind, reason, \"offset\", len, created_tid FROM work
                  WHERE target = ?1 AND seq < ?2 ORDER BY seq DESC LIMIT ?3",
             )?;
-            let rows = statement.query_map(
-                (target.0, before.unwrap_or(i64::MAX), limit as i64),
-                work_row,
-            )?;
+            let rows = statement.query_map((target.0, before.unwrap_or(i64::MAX), limit as i64), work_row)?;
             rows.collect()
         })
     }
@@ -117,12 +102,7 @@ impl Store {
     ///
     /// # Errors
     /// `Sqlite`.
-    pub fn work_expand(
-        &self,
-        target: TargetId,
-        done: i64,
-        children: &[NewWork],
-    ) -> Result<(), JournalError> {
+    pub fn work_expand(&self, target: TargetId, done: i64, children: &[NewWork]) -> Result<(), JournalError> {
         self.write("expand work", |tx| {
             delete_work(tx, target, &[done])?;
             put_work(tx, target, children)?;
@@ -213,11 +193,7 @@ pub(in crate::journal) fn put_work(
 
 /// Queues the whole tree for comparison anew, as part of a larger transaction. A root row that is there is replaced and
 /// gets a new id: it may be under way, and what it has read is older than what is lost now.
-pub(super) fn put_compare_all(
-    tx: &Transaction<'_>,
-    target: TargetId,
-    created_tid: Tid,
-) -> rusqlite::Result<()> {
+pub(super) fn put_compare_all(tx: &Transaction<'_>, target: TargetId, created_tid: Tid) -> rusqlite::Result<()> {
     let row = NewWork::whole_tree(WorkReason::Verify, created_tid);
     let created: Option<i64> = tx.query_row(
         "SELECT min(created_tid) FROM work WHERE target = ?1 AND oid = ?2 AND kind = ?3",
@@ -242,11 +218,7 @@ fn delete_work(tx: &Transaction<'_>, target: TargetId, rows: &[i64]) -> rusqlite
 }
 
 /// A row whose new place is taken by another keeps its old one and is done again from there: repeated, never lost.
-fn shrink_work(
-    tx: &Transaction<'_>,
-    target: TargetId,
-    progress: &[(i64, u64)],
-) -> rusqlite::Result<()> {
+fn shrink_work(tx: &Transaction<'_>, target: TargetId, progress: &[(i64, u64)]) -> rusqlite::Result<()> {
     let mut statement = tx.prepare_cached(
         "UPDATE OR IGNORE work
          SET len = CASE WHEN len > 0 THEN max(0, \"offset\" + len - ?3) ELSE 0 END, \"offset\" = ?3
@@ -305,9 +277,6 @@ fn reason_from(code: i64) -> rusqlite::Result<WorkReason> {
 }
 
 fn unknown(column: usize, what: &'static str, value: i64) -> rusqlite::Error {
-    let cause = JournalError::Row {
-        what,
-        value: value.to_string(),
-    };
+    let cause = JournalError::Row { what, value: value.to_string() };
     rusqlite::Error::FromSqlConversionFailure(column, Type::Integer, Box::new(cause))
 }

@@ -54,8 +54,7 @@ impl Journal {
         let tid = ring.last;
         let written = MutexGuard::unlocked(&mut ring, || {
             let mark = Mark::of(&core.log, tid);
-            core.store
-                .write("clean stop", |tx| mark.put(tx, mark::Stop::Clean))
+            core.store.write("clean stop", |tx| mark.put(tx, mark::Stop::Clean))
         });
         core.end_lead(&mut ring);
         written
@@ -72,9 +71,7 @@ impl Core {
             if ring.pending() > 0 && ring.leader == Leader::None {
                 self.lead_commit(&mut ring);
             } else if self.space.wait_until(&mut ring, until).timed_out() {
-                return Err(JournalError::Failed {
-                    reason: "changes are still under way".to_owned(),
-                });
+                return Err(JournalError::Failed { reason: "changes are still under way".to_owned() });
             }
         }
         Ok(())
@@ -165,9 +162,7 @@ impl Core {
         }
         let first = Tid(last.0 - parts.len() as u64 + 1);
         let count = parts.len() as u32;
-        self.log
-            .append(self.log.last_tid(), first, last, count, parts)
-            .map(drop)
+        self.log.append(self.log.last_tid(), first, last, count, parts).map(drop)
     }
 
     /// The committer's life: at once when the journal was idle, else every interval.
@@ -190,9 +185,7 @@ impl Core {
     }
 
     fn commit_when_due(&self, ring: &mut MutexGuard<'_, Ring>) {
-        let due = ring
-            .last_commit
-            .map(|last| last + self.options.commit_interval);
+        let due = ring.last_commit.map(|last| last + self.options.commit_interval);
         match due {
             Some(due) if Instant::now() < due => {
                 self.work.wait_until(ring, due);

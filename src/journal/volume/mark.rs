@@ -34,11 +34,7 @@ pub(super) struct Mark {
 impl Mark {
     /// The mark of a log that is durable, when `tid` was given last.
     pub(super) fn of(log: &SegmentLog, tid: Tid) -> Mark {
-        Mark {
-            tid,
-            log_last: log.last_tid(),
-            end: log.end(),
-        }
+        Mark { tid, log_last: log.last_tid(), end: log.end() }
     }
 
     /// Reads the mark; `None` in a new database.
@@ -48,23 +44,12 @@ impl Mark {
         };
         let words: Vec<u64> = bytes
             .chunks_exact(8)
-            .map(|word| {
-                word.iter()
-                    .rev()
-                    .fold(0, |all, byte| all << 8 | u64::from(*byte))
-            })
+            .map(|word| word.iter().rev().fold(0, |all, byte| all << 8 | u64::from(*byte)))
             .collect();
         let [tid, log_last, segment, offset] = words[..] else {
-            return Err(JournalError::Row {
-                what: "meta.mark",
-                value: format!("{} bytes", bytes.len()),
-            });
+            return Err(JournalError::Row { what: "meta.mark", value: format!("{} bytes", bytes.len()) });
         };
-        let mark = Mark {
-            tid: Tid(tid),
-            log_last: Tid(log_last),
-            end: Position { segment, offset },
-        };
+        let mark = Mark { tid: Tid(tid), log_last: Tid(log_last), end: Position { segment, offset } };
         let stop = match store.meta_get(CLEAN)?.as_deref() {
             Some([1]) => Stop::Clean,
             _ => Stop::Open,
@@ -75,18 +60,10 @@ impl Mark {
     /// Writes it as part of a transaction.
     pub(super) fn put(&self, tx: &Transaction<'_>, stop: Stop) -> rusqlite::Result<()> {
         let mut bytes = Vec::with_capacity(BYTES);
-        for word in [
-            self.tid.0,
-            self.log_last.0,
-            self.end.segment,
-            self.end.offset,
-        ] {
+        for word in [self.tid.0, self.log_last.0, self.end.segment, self.end.offset] {
             bytes.extend_from_slice(&word.to_le_bytes());
         }
-        put_meta(
-            tx,
-            &[(KEY, &bytes), (CLEAN, &[u8::from(stop == Stop::Clean)])],
-        )
+        put_meta(tx, &[(KEY, &bytes), (CLEAN, &[u8::from(stop == Stop::Clean)])])
     }
 
     /// The last TID that a cursor may rightly hold when the log ends at `log_last`: the TIDs of a jump count as soon as

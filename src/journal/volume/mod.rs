@@ -133,10 +133,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Trimmed`] when `after` is older than what is kept.
     pub fn reader(&self, after: Tid) -> Result<JournalReader, JournalError> {
-        Ok(JournalReader {
-            core: Arc::clone(&self.core),
-            inner: self.core.log.reader(after)?,
-        })
+        Ok(JournalReader { core: Arc::clone(&self.core), inner: self.core.log.reader(after)? })
     }
 
     /// The oldest cursor that can be served: every record after it is there.

@@ -50,10 +50,7 @@ impl Journal {
     /// # Errors
     /// `Busy` when somebody has it open; `Format` or `Foreign` for files that are not ours to use; `Io`, `Sqlite`,
     /// `Pragma`. Damage is no error: it is in [`LastStop::Unclean`] and in the events.
-    pub fn open(
-        dir: &Path,
-        options: JournalOptions,
-    ) -> Result<(Arc<Journal>, LastStop), JournalError> {
+    pub fn open(dir: &Path, options: JournalOptions) -> Result<(Arc<Journal>, LastStop), JournalError> {
         let lock = lock_dir(dir)?;
         let store = Store::open(&dir.join("state.db"))?;
         let identity = load_identity(&store)?;
@@ -74,10 +71,7 @@ impl Journal {
             _lock: lock,
         });
         let thread = start_committer(&core, dir)?;
-        let journal = Journal {
-            core,
-            thread: Some(thread),
-        };
+        let journal = Journal { core, thread: Some(thread) };
         Ok((Arc::new(journal), stop))
     }
 }
@@ -99,11 +93,7 @@ fn unless_full(error: JournalError) -> Result<(), JournalError> {
 }
 
 fn lock_dir(dir: &Path) -> Result<Flock<File>, JournalError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(std_io("create directory", dir))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(std_io("create directory", dir))?;
     sync_parent(dir)?;
     let path = dir.join("lock");
     let file = OpenOptions::new()
@@ -115,11 +105,7 @@ fn lock_dir(dir: &Path) -> Result<Flock<File>, JournalError> {
         .map_err(std_io("open", &path))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
         Errno::EAGAIN => JournalError::Busy { path },
-        errno => JournalError::Io {
-            what: "lock",
-            path,
-            errno,
-        },
+        errno => JournalError::Io { what: "lock", path, errno },
     })
 }
 
@@ -167,10 +153,7 @@ fn recover(
     store: &Store,
     identity: &Identity,
 ) -> Result<(SegmentLog, Tid, LastStop), JournalError> {
-    let log_options = LogOptions {
-        segment_bytes: options.segment_bytes,
-        created_ns: None,
-    };
+    let log_options = LogOptions { segment_bytes: options.segment_bytes, created_ns: None };
     let (volume, epoch, seg) = (identity.volume, identity.epoch, dir.join("seg"));
     let known = Known::load(store)?;
     let found = SegmentLog::open(&seg, volume, epoch, log_options);
@@ -194,19 +177,13 @@ impl Known {
     fn load(store: &Store) -> Result<Known, JournalError> {
         let mut targets = store.targets()?;
         targets.retain(|target| target.mirrored);
-        Ok(Known {
-            mark: Mark::load(store)?,
-            targets,
-            sealed_end: store.sealed_end()?,
-        })
+        Ok(Known { mark: Mark::load(store)?, targets, sealed_end: store.sealed_end()? })
     }
 
     /// The highest TID that anything but the log itself tells of.
     fn bound(&self) -> Tid {
         let cursors = self.targets.iter().map(|t| t.received.max(t.applied));
-        let marked = self
-            .mark
-            .map_or(Tid::ZERO, |(mark, _)| mark.tid.max(mark.log_last));
+        let marked = self.mark.map_or(Tid::ZERO, |(mark, _)| mark.tid.max(mark.log_last));
         cursors.fold(self.sealed_end.max(marked), Tid::max)
     }
 
@@ -214,9 +191,7 @@ impl Known {
         let Some((mark, stop)) = &self.mark else {
             return match log.last_tid() == Tid::ZERO {
                 true => Verdict::Stop(LastStop::New),
-                false => {
-                    Verdict::Damage("segments without the state database they belong to".to_owned())
-                }
+                false => Verdict::Damage("segments without the state database they belong to".to_owned()),
             };
         };
         if let Some(reason) = self.find_damage(log, mark) {
@@ -224,12 +199,10 @@ impl Known {
         }
         Verdict::Stop(match (stop, *mark == Mark::of(log, mark.tid)) {
             (Stop::Clean, true) => LastStop::Clean,
-            (Stop::Clean, false) => LastStop::Unclean {
-                reason: "the log does not end where the clean stop says".to_owned(),
-            },
-            (Stop::Open, _) => LastStop::Unclean {
-                reason: "the last stop was not clean".to_owned(),
-            },
+            (Stop::Clean, false) => {
+                LastStop::Unclean { reason: "the log does not end where the clean stop says".to_owned() }
+            }
+            (Stop::Open, _) => LastStop::Unclean { reason: "the last stop was not clean".to_owned() },
         })
     }
 
@@ -296,11 +269,7 @@ fn settle(
 /// Every target compares everything and goes on at `start`. The mark demands a log that begins there: should the process
 /// die before the log is begun anew, the next open does it.
 fn settle_damage(store: &Store, start: Tid, reason: &str) -> Result<(), JournalError> {
-    let mark = Mark {
-        tid: start,
-        log_last: start,
-        end: Default::default(),
-    };
+    let mark = Mark { tid: start, log_last: start, end: Default::default() };
     store.write("damage", |tx| {
         for target in all_targets(tx)? {
             lose_place(tx, &target, start)?;

@@ -32,10 +32,7 @@ impl Journal {
     pub fn reserve(&self, bytes: usize) -> Result<Reservation<'_>, JournalError> {
         faults::point("journal.reserve").map_err(io("reserve", Path::new("ring")))?;
         let core = &*self.core;
-        let share = Share {
-            bytes,
-            disk: frame_bytes(bytes),
-        };
+        let share = Share { bytes, disk: frame_bytes(bytes) };
         let mut ring = core.ring.lock();
         let most = core.log.max_body().min(ring.most_bytes);
         if bytes > most {
@@ -51,11 +48,7 @@ impl Journal {
                 Err(Lack::Commit) => core.space.wait(&mut ring),
             }
         }
-        Ok(Reservation {
-            core,
-            share,
-            state: State::Held,
-        })
+        Ok(Reservation { core, share, state: State::Held })
     }
 }
 

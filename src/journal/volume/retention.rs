@@ -24,8 +24,7 @@ impl Core {
     /// fails here is tried again at the next segment, or by the reservation that needs it.
     pub(super) fn housekeep(&self) {
         let mut ring = self.lead();
-        let (prepared, room) =
-            MutexGuard::unlocked(&mut ring, || (self.log.prepare(), self.log.room()));
+        let (prepared, room) = MutexGuard::unlocked(&mut ring, || (self.log.prepare(), self.log.room()));
         ring.room = room;
         self.end_lead(&mut ring);
         drop(ring);
@@ -42,8 +41,7 @@ impl Core {
         let placed = targets.iter().filter(|target| target.mirrored);
         let slowest = placed.map(|target| target.applied).min();
         let durable = self.log.durable_tid();
-        self.log
-            .trim_upto(slowest.unwrap_or(durable).min(durable))?;
+        self.log.trim_upto(slowest.unwrap_or(durable).min(durable))?;
         self.store.segments_set(&self.log.rows())
     }
 
@@ -95,10 +93,6 @@ impl Core {
         self.end_lead(&mut ring);
         drop(ring);
         sealed?;
-        self.drop_upto(
-            end,
-            Level::Error,
-            &format!("the journal is damaged: {what}"),
-        )
+        self.drop_upto(end, Level::Error, &format!("the journal is damaged: {what}"))
     }
 }

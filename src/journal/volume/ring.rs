@@ -105,9 +105,7 @@ impl Ring {
     pub(super) fn sound(&self) -> Result<(), JournalError> {
         match &self.failed {
             None => Ok(()),
-            Some(reason) => Err(JournalError::Failed {
-                reason: reason.clone(),
-            }),
+            Some(reason) => Err(JournalError::Failed { reason: reason.clone() }),
         }
     }
 

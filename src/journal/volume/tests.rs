@@ -28,10 +28,7 @@ fn open(dir: &TempDir) -> (Arc<Journal>, LastStop) {
 }
 
 fn draft(payload: usize) -> Draft {
-    let op = Op::Write {
-        offset: 0,
-        attrs: Default::default(),
-    };
+    let op = Op::Write { offset: 0, attrs: Default::default() };
     Draft::new(Oid::ROOT, &op, &vec![1; payload])
 }
 
@@ -49,10 +46,7 @@ fn fill_to(journal: &Journal, no: u64) {
 }
 
 fn target_at(journal: &Journal, name: &str, base: Tid) -> TargetId {
-    journal
-        .store()
-        .target_add_at(name, "local:/x", base, &[])
-        .unwrap()
+    journal.store().target_add_at(name, "local:/x", base, &[]).unwrap()
 }
 
 fn tids(journal: &Journal, after: Tid) -> Vec<Tid> {
@@ -82,9 +76,7 @@ fn unclean_reason(stop: LastStop) -> String {
 
 fn compares_everything(journal: &Journal, target: TargetId) -> bool {
     let work = journal.store().work_next(target, None, 10).unwrap();
-    work.iter().any(|row| {
-        (row.oid, row.kind, row.reason) == (Oid::ROOT, WorkKind::Tree, WorkReason::Verify)
-    })
+    work.iter().any(|row| (row.oid, row.kind, row.reason) == (Oid::ROOT, WorkKind::Tree, WorkReason::Verify))
 }
 
 #[test]
@@ -129,10 +121,7 @@ fn the_committer_makes_records_durable_without_being_asked() {
         assert!(durable >= tid);
     }
     let start = Instant::now();
-    assert_eq!(
-        journal.wait_durable_past(Tid(5), Duration::from_millis(20)),
-        Tid(5)
-    );
+    assert_eq!(journal.wait_durable_past(Tid(5), Duration::from_millis(20)), Tid(5));
     assert!(start.elapsed() >= Duration::from_millis(20));
 }
 
@@ -143,10 +132,7 @@ fn a_reservation_that_is_not_used_gives_its_room_back() {
     for _ in 0..100 {
         drop(journal.reserve(60_000).unwrap());
     }
-    assert!(matches!(
-        journal.reserve(options().ring_bytes + 1),
-        Err(JournalError::TooLarge { .. })
-    ));
+    assert!(matches!(journal.reserve(options().ring_bytes + 1), Err(JournalError::TooLarge { .. })));
     let held = journal.reserve(60_000).unwrap();
     let waiter = {
         let journal = Arc::clone(&journal);
@@ -162,10 +148,7 @@ fn a_reservation_that_is_not_used_gives_its_room_back() {
 fn only_one_opener_and_nobody_else_can_read_it() {
     let dir = TempDir::new().unwrap();
     let (journal, _) = open(&dir);
-    assert!(matches!(
-        Journal::open(dir.path(), options()),
-        Err(JournalError::Busy { .. })
-    ));
+    assert!(matches!(Journal::open(dir.path(), options()), Err(JournalError::Busy { .. })));
     let mode = |name: &str| {
         let path = dir.path().join(name);
         fs::metadata(path).unwrap().permissions().mode() & 0o7777
@@ -183,10 +166,7 @@ fn trimming_waits_for_the_slowest_target() {
     let dir = TempDir::new().unwrap();
     let (journal, _) = open(&dir);
     let store = journal.store();
-    let (fast, slow) = (
-        target_at(&journal, "fast", Tid::ZERO),
-        target_at(&journal, "slow", Tid::ZERO),
-    );
+    let (fast, slow) = (target_at(&journal, "fast", Tid::ZERO), target_at(&journal, "slow", Tid::ZERO));
     fill_to(&journal, 5);
     let last = journal.last_tid();
     store.ack(fast, last, last, &[], &[], &[]).unwrap();
@@ -207,22 +187,13 @@ fn trimming_waits_for_the_slowest_target() {
 #[test]
 fn above_the_cap_the_slowest_target_loses_its_place_and_nobody_waits() {
     let dir = TempDir::new().unwrap();
-    let options = JournalOptions {
-        cap_bytes: 3 * options().segment_bytes,
-        ..options()
-    };
+    let options = JournalOptions { cap_bytes: 3 * options().segment_bytes, ..options() };
     let (journal, _) = Journal::open(dir.path(), options).unwrap();
-    let (fast, slow) = (
-        target_at(&journal, "fast", Tid::ZERO),
-        target_at(&journal, "slow", Tid::ZERO),
-    );
+    let (fast, slow) = (target_at(&journal, "fast", Tid::ZERO), target_at(&journal, "slow", Tid::ZERO));
     for no in 2..9 {
         fill_to(&journal, no);
         let last = journal.durable_tid();
-        journal
-            .store()
-            .ack(fast, last, last, &[], &[], &[])
-            .unwrap();
+        journal.store().ack(fast, last, last, &[], &[], &[]).unwrap();
         eventually(|| journal.bytes_used() <= options.cap_bytes);
     }
     assert!(compares_everything(&journal, slow));
@@ -230,17 +201,10 @@ fn above_the_cap_the_slowest_target_loses_its_place_and_nobody_waits() {
     assert!(!compares_everything(&journal, fast));
     let row = journal.store().target("slow").unwrap().unwrap();
     assert_eq!(row.applied, journal.oldest_kept());
-    assert_eq!(
-        tids(&journal, row.applied).last(),
-        Some(&journal.last_tid())
-    );
+    assert_eq!(tids(&journal, row.applied).last(), Some(&journal.last_tid()));
     // Its tree cannot be called consistent at any TID that it had not applied before.
     assert_eq!(journal.store().work_count_upto(slow, Tid(1)).unwrap(), 1);
-    assert!(
-        journal.store().events(5).unwrap()[0]
-            .text
-            .contains("slow had applied")
-    );
+    assert!(journal.store().events(5).unwrap()[0].text.contains("slow had applied"));
     // Files are recycled: those of the cap and a few free ones.
     assert!(fs::read_dir(dir.path().join("seg")).unwrap().count() <= 8);
 }
@@ -259,31 +223,14 @@ fn work_rows_live_by_their_rules() {
         len,
         created_tid: Tid(created),
     };
-    assert_eq!(
-        store
-            .work_insert(target, &[range(0, 10, 1), range(50, 10, 2)])
-            .unwrap(),
-        2
-    );
+    assert_eq!(store.work_insert(target, &[range(0, 10, 1), range(50, 10, 2)]).unwrap(), 2);
     assert_eq!(store.work_insert(target, &[range(0, 10, 3)]).unwrap(), 0);
     let rows = store.work_next(target, None, 10).unwrap();
     assert_eq!(rows.iter().map(|r| r.offset).collect::<Vec<_>>(), [50, 0]);
-    assert_eq!(
-        store.work_next(target, Some(rows[0].id), 10).unwrap(),
-        rows[1..]
-    );
+    assert_eq!(store.work_next(target, Some(rows[0].id), 10).unwrap(), rows[1..]);
 
     // Progress shrinks a row; a longer range that begins at the same place is a new row.
-    store
-        .ack(
-            target,
-            Tid(4),
-            Tid(3),
-            &[rows[0].id],
-            &[(rows[1].id, 4)],
-            &[range(4, 20, 5)],
-        )
-        .unwrap();
+    store.ack(target, Tid(4), Tid(3), &[rows[0].id], &[(rows[1].id, 4)], &[range(4, 20, 5)]).unwrap();
     let now = store.work_next(target, None, 10).unwrap();
     assert_eq!((now.len(), now[0].offset, now[0].len), (1, 4, 20));
     assert!(now[0].id > rows[0].id);
@@ -293,17 +240,12 @@ fn work_rows_live_by_their_rules() {
     let whole = NewWork::whole_tree(WorkReason::Mirror, Tid(9));
     store.reset_target(target, Tid(9), &[whole]).unwrap();
     let row = store.target("a").unwrap().unwrap();
-    assert_eq!(
-        (row.received, row.applied, row.mirrored),
-        (Tid(9), Tid(9), true)
-    );
+    assert_eq!((row.received, row.applied, row.mirrored), (Tid(9), Tid(9), true));
     // An ack that was under way does not move the cursor back.
     store.ack(target, Tid(4), Tid(4), &[], &[], &[]).unwrap();
     assert_eq!(store.target("a").unwrap().unwrap().received, Tid(9));
     let tree = store.work_next(target, None, 10).unwrap()[0].id;
-    store
-        .work_expand(target, tree, &[range(1, 1, 9), range(2, 1, 9)])
-        .unwrap();
+    store.work_expand(target, tree, &[range(1, 1, 9), range(2, 1, 9)]).unwrap();
     assert_eq!(store.work_count(target).unwrap(), 2);
     store.target_remove(target).unwrap();
     assert_eq!(store.targets().unwrap(), []);

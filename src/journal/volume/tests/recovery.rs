@@ -33,10 +33,7 @@ fn an_unclean_stop_jumps_and_compares_every_target() {
     journal.commit(journal.last_tid()).unwrap();
     assert_eq!(tids(&journal, Tid(2)), [Tid(3), Tid(3 + JUMP)]);
     journal.close_clean().unwrap();
-    assert!(matches!(
-        journal.reserve(10),
-        Err(JournalError::Failed { .. })
-    ));
+    assert!(matches!(journal.reserve(10), Err(JournalError::Failed { .. })));
     drop(journal);
     assert_eq!(open(&dir).1, LastStop::Clean);
 }
@@ -62,21 +59,14 @@ fn a_log_that_ends_below_a_cursor_is_damage() {
     let target = target_at(&journal, "a", Tid::ZERO);
     let tid = change(&journal, 10);
     journal.commit(tid).unwrap();
-    journal
-        .store()
-        .ack(target, tid, tid, &[], &[], &[])
-        .unwrap();
+    journal.store().ack(target, tid, tid, &[], &[], &[]).unwrap();
     drop(journal);
     overwrite(dir.path(), "seg/00000001.seg", 4096);
 
     let (journal, stop) = open(&dir);
     let reason = unclean_reason(stop);
     assert!(reason.contains("00000001.seg at byte 4096"), "{reason}");
-    assert!(
-        journal.store().events(1).unwrap()[0]
-            .text
-            .contains("at byte 4096")
-    );
+    assert!(journal.store().events(1).unwrap()[0].text.contains("at byte 4096"));
     damage_is_settled(&journal, target);
     drop(journal);
     assert_eq!(unclean_reason(open(&dir).1), "the last stop was not clean");
@@ -119,10 +109,7 @@ fn a_damaged_header_of_a_sealed_segment_is_named_and_the_log_begins_anew() {
 /// The target stands at the new start and compares everything; the log goes on there.
 fn damage_is_settled(journal: &Journal, target: TargetId) {
     let row = journal.store().target_by_id(target).unwrap().unwrap();
-    assert_eq!(
-        (row.received, row.applied),
-        (journal.last_tid(), journal.last_tid())
-    );
+    assert_eq!((row.received, row.applied), (journal.last_tid(), journal.last_tid()));
     assert_eq!(journal.oldest_kept(), row.received);
     assert!(compares_everything(journal, target));
     let tid = change(journal, 10);
@@ -132,10 +119,7 @@ fn damage_is_settled(journal: &Journal, target: TargetId) {
 }
 
 fn overwrite(dir: &Path, file: &str, offset: u64) {
-    let file = fs::OpenOptions::new()
-        .write(true)
-        .open(dir.join(file))
-        .unwrap();
+    let file = fs::OpenOptions::new().write(true).open(dir.join(file)).unwrap();
     file.write_all_at(&[0x5a; 300], offset).unwrap();
 }
 
@@ -147,15 +131,8 @@ fn damage_that_a_reader_meets_moves_the_targets_behind_it() {
     fill_to(&journal, 2);
     let ahead = target_at(&journal, "ahead", journal.last_tid());
     overwrite(dir.path(), "seg/00000001.seg", 4096);
-    let error = journal
-        .reader(Tid::ZERO)
-        .unwrap()
-        .next_chunk(1000)
-        .map(drop);
-    assert!(matches!(
-        error,
-        Err(JournalError::Damaged { offset: 4096, .. })
-    ));
+    let error = journal.reader(Tid::ZERO).unwrap().next_chunk(1000).map(drop);
+    assert!(matches!(error, Err(JournalError::Damaged { offset: 4096, .. })));
     assert!(compares_everything(&journal, behind));
     assert!(!compares_everything(&journal, ahead));
     let place = journal.store().target("behind").unwrap().unwrap().received;
