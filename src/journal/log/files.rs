@@ -1,6 +1,7 @@
 //! The directory of segment files: creating, taking into use, recycling.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
@@ -53,6 +54,7 @@ impl SegmentDir {
         let fd = sys::openat(cwd.as_fd(), &name, libc::O_RDONLY | libc::O_DIRECTORY, 0)
             .map_err(io("open directory", path))?;
         set_nocow(fd.as_fd());
+        sync_parent(path)?;
         Ok(SegmentDir { fd, path: path.to_owned() })
     }
 
@@ -169,6 +171,15 @@ impl SegmentFile {
     pub(super) fn read(&self, buffer: &mut [u8], offset: u64) -> Result<(), JournalError> {
         sys::read_exact_at(self.fd.as_fd(), buffer, offset).map_err(io("read", &self.path))
     }
+}
+
+/// Makes the name of `path` itself durable.
+pub(in crate::journal) fn sync_parent(path: &Path) -> Result<(), JournalError> {
+    let parent = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    File::open(parent).and_then(|dir| dir.sync_all()).map_err(std_io("fsync directory", parent))
 }
 
 /// The file name of a segment.

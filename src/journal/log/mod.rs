@@ -25,6 +25,7 @@ use crate::base::{EpochId, Tid, VolumeUuid};
 use files::{SegmentDir, SegmentFile};
 use layout::Link;
 
+pub(super) use files::sync_parent;
 pub(super) use layout::frame_bytes;
 pub use reader::{Chunk, SegmentReader};
 

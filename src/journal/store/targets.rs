@@ -37,7 +37,8 @@ pub struct TargetRow {
 const COLUMNS: &str = "id, name, url, state, received, applied, mirrored, last_error, last_ack_ns";
 
 impl Store {
-    /// Adds a target with its cursor at 0. [`Store::reset_target`] gives it a place and work.
+    /// Adds a target that has no place in the log yet: it holds no segment. [`Store::reset_target`] gives it a place and
+    /// work.
     ///
     /// # Errors
     /// `Sqlite` also when the name is taken.
@@ -49,7 +50,8 @@ impl Store {
     }
 
     /// Adds a target with its cursor at `base` and `work` queued, in one transaction, so that trimming can never come
-    /// between. The target counts as mirrored: its initial work is queued.
+    /// between. The target counts as mirrored: its initial work is queued. `base` must be durable: a cursor beyond the
+    /// end of the log is taken for damage of the log after a crash.
     ///
     /// # Errors
     /// `Sqlite` also when the name is taken.
@@ -115,6 +117,7 @@ impl Store {
     }
 
     /// Gives the target a new place and replaces all its work, in one transaction; it counts as mirrored from now on.
+    /// `base` must be durable, as for [`Store::target_add_at`].
     ///
     /// # Errors
     /// `Sqlite`.

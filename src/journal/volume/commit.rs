@@ -100,10 +100,12 @@ impl Core {
     /// Commits everything that waits. The ring is unlocked meanwhile; nobody may be leading.
     pub(super) fn lead_commit(&self, ring: &mut MutexGuard<'_, Ring>) {
         ring.leader = Leader::Busy;
-        let batch = ring.take_batch();
+        let mut batch = ring.take_batch();
         let result = MutexGuard::unlocked(ring, || {
             let before = self.log.end().segment;
             let written = self.write_batch(&batch);
+            // Freed here and not under the lock: it may be megabytes in thousands of pieces.
+            drop(std::mem::take(&mut batch.records));
             written.map(|()| (self.log.room(), self.log.end().segment != before))
         });
         match result {

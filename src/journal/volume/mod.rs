@@ -30,7 +30,8 @@ pub use reserve::Reservation;
 /// Sizes and times.
 #[derive(Clone, Copy, Debug)]
 pub struct JournalOptions {
-    /// Size of a segment file in bytes.
+    /// Size of a segment file in bytes, a multiple of 4096. No record can be longer than half of it: below 8 MiB some
+    /// changes that the kernel can ask for are refused.
     pub segment_bytes: u64,
     /// Most bytes of segments; above it the slowest targets lose their place.
     pub cap_bytes: u64,
@@ -64,7 +65,8 @@ pub struct Identity {
     pub format: u16,
 }
 
-/// A volume's journal, open for changes. One per directory: the lock file sees to that.
+/// A volume's journal, open for changes. One per directory: the lock file sees to that, until the journal and all its
+/// readers are dropped.
 pub struct Journal {
     core: Arc<Core>,
     /// The committer, until the journal is dropped.

@@ -15,7 +15,7 @@ use super::ring::Ring;
 use super::{Core, Identity, Journal, JournalOptions};
 use crate::base::{EpochId, Space, Tid, VolumeUuid};
 use crate::journal::error::{JournalError, std_io};
-use crate::journal::log::{LogOptions, SegmentLog};
+use crate::journal::log::{LogOptions, SegmentLog, sync_parent};
 use crate::journal::store::{Level, Store, TargetRow, all_targets, lose_place, put_event};
 use crate::record::FORMAT_VERSION;
 
@@ -49,13 +49,12 @@ impl Journal {
     ///
     /// # Errors
     /// `Busy` when somebody has it open; `Format` or `Foreign` for files that are not ours to use; `Io`, `Sqlite`,
-    /// `Database`. Damage is no error: it is in [`LastStop::Unclean`] and in the events.
+    /// `Pragma`. Damage is no error: it is in [`LastStop::Unclean`] and in the events.
     pub fn open(dir: &Path, options: JournalOptions) -> Result<(Arc<Journal>, LastStop), JournalError> {
         let lock = lock_dir(dir)?;
         let store = Store::open(&dir.join("state.db"))?;
         let identity = load_identity(&store)?;
-        let mark = Mark::load(&store)?;
-        let (log, last, stop) = recover(dir, &options, &store, &identity, mark)?;
+        let (log, last, stop) = recover(dir, &options, &store, &identity)?;
         log.prepare().or_else(unless_full)?;
         store.segments_set(&log.rows())?;
         let ring_bytes = options.ring_bytes.min(options.segment_bytes as usize / 2);
@@ -95,6 +94,7 @@ fn unless_full(error: JournalError) -> Result<(), JournalError> {
 
 fn lock_dir(dir: &Path) -> Result<Flock<File>, JournalError> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(std_io("create directory", dir))?;
+    sync_parent(dir)?;
     let path = dir.join("lock");
     let file = OpenOptions::new()
         .create(true)
@@ -137,118 +137,133 @@ fn load_identity(store: &Store) -> Result<Identity, JournalError> {
     Ok(identity)
 }
 
+/// What is known of the last life before the log is looked at.
+struct Known {
+    mark: Option<(Mark, Stop)>,
+    /// Targets that have a place in the log.
+    targets: Vec<TargetRow>,
+    /// End of the last full segment.
+    sealed_end: Tid,
+}
+
 /// Brings log and store to one state. Returns the log, the last TID that counts as given, and what was found.
 fn recover(
     dir: &Path,
     options: &JournalOptions,
     store: &Store,
     identity: &Identity,
-    mark: Option<(Mark, Stop)>,
 ) -> Result<(SegmentLog, Tid, LastStop), JournalError> {
     let log_options = LogOptions { segment_bytes: options.segment_bytes, created_ns: None };
     let (volume, epoch, seg) = (identity.volume, identity.epoch, dir.join("seg"));
-    let targets = store.targets()?;
-    let sealed_end = store.sealed_end()?;
-    let bound = known_bound(&targets, sealed_end, mark.as_ref());
-    let (log, verdict) = match SegmentLog::open(&seg, volume, epoch, log_options) {
-        Ok(log) => {
-            // A target whose mirror was never queued has no place in the log yet.
-            let placed: Vec<_> = targets.into_iter().filter(|t| t.mirrored).collect();
-            let verdict = judge(&log, &placed, sealed_end, mark.as_ref());
-            (Some(log), verdict)
-        }
-        Err(error @ JournalError::Damaged { .. }) => (None, Verdict::Damage(error.to_string())),
+    let known = Known::load(store)?;
+    let found = SegmentLog::open(&seg, volume, epoch, log_options);
+    let end = found.as_ref().map_or(Tid::ZERO, SegmentLog::last_tid);
+    let bound = known.bound().max(end);
+    let jumped = Tid(bound.0 + JUMP - 1);
+    let reason = match found {
+        Ok(log) => match known.judge(&log) {
+            Verdict::Stop(stop) => return settle(store, log, stop, bound, jumped),
+            Verdict::Damage(reason) => reason,
+        },
+        Err(error @ JournalError::Damaged { .. }) => error.to_string(),
         Err(error) => return Err(error),
     };
-    let bound = bound.max(log.as_ref().map_or(Tid::ZERO, SegmentLog::last_tid));
-    let jumped = Tid(bound.0 + JUMP - 1);
-    match (verdict, log) {
-        (Verdict::Stop(stop @ LastStop::Unclean { .. }), Some(log)) => {
-            settle_unclean(store, &Mark::of(&log, jumped), &stop)?;
-            Ok((log, jumped, stop))
-        }
-        (Verdict::Stop(stop), Some(log)) => {
-            let mark = Mark::of(&log, bound);
-            store.write("open", |tx| mark.put(tx, Stop::Open))?;
-            Ok((log, bound, stop))
-        }
-        (Verdict::Damage(reason) | Verdict::Stop(LastStop::Unclean { reason }), _) => {
-            settle_damage(store, jumped, &reason)?;
-            let log = SegmentLog::open_anew(&seg, volume, epoch, log_options, jumped)?;
-            Ok((log, jumped, LastStop::Unclean { reason }))
-        }
-        (Verdict::Stop(stop), None) => {
-            let log = SegmentLog::open_anew(&seg, volume, epoch, log_options, jumped)?;
-            Ok((log, jumped, stop))
-        }
+    settle_damage(store, jumped, &reason)?;
+    let log = SegmentLog::open_anew(&seg, volume, epoch, log_options, jumped)?;
+    Ok((log, jumped, LastStop::Unclean { reason }))
+}
+
+impl Known {
+    fn load(store: &Store) -> Result<Known, JournalError> {
+        let mut targets = store.targets()?;
+        targets.retain(|target| target.mirrored);
+        Ok(Known { mark: Mark::load(store)?, targets, sealed_end: store.sealed_end()? })
     }
-}
 
-/// The highest TID that anything but the log's own end tells of.
-fn known_bound(targets: &[TargetRow], sealed_end: Tid, mark: Option<&(Mark, Stop)>) -> Tid {
-    let cursors = targets.iter().map(|target| target.received.max(target.applied));
-    let marked = mark.map_or(Tid::ZERO, |(mark, _)| mark.tid.max(mark.log_last));
-    cursors.fold(sealed_end.max(marked), Tid::max)
-}
+    /// The highest TID that anything but the log itself tells of.
+    fn bound(&self) -> Tid {
+        let cursors = self.targets.iter().map(|t| t.received.max(t.applied));
+        let marked = self.mark.map_or(Tid::ZERO, |(mark, _)| mark.tid.max(mark.log_last));
+        cursors.fold(self.sealed_end.max(marked), Tid::max)
+    }
 
-fn judge(log: &SegmentLog, targets: &[TargetRow], sealed_end: Tid, mark: Option<&(Mark, Stop)>) -> Verdict {
-    let last = log.last_tid();
-    let Some((mark, stop)) = mark else {
-        return match last == Tid::ZERO {
-            true => Verdict::Stop(LastStop::New),
-            false => Verdict::Damage("segments without the state database they belong to".to_owned()),
+    fn judge(&self, log: &SegmentLog) -> Verdict {
+        let Some((mark, stop)) = &self.mark else {
+            return match log.last_tid() == Tid::ZERO {
+                true => Verdict::Stop(LastStop::New),
+                false => Verdict::Damage("segments without the state database they belong to".to_owned()),
+            };
         };
-    };
-    if let Some(reason) = find_damage(log, targets, sealed_end, mark) {
-        return Verdict::Damage(reason);
-    }
-    Verdict::Stop(match (stop, *mark == Mark::of(log, mark.tid)) {
-        (Stop::Clean, true) => LastStop::Clean,
-        (Stop::Clean, false) => LastStop::Unclean { reason: "the log goes on behind the clean stop".to_owned() },
-        (Stop::Open, _) => LastStop::Unclean { reason: "the last stop was not clean".to_owned() },
-    })
-}
-
-/// Compares the log with every lower bound that is known.
-fn find_damage(log: &SegmentLog, targets: &[TargetRow], sealed_end: Tid, mark: &Mark) -> Option<String> {
-    let (last, end) = (log.last_tid(), log.end());
-    let ends = |what: &str, bound: Tid| {
-        let file = log.path_of(end.segment);
-        let (file, offset) = (file.display(), end.offset);
-        Some(format!("{file} at byte {offset}: the log ends at {last}, {what} {bound}"))
-    };
-    if last < mark.log_last {
-        return ends("but it was known to reach", mark.log_last);
-    }
-    if last < sealed_end {
-        return ends("but a full segment reached", sealed_end);
-    }
-    let known = mark.known_end(last);
-    if let Some(target) = targets.iter().find(|t| t.received.max(t.applied) > known) {
-        let what = format!("but {} has received up to", target.name);
-        return ends(&what, target.received.max(target.applied));
-    }
-    let oldest = log.oldest_kept();
-    let target = targets.iter().find(|target| target.applied < oldest)?;
-    Some(format!(
-        "{} at byte 0: the log begins after {oldest}, but {} has applied only {}",
-        log.path_of(log.first_segment()).display(),
-        target.name,
-        target.applied
-    ))
-}
-
-/// Every target compares everything; the log and the cursors stay.
-fn settle_unclean(store: &Store, mark: &Mark, stop: &LastStop) -> Result<(), JournalError> {
-    store.write("unclean stop", |tx| {
-        for target in all_targets(tx)? {
-            lose_place(tx, &target, Tid::ZERO)?;
+        if let Some(reason) = self.find_damage(log, mark) {
+            return Verdict::Damage(reason);
         }
-        if let LastStop::Unclean { reason } = stop {
-            put_event(tx, Level::Warning, None, &format!("{reason}; all targets are compared"))?;
+        Verdict::Stop(match (stop, *mark == Mark::of(log, mark.tid)) {
+            (Stop::Clean, true) => LastStop::Clean,
+            (Stop::Clean, false) => {
+                LastStop::Unclean { reason: "the log does not end where the clean stop says".to_owned() }
+            }
+            (Stop::Open, _) => LastStop::Unclean { reason: "the last stop was not clean".to_owned() },
+        })
+    }
+
+    /// Compares the log with every lower bound that is known.
+    fn find_damage(&self, log: &SegmentLog, mark: &Mark) -> Option<String> {
+        let last = log.last_tid();
+        if last < mark.log_last {
+            return Some(ends_early(log, "it was known to reach", mark.log_last));
+        }
+        if last < self.sealed_end {
+            return Some(ends_early(log, "a full segment reached", self.sealed_end));
+        }
+        let place = |target: &TargetRow| target.received.max(target.applied);
+        let known = mark.known_end(last);
+        if let Some(target) = self.targets.iter().find(|target| place(target) > known) {
+            let what = format!("{} has received up to", target.name);
+            return Some(ends_early(log, &what, place(target)));
+        }
+        let oldest = log.oldest_kept();
+        let target = self.targets.iter().find(|t| t.applied < oldest)?;
+        Some(format!(
+            "{} at byte 0: the log begins after {oldest}, but {} has applied only {}",
+            log.path_of(log.first_segment()).display(),
+            target.name,
+            target.applied
+        ))
+    }
+}
+
+fn ends_early(log: &SegmentLog, what: &str, bound: Tid) -> String {
+    let (last, end) = (log.last_tid(), log.end());
+    let file = log.path_of(end.segment);
+    let (file, offset) = (file.display(), end.offset);
+    format!("{file} at byte {offset}: the log ends at {last}, but {what} {bound}")
+}
+
+/// The log is whole. After an unclean stop every target compares everything, for what was changed last may have no
+/// record; log and cursors stay.
+fn settle(
+    store: &Store,
+    log: SegmentLog,
+    stop: LastStop,
+    bound: Tid,
+    jumped: Tid,
+) -> Result<(SegmentLog, Tid, LastStop), JournalError> {
+    let last = match &stop {
+        LastStop::New | LastStop::Clean => bound,
+        LastStop::Unclean { .. } => jumped,
+    };
+    let mark = Mark::of(&log, last);
+    store.write("open", |tx| {
+        if let LastStop::Unclean { reason } = &stop {
+            for target in all_targets(tx)? {
+                lose_place(tx, &target, Tid::ZERO)?;
+            }
+            let text = format!("{reason}; all targets are compared");
+            put_event(tx, Level::Warning, None, &text)?;
         }
         mark.put(tx, Stop::Open)
-    })
+    })?;
+    Ok((log, last, stop))
 }
 
 /// Every target compares everything and goes on at `start`. The mark demands a log that begins there: should the process

@@ -80,14 +80,15 @@ impl Core {
     /// pass the damage again.
     pub(super) fn skip_damage(&self, place: Tid, what: &str) -> Result<(), JournalError> {
         let mut ring = self.lead();
-        let (end, sealed) = MutexGuard::unlocked(&mut ring, || {
+        let (end, sealed, room) = MutexGuard::unlocked(&mut ring, || {
             let end = self.log.segment_end_after(place);
             let sealed = match end == self.log.last_tid() {
                 true => self.log.seal(),
                 false => Ok(()),
             };
-            (end, sealed)
+            (end, sealed, self.log.room())
         });
+        ring.room = room;
         ring.rolled = true;
         self.end_lead(&mut ring);
         drop(ring);
