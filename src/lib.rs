@@ -6,5 +6,7 @@
 
 pub mod backing;
 pub mod base;
+pub mod journal;
 pub mod record;
+pub mod stack;
 pub mod sys;
