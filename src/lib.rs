@@ -6,6 +6,7 @@
 
 pub mod backing;
 pub mod base;
+pub mod fuse;
 pub mod journal;
 pub mod record;
 pub mod stack;
