@@ -90,19 +90,20 @@ impl MountedVolume {
     /// # Errors
     /// [`MountError::Io`] naming the step.
     pub fn mount(stack: Arc<Stack>, path: &Path, label: &str) -> Result<MountedVolume, MountError> {
-        if dead_mount_at(path) {
-            detach(path)?;
+        let path = canonical(path);
+        if dead_mount_at(&path) {
+            detach(&path)?;
         }
-        let device = mount_device(path, label)?;
+        let device = mount_device(&path, label)?;
         let served = serve(stack.clone(), device).map_err(|errno| {
             // Nothing answers there: leave the directory as it was.
-            let _ = detach(path);
-            io(path, "start the FUSE session")(errno)
+            let _ = detach(&path);
+            io(&path, "start the FUSE session")(errno)
         })?;
-        let mounted = top(path)?;
+        let mounted = top(&path)?;
         raise_read_ahead(&mounted.device);
         Ok(MountedVolume {
-            path: path.to_owned(),
+            path,
             mount_id: mounted.id,
             stack,
             session: Mutex::new(Some(served)),
@@ -241,6 +242,7 @@ fn raise_read_ahead(device: &str) {
 
 /// Whether a FUSE mount lies at `path` that nobody serves any more.
 pub fn dead_mount_at(path: &Path) -> bool {
+    let path = &canonical(path);
     let is_fuse = mountinfo::top_at(path)
         .is_ok_and(|top| top.is_some_and(|mount| mount.kind.starts_with("fuse")));
     is_fuse
@@ -255,6 +257,22 @@ pub fn dead_mount_at(path: &Path) -> bool {
 pub fn detach(path: &Path) -> Result<(), MountError> {
     let flags = libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW;
     sys::unmount(&c_path(path)?, flags).map_err(io(path, "umount"))
+}
+
+/// `path` as the mount table shows it. The last component is not looked at: a dead mount there answers nothing.
+fn canonical(path: &Path) -> PathBuf {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return path.to_owned();
+    };
+    let parent = if parent.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        parent
+    };
+    match parent.canonicalize() {
+        Ok(parent) => parent.join(name),
+        Err(_) => path.to_owned(),
+    }
 }
 
 fn top(path: &Path) -> Result<mountinfo::Mount, MountError> {

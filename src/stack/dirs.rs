@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::Stack;
 use super::opens::{DirCursor, OpenDir};
-use super::types::{Entry, FileId, Listed, NodeId, Room};
+use super::types::{Entry, FileId, Listed, NodeId, Room, kind};
 use crate::base::Name;
 use crate::sys::{self, DirEntry, Errno, Result};
 
@@ -68,7 +68,7 @@ impl Stack {
             let listed = Listed {
                 name: &read.name,
                 ino: self.listed_ino(&dir, &read),
-                d_type: read.d_type,
+                d_type: listed_type(cursor.stream.fd(), &read),
                 next_offset: read.next_offset as u64,
                 entry,
             };
@@ -97,6 +97,17 @@ impl Stack {
         let fd = sys::openat(dir, name.as_cstr(), libc::O_PATH, 0).ok()?;
         self.entry(self.tree.found(fd.as_fd()).ok()?).ok()
     }
+}
+
+/// A filesystem may leave the type out of its entries (DT_UNKNOWN, readdir(3)), but the kernel shows what we say.
+fn listed_type(dir: BorrowedFd<'_>, read: &DirEntry) -> u8 {
+    if read.d_type != libc::DT_UNKNOWN {
+        return read.d_type;
+    }
+    std::ffi::CString::new(read.name.as_slice())
+        .ok()
+        .and_then(|name| sys::fstatat(dir, &name).ok())
+        .map_or(libc::DT_UNKNOWN, |stat| (kind(&stat) >> 12) as u8)
 }
 
 impl DirCursor {
