@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::lookup::shape_of;
 use super::mutation::{BIRTH_RECORD, Mutation, NAME_RECORD};
-use super::opens::{Appending, Handle, OpenFile};
+use super::opens::{BackingMode, Handle, OpenFile};
 use super::types::{Caller, Entry, NodeId, Object, Opened, attrs};
 use super::{Stack, creds};
 use crate::backing::Found;
@@ -164,7 +164,7 @@ impl Stack {
     }
 
     fn opened_newborn(&self, entry: Entry, found: Found, fd: OwnedFd, flags: i32) -> Opened {
-        let file = OpenFile::new(found.key, entry.node, fd, Appending::No);
+        let file = OpenFile::new(found.key, entry.node, fd, BackingMode::Positioned, flags);
         file.atime_is(found.stat.atime);
         // The kernel still holds the directory, so nobody can unlink the name before we answer.
         let file = self.opens.insert(Handle::File(Arc::new(file)));

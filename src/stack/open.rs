@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::mutation::SMALL_RECORD;
-use super::opens::{Appending, DirCursor, Ended, Handle, OpenDir, OpenFile};
+use super::opens::{BackingMode, DirCursor, Ended, Handle, OpenDir, OpenFile};
 use super::types::{Caching, Caller, FileId, NodeId, Opened, Privileges, attrs};
 use super::{Stack, creds};
 use crate::base::ObjectKey;
@@ -48,23 +48,26 @@ impl Stack {
 
     fn open_file(&self, node: NodeId, flags: i32) -> Result<OpenFile> {
         let key = self.key(node)?;
-        let (fd, appending) = self.open_backing(key, flags)?;
-        Ok(OpenFile::new(key, node, fd, appending))
+        let (fd, backing) = self.open_backing(key, flags)?;
+        Ok(OpenFile::new(key, node, fd, backing, flags))
     }
 
     /// Backing descriptors never carry O_APPEND or O_DIRECT: mmap pages are written back through them at any offset and
     /// length. Writers read too: a copied range is read back for its record.
-    fn open_backing(&self, key: ObjectKey, flags: i32) -> Result<(OwnedFd, Appending)> {
+    fn open_backing(&self, key: ObjectKey, flags: i32) -> Result<(OwnedFd, BackingMode)> {
         if flags & libc::O_ACCMODE == libc::O_RDONLY {
-            return Ok((self.tree.open_key(key, libc::O_RDONLY)?, Appending::No));
+            return Ok((
+                self.tree.open_key(key, libc::O_RDONLY)?,
+                BackingMode::Positioned,
+            ));
         }
         match self.tree.open_key(key, libc::O_RDWR) {
             // An append-only inode opens for writing with O_APPEND only (ioctl_iflags(2)).
             Err(Errno::EPERM) if flags & libc::O_APPEND != 0 => Ok((
                 self.tree.open_key(key, libc::O_RDWR | libc::O_APPEND)?,
-                Appending::Only,
+                BackingMode::AppendOnly,
             )),
-            fd => Ok((fd?, Appending::No)),
+            fd => Ok((fd?, BackingMode::Positioned)),
         }
     }
 
@@ -165,12 +168,14 @@ impl Stack {
 
     /// The end of a directory's handle.
     pub fn releasedir(&self, id: FileId) {
-        if let Some(Handle::Dir(dir)) = self.opens.remove(id) {
-            let cursor = dir.cursor.lock();
-            let moved = |stat: &sys::Stat| stat.nlink > 0 && stat.atime != dir.atime;
-            if sys::fstat(cursor.stream.fd()).is_ok_and(|stat| moved(&stat)) {
-                self.record_atime(dir.key, cursor.stream.fd());
-            }
+        let Some(Handle::Dir(dir)) = self.opens.remove(id) else {
+            return;
+        };
+        let stat = sys::fstat(dir.cursor.lock().stream.fd());
+        if stat.is_ok_and(|stat| stat.nlink > 0 && stat.atime != dir.atime)
+            && let Ok(fd) = self.tree.open_key(dir.key, libc::O_PATH)
+        {
+            self.record_atime(dir.key, fd.as_fd());
         }
     }
 

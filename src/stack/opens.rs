@@ -20,26 +20,36 @@ pub(super) struct OpenFile {
     fd: OwnedFd,
     /// The access time that is recorded, in nanoseconds: at first the one at open.
     recorded_atime: AtomicI64,
-    pub(super) appending: Appending,
+    pub(super) backing: BackingMode,
+    /// Whether the kernel may read through this handle, which moves the access time.
+    reads: bool,
 }
 
 /// How the backing descriptor treats the offset of a write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Appending {
+pub(super) enum BackingMode {
     /// Writes go where they say: the kernel resolves O_APPEND of the mount's files itself.
-    No,
+    Positioned,
     /// The inode is append-only and cannot be opened for writing any other way: the backing filesystem chooses the end.
-    Only,
+    AppendOnly,
 }
 
 impl OpenFile {
-    pub(super) fn new(key: ObjectKey, node: NodeId, fd: OwnedFd, appending: Appending) -> OpenFile {
+    /// `flags` are those of the mount's open.
+    pub(super) fn new(
+        key: ObjectKey,
+        node: NodeId,
+        fd: OwnedFd,
+        backing: BackingMode,
+        flags: i32,
+    ) -> OpenFile {
         OpenFile {
             key,
             node,
             fd,
             recorded_atime: AtomicI64::new(0),
-            appending,
+            backing,
+            reads: flags & libc::O_ACCMODE != libc::O_WRONLY,
         }
     }
 
@@ -53,9 +63,9 @@ impl OpenFile {
             .store(atime.as_nanos(), Ordering::Relaxed);
     }
 
-    /// Whether `atime` is not the recorded one.
+    /// Whether reading moved the access time to `atime` and no record says so.
     pub(super) fn atime_moved(&self, atime: Timespec) -> bool {
-        self.recorded_atime.load(Ordering::Relaxed) != atime.as_nanos()
+        self.reads && self.recorded_atime.load(Ordering::Relaxed) != atime.as_nanos()
     }
 }
 

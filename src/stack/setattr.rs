@@ -61,6 +61,9 @@ impl Stack {
             }
             Progress::Changed => mutation.read_back(sys::fstat(object.fd.as_fd()))?,
         };
+        if let Some(Handle::File(open)) = file.and_then(|id| self.opens.get(id)) {
+            open.atime_is(stat.atime);
+        }
         let attrs = attrs(&stat);
         let op = match change.size {
             Some(_) => Op::Truncate { attrs },

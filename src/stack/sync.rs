@@ -2,7 +2,7 @@
 //!
 //! When one of these succeeds, the data of the object and the journal's records up to its last change are both on disk.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use super::Stack;
 use super::opens::OpenFile;
@@ -38,8 +38,11 @@ impl Stack {
     pub fn fsyncdir(&self, node: NodeId, id: FileId, datasync: bool) -> Result<()> {
         let dir = self.dir(id, node)?;
         let tid = self.journal.last_tid();
-        let cursor = dir.cursor.lock();
-        self.sync_both(cursor.stream.fd(), kind_of(datasync), tid)
+        // A descriptor of its own: the listing's lock must not be held while the disk is waited for.
+        let fd = self
+            .tree
+            .open_key(dir.key, libc::O_RDONLY | libc::O_DIRECTORY)?;
+        self.sync_both(fd.as_fd(), kind_of(datasync), tid)
     }
 
     /// What O_DSYNC or O_SYNC asks for behind a write that took `tid`. Called with no lock held.

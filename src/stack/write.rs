@@ -1,7 +1,7 @@
 //! Changes of data: write, fallocate, copy_file_range.
 
 use super::mutation::{Mutation, SMALL_RECORD};
-use super::opens::{Appending, OpenFile};
+use super::opens::{BackingMode, OpenFile};
 use super::types::{Caller, FileId, NodeId, Privileges, attrs};
 use super::{MAX_TRANSFER_BYTES, Stack, creds};
 use crate::base::Tid;
@@ -52,9 +52,9 @@ impl Stack {
         data: &[u8],
     ) -> Result<Tid> {
         let stat = change.read_back(sys::fstat(file.fd()))?;
-        let offset = match file.appending {
-            Appending::No => offset,
-            Appending::Only => stat.size - data.len() as u64,
+        let offset = match file.backing {
+            BackingMode::Positioned => offset,
+            BackingMode::AppendOnly => stat.size - data.len() as u64,
         };
         let op = Op::Write {
             offset,
