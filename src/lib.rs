@@ -4,10 +4,17 @@
 //! journal, and senders replay that journal to targets. `ARCHITECTURE.md` beside this file shows the rooms and the nine
 //! stops of one write.
 
+pub mod applier;
 pub mod backing;
 pub mod base;
+pub mod catchup;
+pub mod cli;
+pub mod config;
+pub mod control;
 pub mod fuse;
 pub mod journal;
+pub mod menu;
 pub mod record;
 pub mod stack;
 pub mod sys;
+pub mod wire;

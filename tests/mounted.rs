@@ -41,13 +41,7 @@ impl Mounted {
         let tree = Tree::open(&behind).unwrap();
         let stack = Stack::new(tree, journal, StackOptions::default()).unwrap();
         let volume = MountedVolume::mount(stack.clone(), &at, "test").unwrap();
-        Mounted {
-            volume,
-            stack,
-            at,
-            behind,
-            dir: Some(dir),
-        }
+        Mounted { volume, stack, at, behind, dir: Some(dir) }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -113,9 +107,7 @@ fn files_are_created_written_read_and_renamed() {
     drop(append);
     File::create(m.path("c")).unwrap();
     assert_eq!(fs::metadata(m.behind.join("d/b")).unwrap().len(), 0);
-    let expected = [
-        "create", "write", "write", "create", "rename", "link", "create", "write", "truncate",
-    ];
+    let expected = ["create", "write", "write", "create", "rename", "link", "create", "write", "truncate"];
     let words: Vec<_> = m.words().into_iter().filter(|w| *w != "setattr").collect();
     assert_eq!(words, expected);
 }
@@ -128,27 +120,11 @@ fn attributes_match_those_behind() {
     std::os::unix::fs::chown(m.path("f"), Some(12), Some(34)).unwrap();
     let time = std::time::UNIX_EPOCH + Duration::new(1_234_567_890, 123_456_789);
     File::open(m.path("f")).unwrap().set_modified(time).unwrap();
-    let (here, behind) = (
-        fs::metadata(m.path("f")).unwrap(),
-        fs::metadata(m.behind.join("f")).unwrap(),
-    );
-    let facts = |m: &fs::Metadata| {
-        (
-            m.ino(),
-            m.mode(),
-            m.uid(),
-            m.gid(),
-            m.size(),
-            m.mtime(),
-            m.mtime_nsec(),
-            m.ctime_nsec(),
-        )
-    };
+    let (here, behind) = (fs::metadata(m.path("f")).unwrap(), fs::metadata(m.behind.join("f")).unwrap());
+    let facts =
+        |m: &fs::Metadata| (m.ino(), m.mode(), m.uid(), m.gid(), m.size(), m.mtime(), m.mtime_nsec(), m.ctime_nsec());
     assert_eq!(facts(&here), facts(&behind));
-    assert_eq!(
-        (here.mtime(), here.mtime_nsec()),
-        (1_234_567_890, 123_456_789)
-    );
+    assert_eq!((here.mtime(), here.mtime_nsec()), (1_234_567_890, 123_456_789));
 }
 
 #[test]
@@ -157,10 +133,8 @@ fn a_large_directory_is_listed_whole() {
     for i in 0..5000 {
         File::create(m.path(&format!("file-{i:05}"))).unwrap();
     }
-    let mut names: Vec<_> = fs::read_dir(&m.at)
-        .unwrap()
-        .map(|e| e.unwrap().file_name().into_string().unwrap())
-        .collect();
+    let mut names: Vec<_> =
+        fs::read_dir(&m.at).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     let expected: Vec<_> = (0..5000).map(|i| format!("file-{i:05}")).collect();
     assert_eq!(names, expected);
@@ -173,13 +147,7 @@ fn a_large_directory_is_listed_whole() {
 #[test]
 fn an_unlinked_file_lives_until_it_is_closed() {
     let m = Mounted::new();
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(m.path("f"))
-        .unwrap();
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(m.path("f")).unwrap();
     file.write_all(b"still here").unwrap();
     fs::remove_file(m.path("f")).unwrap();
     assert_eq!(file.metadata().unwrap().nlink(), 0);
@@ -212,24 +180,13 @@ fn xattrs_and_the_reserved_ones() {
     assert_eq!(set("trusted.other"), 0);
     let _ = run;
     assert_eq!(list_xattrs(&m.path("f")), ["trusted.other", "user.colour"]);
-    assert_eq!(
-        list_xattrs(&m.behind.join("f")),
-        ["trusted.other", "user.colour"]
-    );
+    assert_eq!(list_xattrs(&m.behind.join("f")), ["trusted.other", "user.colour"]);
 }
 
 fn set_xattr(path: &Path, name: &str, value: &[u8]) -> i32 {
     let (path, name) = (c(path), CString::new(name).unwrap());
     // SAFETY: all pointers live.
-    let result = unsafe {
-        libc::setxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            value.as_ptr().cast(),
-            value.len(),
-            0,
-        )
-    };
+    let result = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
     match result {
         0 => 0,
         _ => std::io::Error::last_os_error().raw_os_error().unwrap(),
@@ -258,11 +215,7 @@ fn c(path: &Path) -> CString {
 fn a_shared_mapping_reaches_the_file() {
     let m = Mounted::new();
     fs::write(m.path("f"), vec![b'.'; 8192]).unwrap();
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(m.path("f"))
-        .unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(m.path("f")).unwrap();
     // SAFETY: a fresh mapping of 8192 bytes of an open file, unmapped below.
     unsafe {
         let at = libc::mmap(
@@ -299,26 +252,14 @@ fn readers_see_what_a_direct_writer_wrote() {
 fn a_user_s_write_kills_set_user_id() {
     let m = Mounted::new();
     let path = m.path("f");
-    for line in [
-        "echo x >> F",
-        "echo y 1<> F",
-        "truncate -s 1 F",
-        "echo z > F",
-    ] {
+    for line in ["echo x >> F", "echo y 1<> F", "truncate -s 1 F", "echo z > F"] {
         fs::write(&path, b"text").unwrap();
         fs::set_permissions(&path, PermissionsExt::from_mode(0o6777)).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o6777);
-        assert!(
-            as_user(&line.replace('F', path.to_str().unwrap())),
-            "{line}"
-        );
+        assert!(as_user(&line.replace('F', path.to_str().unwrap())), "{line}");
         let behind = fs::metadata(m.behind.join("f")).unwrap().mode() & 0o7777;
         assert_eq!(behind, 0o777, "behind, {line}");
-        assert_eq!(
-            fs::metadata(&path).unwrap().mode() & 0o7777,
-            0o777,
-            "mount, {line}"
-        );
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o777, "mount, {line}");
     }
 }
 
@@ -329,32 +270,19 @@ fn owners_umask_and_default_acl_are_those_of_the_backing_filesystem() {
     fs::create_dir(m.path("acl")).unwrap();
     fs::set_permissions(m.path("acl"), PermissionsExt::from_mode(0o777)).unwrap();
     // u::rwx, u:1000:rwx, g::rwx, m::rwx, o::---, as in linux/posix_acl_xattr.h.
-    let acl: &[(u16, u16, u32)] = &[
-        (1, 7, u32::MAX),
-        (2, 7, 1000),
-        (4, 7, u32::MAX),
-        (0x10, 7, u32::MAX),
-        (0x20, 0, u32::MAX),
-    ];
+    let acl: &[(u16, u16, u32)] =
+        &[(1, 7, u32::MAX), (2, 7, 1000), (4, 7, u32::MAX), (0x10, 7, u32::MAX), (0x20, 0, u32::MAX)];
     let mut value = 2u32.to_le_bytes().to_vec();
     for (tag, perm, id) in acl {
         value.extend(tag.to_le_bytes());
         value.extend(perm.to_le_bytes());
         value.extend(id.to_le_bytes());
     }
-    assert_eq!(
-        set_xattr(&m.path("acl"), "system.posix_acl_default", &value),
-        0
-    );
+    assert_eq!(set_xattr(&m.path("acl"), "system.posix_acl_default", &value), 0);
     let at = m.at.to_str().unwrap();
-    assert!(as_user(&format!(
-        "umask 027; cd {at}; mkdir d; touch f; touch acl/f; mkdir acl/d"
-    )));
+    assert!(as_user(&format!("umask 027; cd {at}; mkdir d; touch f; touch acl/f; mkdir acl/d")));
     let fact = |name: &str| {
-        let (here, behind) = (
-            fs::metadata(m.path(name)).unwrap(),
-            fs::metadata(m.behind.join(name)).unwrap(),
-        );
+        let (here, behind) = (fs::metadata(m.path(name)).unwrap(), fs::metadata(m.behind.join(name)).unwrap());
         assert_eq!(here.mode(), behind.mode(), "{name}");
         assert_eq!((here.uid(), here.gid()), (65_534, 65_534), "{name}");
         here.mode() & 0o7777
@@ -384,22 +312,13 @@ fn file_flags_pass_and_others_do_not() {
     assert!(chattr("-a"));
     assert_eq!(fs::read(m.behind.join("f")).unwrap(), b"text and more");
     let words = m.words();
-    assert_eq!(
-        words.iter().filter(|w| **w == "setflags").count(),
-        2,
-        "{words:?}"
-    );
+    assert_eq!(words.iter().filter(|w| **w == "setflags").count(), 2, "{words:?}");
 }
 
 #[test]
 fn holes_are_punched_copied_and_found() {
     let m = Mounted::new();
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(m.path("f"))
-        .unwrap();
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(m.path("f")).unwrap();
     file.write_all_at(&vec![7; 1 << 20], 0).unwrap();
     let fd = file.as_raw_fd();
     let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
@@ -408,16 +327,10 @@ fn holes_are_punched_copied_and_found() {
         assert_eq!(libc::fallocate(fd, punch, 65536, 131_072), 0);
         assert_eq!(libc::lseek(fd, 0, libc::SEEK_HOLE), 65536);
         assert_eq!(libc::lseek(fd, 65536, libc::SEEK_DATA), 196_608);
-        assert_eq!(
-            libc::fallocate(fd, libc::FALLOC_FL_COLLAPSE_RANGE, 0, 4096),
-            -1
-        );
+        assert_eq!(libc::fallocate(fd, libc::FALLOC_FL_COLLAPSE_RANGE, 0, 4096), -1);
     }
     fs::copy(m.path("f"), m.path("copy")).unwrap();
-    assert_eq!(
-        fs::read(m.behind.join("copy")).unwrap(),
-        fs::read(m.behind.join("f")).unwrap()
-    );
+    assert_eq!(fs::read(m.behind.join("copy")).unwrap(), fs::read(m.behind.join("f")).unwrap());
 }
 
 #[test]
@@ -425,21 +338,14 @@ fn synchronous_and_direct_opens_work() {
     let m = Mounted::new();
     for flags in [libc::O_SYNC, libc::O_DSYNC, libc::O_DIRECT] {
         let mut open = OpenOptions::new();
-        open.read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .custom_flags(flags);
+        open.read(true).write(true).create(true).truncate(false).custom_flags(flags);
         let file = open.open(m.path("f")).unwrap();
         file.write_all_at(&[5; 4096], 4096).unwrap();
         let mut buffer = [0; 4096];
         file.read_exact_at(&mut buffer, 4096).unwrap();
         assert_eq!(buffer, [5; 4096]);
     }
-    assert_eq!(
-        m.stack.journal().durable_tid(),
-        m.stack.journal().last_tid()
-    );
+    assert_eq!(m.stack.journal().durable_tid(), m.stack.journal().last_tid());
 }
 
 #[test]

@@ -47,20 +47,14 @@ pub fn next_extent(file: BorrowedFd<'_>, offset: u64, size: u64) -> Result<Optio
         Err(errno) => return Err(errno),
     };
     if data > offset {
-        return Ok(Some(Extent::Hole {
-            offset,
-            len: data - offset,
-        }));
+        return Ok(Some(Extent::Hole { offset, len: data - offset }));
     }
     let hole = match sys::lseek(file, offset as i64, libc::SEEK_HOLE) {
         Ok(hole) => hole.min(size),
         Err(Errno::ENXIO) => size,
         Err(errno) => return Err(errno),
     };
-    Ok(Some(Extent::Data {
-        offset,
-        len: hole.max(offset + 1) - offset,
-    }))
+    Ok(Some(Extent::Data { offset, len: hole.max(offset + 1) - offset }))
 }
 
 #[cfg(test)]
@@ -82,18 +76,9 @@ mod tests {
             seen.push(extent);
         }
         let expected = [
-            Extent::Hole {
-                offset: 0,
-                len: 512 * 1024,
-            },
-            Extent::Data {
-                offset: 512 * 1024,
-                len: 4096,
-            },
-            Extent::Hole {
-                offset: 516 * 1024,
-                len: 508 * 1024,
-            },
+            Extent::Hole { offset: 0, len: 512 * 1024 },
+            Extent::Data { offset: 512 * 1024, len: 4096 },
+            Extent::Hole { offset: 516 * 1024, len: 508 * 1024 },
         ];
         assert_eq!(seen, expected);
     }

@@ -34,9 +34,7 @@ impl HandleFormat {
         let format = match magic {
             EXT4_MAGIC => HandleFormat::Ext4,
             XFS_MAGIC => HandleFormat::Xfs,
-            BTRFS_MAGIC => HandleFormat::Btrfs {
-                subvolume: word64(sample.bytes(), 8)?,
-            },
+            BTRFS_MAGIC => HandleFormat::Btrfs { subvolume: word64(sample.bytes(), 8)? },
             TMPFS_MAGIC => HandleFormat::Tmpfs,
             _ => return Err(Errno::EOPNOTSUPP),
         };
@@ -50,22 +48,10 @@ impl HandleFormat {
     pub(super) fn unpack(self, handle: &RawHandle) -> Result<ObjectKey> {
         let bytes = handle.bytes();
         Ok(match self {
-            HandleFormat::Ext4 => ObjectKey {
-                ino: u64::from(word32(bytes, 0)?),
-                generation: word32(bytes, 4)?,
-            },
-            HandleFormat::Xfs => ObjectKey {
-                ino: word64(bytes, 0)?,
-                generation: word32(bytes, 8)?,
-            },
-            HandleFormat::Btrfs { .. } => ObjectKey {
-                ino: word64(bytes, 0)?,
-                generation: word32(bytes, 16)?,
-            },
-            HandleFormat::Tmpfs => ObjectKey {
-                generation: word32(bytes, 0)?,
-                ino: word64(bytes, 4)?,
-            },
+            HandleFormat::Ext4 => ObjectKey { ino: u64::from(word32(bytes, 0)?), generation: word32(bytes, 4)? },
+            HandleFormat::Xfs => ObjectKey { ino: word64(bytes, 0)?, generation: word32(bytes, 8)? },
+            HandleFormat::Btrfs { .. } => ObjectKey { ino: word64(bytes, 0)?, generation: word32(bytes, 16)? },
+            HandleFormat::Tmpfs => ObjectKey { generation: word32(bytes, 0)?, ino: word64(bytes, 4)? },
         })
     }
 
@@ -73,11 +59,7 @@ impl HandleFormat {
         let mut bytes = Vec::with_capacity(20);
         let handle_type = match self {
             HandleFormat::Ext4 => {
-                bytes.extend_from_slice(
-                    &u32::try_from(key.ino)
-                        .map_err(|_| Errno::ESTALE)?
-                        .to_ne_bytes(),
-                );
+                bytes.extend_from_slice(&u32::try_from(key.ino).map_err(|_| Errno::ESTALE)?.to_ne_bytes());
                 bytes.extend_from_slice(&key.generation.to_ne_bytes());
                 FILEID_INO32_GEN
             }
@@ -108,18 +90,12 @@ impl HandleFormat {
 }
 
 fn word32(bytes: &[u8], at: usize) -> Result<u32> {
-    let word = bytes
-        .get(at..at + 4)
-        .and_then(|b| b.try_into().ok())
-        .ok_or(Errno::EOPNOTSUPP)?;
+    let word = bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).ok_or(Errno::EOPNOTSUPP)?;
     Ok(u32::from_ne_bytes(word))
 }
 
 fn word64(bytes: &[u8], at: usize) -> Result<u64> {
-    let word = bytes
-        .get(at..at + 8)
-        .and_then(|b| b.try_into().ok())
-        .ok_or(Errno::EOPNOTSUPP)?;
+    let word = bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).ok_or(Errno::EOPNOTSUPP)?;
     Ok(u64::from_ne_bytes(word))
 }
 
@@ -129,16 +105,9 @@ mod tests {
 
     #[test]
     fn every_format_reads_back_what_it_packs() {
-        let key = ObjectKey {
-            ino: 0x1234_5678,
-            generation: 0x9abc_def0,
-        };
-        let formats = [
-            HandleFormat::Ext4,
-            HandleFormat::Xfs,
-            HandleFormat::Btrfs { subvolume: 5 },
-            HandleFormat::Tmpfs,
-        ];
+        let key = ObjectKey { ino: 0x1234_5678, generation: 0x9abc_def0 };
+        let formats =
+            [HandleFormat::Ext4, HandleFormat::Xfs, HandleFormat::Btrfs { subvolume: 5 }, HandleFormat::Tmpfs];
         for format in formats {
             let handle = format.pack(key).unwrap();
             assert_eq!(format.unpack(&handle), Ok(key), "{format:?}");

@@ -7,12 +7,15 @@
 //!   applier uses on its own tree.
 //! - Errnos of the backing filesystem are passed on unchanged.
 
+pub mod compare;
+mod digest;
 mod extents;
 mod handle;
 mod mutate;
 mod tree;
 mod view;
 
+pub use digest::{BLOCK_BYTES, block_digest};
 pub use extents::{Extent, next_extent};
 pub use mutate::TreeMut;
 pub use tree::{BackingError, Found, Tree};

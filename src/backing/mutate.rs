@@ -108,12 +108,7 @@ impl<'a> TreeMut<'a> {
 
     /// fallocate(2): the range becomes a hole, the size stays.
     pub fn punch_hole(&self, file: BorrowedFd<'_>, offset: u64, len: u64) -> Result<()> {
-        sys::fallocate(
-            file,
-            libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-            offset,
-            len,
-        )
+        sys::fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len)
     }
 
     /// chmod(2).
@@ -127,23 +122,12 @@ impl<'a> TreeMut<'a> {
     }
 
     /// utimensat(2).
-    pub fn set_times(
-        &self,
-        object: BorrowedFd<'_>,
-        atime: TimeChange,
-        mtime: TimeChange,
-    ) -> Result<()> {
+    pub fn set_times(&self, object: BorrowedFd<'_>, atime: TimeChange, mtime: TimeChange) -> Result<()> {
         sys::utimens(object, atime, mtime)
     }
 
     /// setxattr(2) with its raw flags.
-    pub fn set_xattr(
-        &self,
-        object: BorrowedFd<'_>,
-        name: &CStr,
-        value: &[u8],
-        flags: i32,
-    ) -> Result<()> {
+    pub fn set_xattr(&self, object: BorrowedFd<'_>, name: &CStr, value: &[u8], flags: i32) -> Result<()> {
         sys::setxattr(object, name, value, flags)
     }
 
@@ -158,11 +142,7 @@ impl<'a> TreeMut<'a> {
     }
 
     /// FS_IOC_FSSETXATTR; `object` must be open for reading.
-    pub fn set_fsxattr(
-        &self,
-        object: BorrowedFd<'_>,
-        raw: &[u8; sys::FSXATTR_BYTES],
-    ) -> Result<()> {
+    pub fn set_fsxattr(&self, object: BorrowedFd<'_>, raw: &[u8; sys::FSXATTR_BYTES]) -> Result<()> {
         sys::fsxattr_set(object, raw)
     }
 }

@@ -42,11 +42,7 @@ pub enum BackingError {
 }
 
 fn list(paths: &[PathBuf]) -> String {
-    paths
-        .iter()
-        .map(|p| p.display().to_string())
-        .collect::<Vec<_>>()
-        .join(", ")
+    paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// A directory entry that was looked up.
@@ -75,50 +71,28 @@ impl Tree {
     /// # Errors
     /// [`BackingError`] when it is no directory, holds mounts below, or lies on a filesystem without known handles.
     pub fn open(path: &Path) -> std::result::Result<Tree, BackingError> {
-        let io = |what| {
-            move |errno| BackingError::Io {
-                path: path.to_owned(),
-                what,
-                errno,
-            }
-        };
+        let io = |what| move |errno| BackingError::Io { path: path.to_owned(), what, errno };
         let inner = inner_mounts(path).map_err(io("read mountinfo"))?;
         if !inner.is_empty() {
-            return Err(BackingError::InnerMounts {
-                path: path.to_owned(),
-                inner,
-            });
+            return Err(BackingError::InnerMounts { path: path.to_owned(), inner });
         }
-        let text = std::ffi::CString::new(path.as_os_str().as_bytes())
-            .map_err(|_| io("open")(Errno::EINVAL))?;
+        let text = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(|_| io("open")(Errno::EINVAL))?;
         let cwd = nix::fcntl::AT_FDCWD;
-        let plain =
-            sys::openat(cwd, &text, libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(io("open"))?;
+        let plain = sys::openat(cwd, &text, libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(io("open"))?;
         let clone = sys::clone_mount(plain.as_fd()).map_err(io("open_tree"))?;
         // open_tree gives an O_PATH descriptor; open_by_handle_at and syncfs want a real one.
-        let root = sys::openat(clone.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)
-            .map_err(io("open"))?;
-        let sync_fd = sys::openat(clone.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)
-            .map_err(io("open"))?;
+        let root = sys::openat(clone.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(io("open"))?;
+        let sync_fd = sys::openat(clone.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(io("open"))?;
         let magic = sys::fstatfs(root.as_fd()).map_err(io("statfs"))?.magic;
         let unsupported = |errno| match errno {
-            Errno::EOPNOTSUPP => BackingError::Unsupported {
-                path: path.to_owned(),
-                magic,
-            },
+            Errno::EOPNOTSUPP => BackingError::Unsupported { path: path.to_owned(), magic },
             errno => io("name_to_handle_at")(errno),
         };
         let handle = sys::name_to_handle_at(root.as_fd(), c"").map_err(unsupported)?;
         let format = HandleFormat::learn(magic, &handle).map_err(unsupported)?;
         let root_key = format.unpack(&handle).map_err(unsupported)?;
         let dev = sys::fstat(root.as_fd()).map_err(io("stat"))?.dev;
-        Ok(Tree {
-            root,
-            sync_fd,
-            format,
-            root_key,
-            dev,
-        })
+        Ok(Tree { root, sync_fd, format, root_key, dev })
     }
 
     /// The root directory, open for reading.
@@ -162,10 +136,7 @@ impl Tree {
         if stat.dev != self.dev {
             return Err(Errno::EXDEV);
         }
-        Ok(Found {
-            key: self.key_of(fd)?,
-            stat,
-        })
+        Ok(Found { key: self.key_of(fd)?, stat })
     }
 
     /// Opens the object `key` with `flags` (O_PATH, O_RDONLY, ...).
@@ -212,11 +183,7 @@ impl Tree {
     ///
     /// # Errors
     /// As listxattr(2) and getxattr(2).
-    pub fn xattrs(
-        &self,
-        fd: BorrowedFd<'_>,
-        reserved_prefix: &[u8],
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    pub fn xattrs(&self, fd: BorrowedFd<'_>, reserved_prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let mut out = Vec::new();
         for name in sys::listxattr(fd).or_else(no_xattrs)? {
             if name.starts_with(reserved_prefix) {
@@ -278,8 +245,7 @@ fn no_xattrs(errno: Errno) -> Result<Vec<Vec<u8>>> {
 
 /// The mount points strictly below `path`.
 fn inner_mounts(path: &Path) -> Result<Vec<PathBuf>> {
-    let table = std::fs::read("/proc/self/mountinfo")
-        .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))?;
+    let table = std::fs::read("/proc/self/mountinfo").map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))?;
     let mut inner: Vec<PathBuf> = table
         .split(|b| *b == b'\n')
         .filter_map(|line| line.split(|b| *b == b' ').nth(4))
@@ -296,16 +262,10 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {
-        let octal = tail
-            .get(..3)
-            .filter(|d| d.iter().all(|b| (b'0'..b'8').contains(b)));
+        let octal = tail.get(..3).filter(|d| d.iter().all(|b| (b'0'..b'8').contains(b)));
         match (byte, octal) {
             (b'\\', Some(digits)) => {
-                out.push(
-                    digits
-                        .iter()
-                        .fold(0u8, |n, d| n.wrapping_mul(8).wrapping_add(d - b'0')),
-                );
+                out.push(digits.iter().fold(0u8, |n, d| n.wrapping_mul(8).wrapping_add(d - b'0')));
                 rest = &tail[3..];
             }
             _ => {
@@ -326,9 +286,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("file"), b"hello").unwrap();
         let tree = Tree::open(dir.path()).unwrap();
-        let found = tree
-            .lookup(tree.root(), &Name::new(b"file").unwrap())
-            .unwrap();
+        let found = tree.lookup(tree.root(), &Name::new(b"file").unwrap()).unwrap();
         let fd = tree.open_key(found.key, libc::O_RDONLY).unwrap();
         let mut buffer = [0; 5];
         sys::read_exact_at(fd.as_fd(), &mut buffer, 0).unwrap();
@@ -336,10 +294,7 @@ mod tests {
         assert_eq!(tree.key_of(fd.as_fd()), Ok(found.key));
         std::fs::remove_file(dir.path().join("file")).unwrap();
         drop(fd);
-        assert_eq!(
-            tree.open_key(found.key, libc::O_RDONLY).unwrap_err(),
-            Errno::ESTALE
-        );
+        assert_eq!(tree.open_key(found.key, libc::O_RDONLY).unwrap_err(), Errno::ESTALE);
     }
 
     #[test]
@@ -348,19 +303,10 @@ mod tests {
         std::fs::write(dir.path().join("file"), b"").unwrap();
         for name in ["file", "missing"] {
             let error = Tree::open(&dir.path().join(name)).err().unwrap();
-            assert!(
-                matches!(error, BackingError::Io { what: "open", .. }),
-                "{error}"
-            );
+            assert!(matches!(error, BackingError::Io { what: "open", .. }), "{error}");
         }
         let error = Tree::open(Path::new("/proc/self")).err().unwrap();
-        assert!(
-            matches!(
-                error,
-                BackingError::Unsupported { .. } | BackingError::Io { .. }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, BackingError::Unsupported { .. } | BackingError::Io { .. }), "{error}");
     }
 
     #[test]

@@ -19,30 +19,19 @@ impl Timespec {
 
     /// Nanoseconds since 1970, saturating (an i64 ends in the year 2262).
     pub fn as_nanos(self) -> i64 {
-        self.sec
-            .saturating_mul(1_000_000_000)
-            .saturating_add(i64::from(self.nsec))
+        self.sec.saturating_mul(1_000_000_000).saturating_add(i64::from(self.nsec))
     }
 }
 
 impl From<SystemTime> for Timespec {
     fn from(time: SystemTime) -> Timespec {
         match time.duration_since(UNIX_EPOCH) {
-            Ok(after) => Timespec {
-                sec: after.as_secs() as i64,
-                nsec: after.subsec_nanos(),
-            },
+            Ok(after) => Timespec { sec: after.as_secs() as i64, nsec: after.subsec_nanos() },
             Err(before) => {
                 let before = before.duration();
                 match before.subsec_nanos() {
-                    0 => Timespec {
-                        sec: -(before.as_secs() as i64),
-                        nsec: 0,
-                    },
-                    nsec => Timespec {
-                        sec: -(before.as_secs() as i64) - 1,
-                        nsec: 1_000_000_000 - nsec,
-                    },
+                    0 => Timespec { sec: -(before.as_secs() as i64), nsec: 0 },
+                    nsec => Timespec { sec: -(before.as_secs() as i64) - 1, nsec: 1_000_000_000 - nsec },
                 }
             }
         }
@@ -65,18 +54,8 @@ mod tests {
 
     #[test]
     fn round_trips_before_and_after_1970() {
-        for time in [
-            (-2, 1),
-            (-1, 999_999_999),
-            (0, 0),
-            (5, 7),
-            (-3, 0),
-            (1 << 33, 5),
-        ] {
-            let time = Timespec {
-                sec: time.0,
-                nsec: time.1,
-            };
+        for time in [(-2, 1), (-1, 999_999_999), (0, 0), (5, 7), (-3, 0), (1 << 33, 5)] {
+            let time = Timespec { sec: time.0, nsec: time.1 };
             assert_eq!(Timespec::from(SystemTime::from(time)), time);
         }
     }

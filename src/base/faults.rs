@@ -43,13 +43,7 @@ pub fn point(name: &str) -> Result<(), Errno> {
 /// Arms `name` to do `fault` at its `nth` hit (1 is the next one).
 pub fn arm(name: &str, fault: Fault, nth: u64) {
     let mut points = POINTS.lock();
-    points.get_or_insert_default().insert(
-        name.to_owned(),
-        Armed {
-            fault,
-            countdown: nth.max(1),
-        },
-    );
+    points.get_or_insert_default().insert(name.to_owned(), Armed { fault, countdown: nth.max(1) });
     ANY_ARMED.store(true, Ordering::Relaxed);
 }
 
@@ -68,8 +62,7 @@ pub fn arm_from_env() -> Result<(), String> {
         return Ok(());
     };
     for part in spec.split(',').filter(|p| !p.is_empty()) {
-        let (name, fault, nth) =
-            parse(part).ok_or_else(|| format!("DTFS_FAULTS: cannot read \"{part}\""))?;
+        let (name, fault, nth) = parse(part).ok_or_else(|| format!("DTFS_FAULTS: cannot read \"{part}\""))?;
         arm(name, fault, nth);
     }
     Ok(())
@@ -104,8 +97,7 @@ fn hit(name: &str) -> Result<(), Errno> {
         Some(Fault::Fail(errno)) => Err(errno),
         Some(Fault::Abort) => {
             // SIGKILL and not abort(): no core file, and exactly what the kill rigs do from outside.
-            let _ =
-                nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL);
             std::process::abort()
         }
     }
@@ -127,10 +119,7 @@ mod tests {
     #[test]
     fn the_environment_form() {
         assert_eq!(parse("a.b=abort@3"), Some(("a.b", Fault::Abort, 3)));
-        assert_eq!(
-            parse("a=errno:28"),
-            Some(("a", Fault::Fail(Errno::ENOSPC), 1))
-        );
+        assert_eq!(parse("a=errno:28"), Some(("a", Fault::Fail(Errno::ENOSPC), 1)));
         assert_eq!(parse("a=what"), None);
     }
 }

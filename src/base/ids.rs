@@ -78,29 +78,18 @@ pub struct Oid {
 
 impl Oid {
     /// The root directory of a volume, on every host.
-    pub const ROOT: Oid = Oid {
-        space: Space(0),
-        generation: 0,
-        ino: 1,
-    };
+    pub const ROOT: Oid = Oid { space: Space(0), generation: 0, ino: 1 };
     /// Size of the encoded form.
     pub const LEN: usize = 16;
 
     /// The oid of an object born in `space`.
     pub fn new(space: Space, key: ObjectKey) -> Oid {
-        Oid {
-            space,
-            generation: key.generation,
-            ino: key.ino,
-        }
+        Oid { space, generation: key.generation, ino: key.ino }
     }
 
     /// Inode and generation where the object was created.
     pub fn key(self) -> ObjectKey {
-        ObjectKey {
-            ino: self.ino,
-            generation: self.generation,
-        }
+        ObjectKey { ino: self.ino, generation: self.generation }
     }
 
     /// Little endian: space, generation, inode.
@@ -114,25 +103,15 @@ impl Oid {
 
     /// The inverse of [`Oid::to_bytes`].
     pub fn from_bytes(bytes: [u8; Oid::LEN]) -> Oid {
-        let word = |at: usize| {
-            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-        };
+        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let ino = u64::from(word(8)) | u64::from(word(12)) << 32;
-        Oid {
-            space: Space(word(0)),
-            generation: word(4),
-            ino,
-        }
+        Oid { space: Space(word(0)), generation: word(4), ino }
     }
 }
 
 impl fmt::Display for Oid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:08x}-{:x}-{:x}",
-            self.space.0, self.ino, self.generation
-        )
+        write!(f, "{:08x}-{:x}-{:x}", self.space.0, self.ino, self.generation)
     }
 }
 
@@ -148,8 +127,7 @@ impl FromStr for Oid {
     /// The inverse of `Display`.
     fn from_str(text: &str) -> Result<Oid, ()> {
         let mut parts = text.split('-');
-        let (Some(space), Some(ino), Some(generation), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
+        let (Some(space), Some(ino), Some(generation), None) = (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err(());
         };
@@ -242,11 +220,7 @@ mod tests {
 
     #[test]
     fn oid_round_trips_as_bytes_and_text() {
-        let oid = Oid {
-            space: Space(0xdead_beef),
-            generation: 7,
-            ino: 0x1234_5678_9abc,
-        };
+        let oid = Oid { space: Space(0xdead_beef), generation: 7, ino: 0x1234_5678_9abc };
         assert_eq!(Oid::from_bytes(oid.to_bytes()), oid);
         assert_eq!(oid.to_string().parse(), Ok(oid));
         assert_eq!("1-2".parse::<Oid>(), Err(()));

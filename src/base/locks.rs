@@ -24,9 +24,7 @@ pub struct ObjectGuard<'a> {
 
 impl Default for ObjectLocks {
     fn default() -> Self {
-        ObjectLocks {
-            shards: (0..SHARDS).map(|_| Mutex::new(())).collect(),
-        }
+        ObjectLocks { shards: (0..SHARDS).map(|_| Mutex::new(())).collect() }
     }
 }
 
@@ -36,9 +34,7 @@ impl ObjectLocks {
         let mut shards: Vec<usize> = keys.iter().map(|key| shard_of(*key)).collect();
         shards.sort_unstable();
         shards.dedup();
-        ObjectGuard {
-            _held: shards.into_iter().map(|i| self.shards[i].lock()).collect(),
-        }
+        ObjectGuard { _held: shards.into_iter().map(|i| self.shards[i].lock()).collect() }
     }
 }
 
@@ -56,18 +52,8 @@ mod tests {
     #[test]
     fn the_same_object_twice_is_locked_once() {
         let locks = ObjectLocks::default();
-        let key = ObjectKey {
-            ino: 5,
-            generation: 1,
-        };
-        let guard = locks.lock(&[
-            key,
-            key,
-            ObjectKey {
-                ino: 6,
-                generation: 1,
-            },
-        ]);
+        let key = ObjectKey { ino: 5, generation: 1 };
+        let guard = locks.lock(&[key, key, ObjectKey { ino: 6, generation: 1 }]);
         drop(guard);
         let _again = locks.lock(&[key]);
     }

@@ -3,12 +3,14 @@
 //! Nothing here touches a file or a socket, and nothing here knows another room.
 
 pub mod clock;
+mod database;
 pub mod faults;
 mod ids;
 mod locks;
 mod name;
 
 pub use clock::Timespec;
+pub use database::{DatabaseError, open_database};
 pub use ids::{EpochId, ObjectKey, Oid, Space, Tid, VolumeUuid, random_bytes};
 pub use locks::{ObjectGuard, ObjectLocks};
 pub use name::{Name, NameError};

@@ -44,9 +44,7 @@ impl Name {
             _ if bytes.contains(&b'/') => return Err(NameError::BadByte),
             _ => {}
         }
-        CString::new(bytes)
-            .map(Name)
-            .map_err(|_| NameError::BadByte)
+        CString::new(bytes).map(Name).map_err(|_| NameError::BadByte)
     }
 
     /// For system calls.

@@ -9,16 +9,16 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation,
-    INodeNo, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
 use super::init;
 use super::reply::{
-    KEEP, attr, bare_attr, caller, error, file, listed_type, node, open_flags, send_attr,
-    send_empty, send_entry, send_opened, send_value, time,
+    KEEP, attr, bare_attr, caller, error, file, listed_type, node, open_flags, send_attr, send_empty, send_entry,
+    send_opened, send_value, time,
 };
 use crate::stack::{AttrChange, Listed, MAX_TRANSFER_BYTES, Privileges, Room, Stack, WriteMode};
 
@@ -102,14 +102,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let change = AttrChange {
-            mode,
-            uid,
-            gid,
-            size,
-            atime: time(atime),
-            mtime: time(mtime),
-        };
+        let change = AttrChange { mode, uid, gid, size, atime: time(atime), mtime: time(mtime) };
         let caller = caller(request, 0);
         self.serve(|stack| {
             let outcome = stack.setattr(&caller, node(ino), fh.map(file), &change);
@@ -141,21 +134,10 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn mkdir(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        reply: ReplyEntry,
-    ) {
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let caller = caller(request, umask);
         self.serve(|stack| {
-            send_entry(
-                stack.mkdir(&caller, node(parent), name.as_bytes(), mode),
-                reply,
-            );
+            send_entry(stack.mkdir(&caller, node(parent), name.as_bytes(), mode), reply);
         });
     }
 
@@ -173,14 +155,7 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn symlink(
-        &self,
-        request: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        target: &Path,
-        reply: ReplyEntry,
-    ) {
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let caller = caller(request, 0);
         self.serve(|stack| {
             let (name, text) = (name.as_bytes(), target.as_os_str().as_bytes());
@@ -204,14 +179,7 @@ impl Filesystem for Adapter {
         self.serve(|stack| send_empty(stack.rename(&caller, from, to, flags.bits()), reply));
     }
 
-    fn link(
-        &self,
-        request: &Request,
-        ino: INodeNo,
-        parent: INodeNo,
-        name: &OsStr,
-        reply: ReplyEntry,
-    ) {
+    fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let caller = caller(request, 0);
         self.serve(|stack| {
             let outcome = stack.link(&caller, node(ino), node(parent), name.as_bytes());
@@ -306,14 +274,7 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdir(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectory,
-    ) {
+    fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         self.serve(|stack| {
             let mut any = false;
             let outcome = stack.readdir(file(fh), node(ino), offset, &mut |listed| {
@@ -334,14 +295,7 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdirplus(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        mut reply: ReplyDirectoryPlus,
-    ) {
+    fn readdirplus(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
         self.serve(|stack| {
             let mut any = false;
             let outcome = stack.readdirplus(file(fh), node(ino), offset, &mut |listed| {
@@ -411,10 +365,7 @@ impl Filesystem for Adapter {
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let caller = caller(request, 0);
         self.serve(|stack| {
-            send_empty(
-                stack.removexattr(&caller, node(ino), name.as_bytes()),
-                reply,
-            );
+            send_empty(stack.removexattr(&caller, node(ino), name.as_bytes()), reply);
         });
     }
 
@@ -434,17 +385,15 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let caller = caller(request, umask);
-        self.serve(|stack| {
-            match stack.create(&caller, node(parent), name.as_bytes(), mode, flags) {
-                Ok((entry, opened)) => reply.created(
-                    &KEEP,
-                    &attr(&entry.stat, entry.node.0),
-                    Generation(u64::from(entry.generation)),
-                    FileHandle(opened.file.0),
-                    open_flags(opened.caching),
-                ),
-                Err(errno) => reply.error(error(errno)),
-            }
+        self.serve(|stack| match stack.create(&caller, node(parent), name.as_bytes(), mode, flags) {
+            Ok((entry, opened)) => reply.created(
+                &KEEP,
+                &attr(&entry.stat, entry.node.0),
+                Generation(u64::from(entry.generation)),
+                FileHandle(opened.file.0),
+                open_flags(opened.caching),
+            ),
+            Err(errno) => reply.error(error(errno)),
         });
     }
 
@@ -492,12 +441,10 @@ impl Filesystem for Adapter {
         reply: ReplyIoctl,
     ) {
         let caller = caller(request, 0);
-        self.serve(
-            |stack| match stack.ioctl(&caller, node(ino), file(fh), command, input) {
-                Ok(output) => reply.ioctl(0, &output[..output.len().min(out_size as usize)]),
-                Err(errno) => reply.error(error(errno)),
-            },
-        );
+        self.serve(|stack| match stack.ioctl(&caller, node(ino), file(fh), command, input) {
+            Ok(output) => reply.ioctl(0, &output[..output.len().min(out_size as usize)]),
+            Err(errno) => reply.error(error(errno)),
+        });
     }
 
     fn fallocate(
@@ -517,21 +464,11 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn lseek(
-        &self,
-        _: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
-    ) {
-        self.serve(
-            |stack| match stack.lseek(node(ino), file(fh), offset, whence) {
-                Ok(at) => reply.offset(at),
-                Err(errno) => reply.error(error(errno)),
-            },
-        );
+    fn lseek(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        self.serve(|stack| match stack.lseek(node(ino), file(fh), offset, whence) {
+            Ok(at) => reply.offset(at),
+            Err(errno) => reply.error(error(errno)),
+        });
     }
 
     fn copy_file_range(
@@ -558,20 +495,9 @@ impl Filesystem for Adapter {
 fn add_plus(reply: &mut ReplyDirectoryPlus, listed: &Listed<'_>) -> bool {
     let name = OsStr::from_bytes(listed.name);
     let (ino, attr, generation) = match &listed.entry {
-        Some(entry) => (
-            entry.node.0,
-            attr(&entry.stat, listed.ino),
-            entry.generation,
-        ),
+        Some(entry) => (entry.node.0, attr(&entry.stat, listed.ino), entry.generation),
         None => (0, bare_attr(listed), 0),
     };
     let generation = Generation(u64::from(generation));
-    reply.add(
-        INodeNo(ino),
-        listed.next_offset,
-        name,
-        &KEEP,
-        &attr,
-        generation,
-    )
+    reply.add(INodeNo(ino), listed.next_offset, name, &KEEP, &attr, generation)
 }

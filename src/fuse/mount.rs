@@ -102,12 +102,7 @@ impl MountedVolume {
         })?;
         let mounted = top(&path)?;
         raise_read_ahead(&mounted.device);
-        Ok(MountedVolume {
-            path,
-            mount_id: mounted.id,
-            stack,
-            session: Mutex::new(Some(served)),
-        })
+        Ok(MountedVolume { path, mount_id: mounted.id, stack, session: Mutex::new(Some(served)) })
     }
 
     /// The mount point.
@@ -137,24 +132,19 @@ impl MountedVolume {
             self.take_down(how)?;
         }
         match (self.wait(end_patience(how)), how) {
-            (Unmounted::InUse, Unmount::Plain) => Err(MountError::StillServing {
-                path: self.path.clone(),
-            }),
+            (Unmounted::InUse, Unmount::Plain) => Err(MountError::StillServing { path: self.path.clone() }),
             (outcome, _) => Ok(outcome),
         }
     }
 
     fn take_down(&self, how: Unmount) -> Result<(), MountError> {
-        let top = mountinfo::top_at(&self.path)
-            .map_err(|error| io(&self.path, "read mountinfo")(errno_of(&error)))?;
+        let top = mountinfo::top_at(&self.path).map_err(|error| io(&self.path, "read mountinfo")(errno_of(&error)))?;
         match (top, how) {
             (Some(mount), _) if mount.id == self.mount_id => {}
             // A lazy unmount that is still in use: only waiting is left.
             (_, Unmount::Lazy) => return Ok(()),
             _ => {
-                return Err(MountError::NotOurs {
-                    path: self.path.clone(),
-                });
+                return Err(MountError::NotOurs { path: self.path.clone() });
             }
         }
         let flags = match how {
@@ -162,9 +152,7 @@ impl MountedVolume {
             Unmount::Lazy => libc::UMOUNT_NOFOLLOW | libc::MNT_DETACH,
         };
         sys::unmount(&c_path(&self.path)?, flags).map_err(|errno| match errno {
-            Errno::EBUSY => MountError::Busy {
-                path: self.path.clone(),
-            },
+            Errno::EBUSY => MountError::Busy { path: self.path.clone() },
             errno => io(&self.path, "umount")(errno),
         })
     }
@@ -220,8 +208,8 @@ fn serve(stack: Arc<Stack>, device: OwnedFd) -> Result<JoinHandle<()>, Errno> {
     // More than cores: a request waits in the backing filesystem, and others must go on.
     config.n_threads = Some((4 * cores).max(8));
     config.clone_fd = true;
-    let session = Session::from_fd(Adapter { stack }, device, SessionACL::All, config)
-        .map_err(|error| errno_of(&error))?;
+    let session =
+        Session::from_fd(Adapter { stack }, device, SessionACL::All, config).map_err(|error| errno_of(&error))?;
     std::thread::Builder::new()
         .name("fuse-session".to_owned())
         .spawn(move || {
@@ -243,11 +231,8 @@ fn raise_read_ahead(device: &str) {
 /// Whether a FUSE mount lies at `path` that nobody serves any more.
 pub fn dead_mount_at(path: &Path) -> bool {
     let path = &canonical(path);
-    let is_fuse = mountinfo::top_at(path)
-        .is_ok_and(|top| top.is_some_and(|mount| mount.kind.starts_with("fuse")));
-    is_fuse
-        && std::fs::symlink_metadata(path)
-            .is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+    let is_fuse = mountinfo::top_at(path).is_ok_and(|top| top.is_some_and(|mount| mount.kind.starts_with("fuse")));
+    is_fuse && std::fs::symlink_metadata(path).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
 }
 
 /// Takes the topmost mount at `path` out of sight.
@@ -264,11 +249,7 @@ fn canonical(path: &Path) -> PathBuf {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return path.to_owned();
     };
-    let parent = if parent.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        parent
-    };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     match parent.canonicalize() {
         Ok(parent) => parent.join(name),
         Err(_) => path.to_owned(),

@@ -16,11 +16,7 @@ pub(super) struct Mount {
 /// The mount that a look-up of `path` ends on, when one lies exactly there: of several the last.
 pub(super) fn top_at(path: &Path) -> std::io::Result<Option<Mount>> {
     let table = std::fs::read("/proc/self/mountinfo")?;
-    Ok(table
-        .split(|b| *b == b'\n')
-        .filter_map(parse)
-        .filter(|mount| mount.point == path)
-        .next_back())
+    Ok(table.split(|b| *b == b'\n').filter_map(parse).filter(|mount| mount.point == path).next_back())
 }
 
 fn parse(line: &[u8]) -> Option<Mount> {
@@ -32,12 +28,7 @@ fn parse(line: &[u8]) -> Option<Mount> {
     // Optional fields end with a single hyphen; the type follows.
     fields.find(|field| *field == b"-")?;
     let kind = text(fields.next()?)?;
-    Some(Mount {
-        id,
-        device,
-        point,
-        kind,
-    })
+    Some(Mount { id, device, point, kind })
 }
 
 /// Space, tab, newline and backslash are written as three octal digits.
@@ -45,9 +36,7 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {
-        let digits = tail
-            .get(..3)
-            .filter(|d| byte == b'\\' && d.iter().all(|b| (b'0'..b'8').contains(b)));
+        let digits = tail.get(..3).filter(|d| byte == b'\\' && d.iter().all(|b| (b'0'..b'8').contains(b)));
         match digits {
             Some(digits) => {
                 let value = digits.iter().fold(0u32, |n, d| n * 8 + u32::from(d - b'0'));
@@ -69,8 +58,7 @@ mod tests {
 
     #[test]
     fn a_line_is_read_with_its_escapes() {
-        let line =
-            b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - fuse.dtfs dtfs:v rw,user_id=0";
+        let line = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - fuse.dtfs dtfs:v rw,user_id=0";
         let mount = parse(line).unwrap();
         assert_eq!(mount.id, 36);
         assert_eq!(mount.device, "98:0");

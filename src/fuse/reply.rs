@@ -3,13 +3,11 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyXattr, Request, TimeOrNow,
+    FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyXattr, Request, TimeOrNow,
 };
 
-use crate::stack::{
-    Caching, Caller, Entry, Errno, FileId, Listed, NodeId, Opened, Result, Stat, TimeChange,
-};
+use crate::stack::{Caching, Caller, Entry, Errno, FileId, Listed, NodeId, Opened, Result, Stat, TimeChange};
 
 /// How long the kernel may keep names and attributes: everything goes through the mount, so they do not go stale.
 pub(super) const KEEP: Duration = Duration::from_secs(3600);
@@ -23,13 +21,7 @@ pub(super) fn file(handle: FileHandle) -> FileId {
 }
 
 pub(super) fn caller(request: &Request, umask: u32) -> Caller {
-    Caller {
-        unique: request.unique().0,
-        uid: request.uid(),
-        gid: request.gid(),
-        pid: request.pid(),
-        umask,
-    }
+    Caller { unique: request.unique().0, uid: request.uid(), gid: request.gid(), pid: request.pid(), umask }
 }
 
 pub(super) fn error(errno: Errno) -> fuser::Errno {
@@ -113,11 +105,7 @@ pub(super) fn open_flags(caching: Caching) -> FopenFlags {
 
 pub(super) fn send_entry(outcome: Result<Entry>, reply: ReplyEntry) {
     match outcome {
-        Ok(entry) => reply.entry(
-            &KEEP,
-            &attr(&entry.stat, entry.node.0),
-            Generation(u64::from(entry.generation)),
-        ),
+        Ok(entry) => reply.entry(&KEEP, &attr(&entry.stat, entry.node.0), Generation(u64::from(entry.generation))),
         Err(errno) => reply.error(error(errno)),
     }
 }

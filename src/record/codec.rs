@@ -8,19 +8,10 @@ use crate::base::{Name, NameError, Oid, Timespec};
 pub enum DecodeError {
     /// The bytes end early.
     #[error("{what} at byte {offset}: {needed} bytes needed, {left} left")]
-    Short {
-        what: &'static str,
-        offset: usize,
-        needed: usize,
-        left: usize,
-    },
+    Short { what: &'static str, offset: usize, needed: usize, left: usize },
     /// A value that the format does not allow.
     #[error("{what} at byte {offset}: {value} is not allowed")]
-    Value {
-        what: &'static str,
-        offset: usize,
-        value: u64,
-    },
+    Value { what: &'static str, offset: usize, value: u64 },
     /// A name that could lead out of its directory.
     #[error("name at byte {offset}: {cause}")]
     Name { offset: usize, cause: NameError },
@@ -29,11 +20,7 @@ pub enum DecodeError {
     Reserved { offset: usize },
     /// The bytes were changed after they were written.
     #[error("{what}: checksum is {found:08x}, should be {expected:08x}")]
-    Checksum {
-        what: &'static str,
-        expected: u32,
-        found: u32,
-    },
+    Checksum { what: &'static str, expected: u32, found: u32 },
     /// Bytes left over.
     #[error("{left} bytes too many at byte {offset}")]
     TooLong { offset: usize, left: usize },
@@ -110,12 +97,7 @@ impl<'a> FieldReader<'a> {
     pub fn take(&mut self, what: &'static str, needed: usize) -> Result<&'a [u8], DecodeError> {
         let left = self.all.len() - self.at;
         if needed > left {
-            return Err(DecodeError::Short {
-                what,
-                offset: self.at,
-                needed,
-                left,
-            });
+            return Err(DecodeError::Short { what, offset: self.at, needed, left });
         }
         let taken = &self.all[self.at..self.at + needed];
         self.at += needed;
@@ -196,11 +178,7 @@ impl<'a> FieldReader<'a> {
         let offset = self.at;
         let value = self.u32(what)?;
         if value > max {
-            return Err(DecodeError::Value {
-                what,
-                offset,
-                value: u64::from(value),
-            });
+            return Err(DecodeError::Value { what, offset, value: u64::from(value) });
         }
         Ok(value)
     }
@@ -214,11 +192,7 @@ impl<'a> FieldReader<'a> {
         let value = self.u64(what)?;
         match i64::try_from(value) {
             Ok(_) => Ok(value),
-            Err(_) => Err(DecodeError::Value {
-                what,
-                offset,
-                value,
-            }),
+            Err(_) => Err(DecodeError::Value { what, offset, value }),
         }
     }
 
@@ -231,11 +205,7 @@ impl<'a> FieldReader<'a> {
         match self.u8(what)? {
             0 => Ok(false),
             1 => Ok(true),
-            other => Err(DecodeError::Value {
-                what,
-                offset,
-                value: u64::from(other),
-            }),
+            other => Err(DecodeError::Value { what, offset, value: u64::from(other) }),
         }
     }
 
@@ -274,10 +244,7 @@ impl<'a> FieldReader<'a> {
     pub fn end(&self) -> Result<(), DecodeError> {
         match self.all.len() - self.at {
             0 => Ok(()),
-            left => Err(DecodeError::TooLong {
-                offset: self.at,
-                left,
-            }),
+            left => Err(DecodeError::TooLong { offset: self.at, left }),
         }
     }
 }

@@ -80,50 +80,27 @@ impl Header {
         let len_bytes = u32::from_le_bytes(array(bytes, header_offset::LENGTH)) as usize;
         let fields_len = u32::from_le_bytes(array(bytes, header_offset::FIELDS_LEN)) as usize;
         let payload_len = u32::from_le_bytes(array(bytes, header_offset::PAYLOAD_LEN)) as usize;
-        let bad = |what, offset, value: usize| DecodeError::Value {
-            what,
-            offset,
-            value: value as u64,
-        };
+        let bad = |what, offset, value: usize| DecodeError::Value { what, offset, value: value as u64 };
         if len_bytes > MAX_RECORD_BYTES {
             return Err(bad("record length", header_offset::LENGTH, len_bytes));
         }
         if payload_len > MAX_PAYLOAD_BYTES {
-            return Err(bad(
-                "payload length",
-                header_offset::PAYLOAD_LEN,
-                payload_len,
-            ));
+            return Err(bad("payload length", header_offset::PAYLOAD_LEN, payload_len));
         }
-        if fields_len > MAX_RECORD_BYTES
-            || (HEADER_BYTES + fields_len + payload_len).next_multiple_of(8) != len_bytes
-        {
+        if fields_len > MAX_RECORD_BYTES || (HEADER_BYTES + fields_len + payload_len).next_multiple_of(8) != len_bytes {
             return Err(bad("fields length", header_offset::FIELDS_LEN, fields_len));
         }
         if len_bytes > bytes.len() {
-            return Err(DecodeError::Short {
-                what: "record",
-                offset: 0,
-                needed: len_bytes,
-                left: bytes.len(),
-            });
+            return Err(DecodeError::Short { what: "record", offset: 0, needed: len_bytes, left: bytes.len() });
         }
         let expected = header_crc(bytes);
         let found = u32::from_le_bytes(array(bytes, header_offset::HEADER_CRC));
         if expected != found {
-            return Err(DecodeError::Checksum {
-                what: "record",
-                expected,
-                found,
-            });
+            return Err(DecodeError::Checksum { what: "record", expected, found });
         }
         let flags = u16::from_le_bytes(array(bytes, header_offset::FLAGS));
         if flags != if payload_len == 0 { 0 } else { PAYLOAD_INLINE } {
-            return Err(bad(
-                "payload kind",
-                header_offset::FLAGS,
-                usize::from(flags),
-            ));
+            return Err(bad("payload kind", header_offset::FLAGS, usize::from(flags)));
         }
         Ok(Header {
             len_bytes,
@@ -149,34 +126,17 @@ impl<'a> Record<'a> {
         let payload = &bytes[HEADER_BYTES + header.fields_len..][..header.payload_len];
         let found = crc32c::crc32c(payload);
         if found != header.payload_crc {
-            return Err(DecodeError::Checksum {
-                what: "payload",
-                expected: header.payload_crc,
-                found,
-            });
+            return Err(DecodeError::Checksum { what: "payload", expected: header.payload_crc, found });
         }
         let mut reader = FieldReader::new(fields);
         let op = take_op(&mut reader, header.kind)?;
         reader.end()?;
         let carries = matches!(op, Op::Write { .. } | Op::StateData { .. });
         if !carries && !payload.is_empty() {
-            return Err(DecodeError::Value {
-                what: "payload length",
-                offset: 0,
-                value: payload.len() as u64,
-            });
+            return Err(DecodeError::Value { what: "payload length", offset: 0, value: payload.len() as u64 });
         }
         check_range(&op, payload.len())?;
-        Ok((
-            Record {
-                tid: header.tid,
-                time_ns: header.time_ns,
-                oid: header.oid,
-                op,
-                payload,
-            },
-            header.len_bytes,
-        ))
+        Ok((Record { tid: header.tid, time_ns: header.time_ns, oid: header.oid, op, payload }, header.len_bytes))
     }
 }
 
@@ -184,21 +144,14 @@ impl<'a> Record<'a> {
 fn check_range(op: &Op, payload_len: usize) -> Result<(), DecodeError> {
     let (offset, len) = match op {
         Op::Write { offset, .. } | Op::StateData { offset, .. } => (*offset, payload_len as u64),
-        Op::Allocate { offset, len, .. }
-        | Op::StateHole { offset, len, .. }
-        | Op::StateHash { offset, len, .. } => (*offset, *len),
+        Op::Allocate { offset, len, .. } | Op::StateHole { offset, len, .. } | Op::StateHash { offset, len, .. } => {
+            (*offset, *len)
+        }
         _ => return Ok(()),
     };
-    match offset
-        .checked_add(len)
-        .is_some_and(|end| i64::try_from(end).is_ok())
-    {
+    match offset.checked_add(len).is_some_and(|end| i64::try_from(end).is_ok()) {
         true => Ok(()),
-        false => Err(DecodeError::Value {
-            what: "end of range",
-            offset: 0,
-            value: offset,
-        }),
+        false => Err(DecodeError::Value { what: "end of range", offset: 0, value: offset }),
     }
 }
 
@@ -239,11 +192,7 @@ fn take_op(r: &mut FieldReader<'_>, kind: u16) -> Result<Op, DecodeError> {
         1..=5 => take_namespace_op(r, kind),
         16..=23 => take_object_op(r, kind),
         32..=38 => take_state_op(r, kind),
-        _ => Err(DecodeError::Value {
-            what: "record kind",
-            offset: 0,
-            value: u64::from(kind),
-        }),
+        _ => Err(DecodeError::Value { what: "record kind", offset: 0, value: u64::from(kind) }),
     }
 }
 
@@ -257,27 +206,15 @@ fn take_namespace_op(r: &mut FieldReader<'_>, kind: u16) -> Result<Op, DecodeErr
             xattrs: take_xattrs(r)?,
             parent_after: take_attrs(r)?,
         },
-        2 => Op::Link {
-            slot: from,
-            shape: take_shape(r)?,
-            attrs: take_attrs(r)?,
-            parent_after: take_attrs(r)?,
-        },
-        3 => Op::Unlink {
-            slot: from,
-            fate: take_fate(r)?,
-            parent_after: take_attrs(r)?,
-        },
+        2 => Op::Link { slot: from, shape: take_shape(r)?, attrs: take_attrs(r)?, parent_after: take_attrs(r)? },
+        3 => Op::Unlink { slot: from, fate: take_fate(r)?, parent_after: take_attrs(r)? },
         4 => Op::Rename {
             from,
             to: take_slot(r)?,
             shape: take_shape(r)?,
             replaced: match r.flag("replaced")? {
                 false => None,
-                true => Some(Replaced {
-                    oid: r.oid("replaced")?,
-                    fate: take_fate(r)?,
-                }),
+                true => Some(Replaced { oid: r.oid("replaced")?, fate: take_fate(r)? }),
             },
             from_after: take_attrs(r)?,
             to_after: take_attrs(r)?,
@@ -296,34 +233,18 @@ fn take_namespace_op(r: &mut FieldReader<'_>, kind: u16) -> Result<Op, DecodeErr
 
 fn take_object_op(r: &mut FieldReader<'_>, kind: u16) -> Result<Op, DecodeError> {
     Ok(match kind {
-        16 => Op::Write {
-            offset: r.file_u64("offset")?,
-            attrs: take_attrs(r)?,
-        },
-        17 => Op::Truncate {
-            attrs: take_attrs(r)?,
-        },
+        16 => Op::Write { offset: r.file_u64("offset")?, attrs: take_attrs(r)? },
+        17 => Op::Truncate { attrs: take_attrs(r)? },
         18 => Op::Allocate {
             mode: r.u32("mode")? as i32,
             offset: r.file_u64("offset")?,
             len: r.file_u64("length")?,
             attrs: take_attrs(r)?,
         },
-        19 => Op::SetAttr {
-            attrs: take_attrs(r)?,
-        },
-        20 => Op::SetXattr {
-            xattr: take_xattr(r)?,
-            attrs: take_attrs(r)?,
-        },
-        21 => Op::RemoveXattr {
-            name: take_xattr_name(r)?,
-            attrs: take_attrs(r)?,
-        },
-        22 => Op::SetFlags {
-            flags: r.u32("flags")?,
-            attrs: take_attrs(r)?,
-        },
+        19 => Op::SetAttr { attrs: take_attrs(r)? },
+        20 => Op::SetXattr { xattr: take_xattr(r)?, attrs: take_attrs(r)? },
+        21 => Op::RemoveXattr { name: take_xattr_name(r)?, attrs: take_attrs(r)? },
+        22 => Op::SetFlags { flags: r.u32("flags")?, attrs: take_attrs(r)? },
         _ => Op::Gone,
     })
 }
@@ -344,19 +265,10 @@ fn take_state_op(r: &mut FieldReader<'_>, kind: u16) -> Result<Op, DecodeError> 
             xattrs: take_xattrs(r)?,
             flags: r.u32("flags")?,
         },
-        34 => Op::StateData {
-            offset: r.file_u64("offset")?,
-            attrs: take_attrs(r)?,
-        },
-        35 => Op::StateHole {
-            offset: r.file_u64("offset")?,
-            len: r.file_u64("length")?,
-            attrs: take_attrs(r)?,
-        },
+        34 => Op::StateData { offset: r.file_u64("offset")?, attrs: take_attrs(r)? },
+        35 => Op::StateHole { offset: r.file_u64("offset")?, len: r.file_u64("length")?, attrs: take_attrs(r)? },
         36 => take_hash(r)?,
-        37 => Op::StateEnd {
-            attrs: take_attrs(r)?,
-        },
+        37 => Op::StateEnd { attrs: take_attrs(r)? },
         _ => Op::StateGone,
     })
 }
@@ -365,17 +277,8 @@ fn take_hash(r: &mut FieldReader<'_>) -> Result<Op, DecodeError> {
     let offset = r.file_u64("offset")?;
     let len = r.file_u64("length")?;
     let count = r.bounded_u32("digest count", (MAX_RECORD_BYTES / 16) as u32)?;
-    let digests = r
-        .take("digests", count as usize * 16)?
-        .chunks_exact(16)
-        .map(|c| array(c, 0))
-        .collect();
-    Ok(Op::StateHash {
-        offset,
-        len,
-        digests,
-        attrs: take_attrs(r)?,
-    })
+    let digests = r.take("digests", count as usize * 16)?.chunks_exact(16).map(|c| array(c, 0)).collect();
+    Ok(Op::StateHash { offset, len, digests, attrs: take_attrs(r)? })
 }
 
 fn take_slot(r: &mut FieldReader<'_>) -> Result<Slot, DecodeError> {
@@ -391,35 +294,19 @@ fn take_slot(r: &mut FieldReader<'_>) -> Result<Slot, DecodeError> {
 fn take_items(r: &mut FieldReader<'_>) -> Result<Vec<DirItem>, DecodeError> {
     // Each item has at least 23 bytes, so the count is bounded by the record's length before anything is allocated.
     let count = r.bounded_u32("entry count", (MAX_RECORD_BYTES / 23) as u32)?;
-    (0..count)
-        .map(|_| {
-            Ok(DirItem {
-                oid: r.oid("entry")?,
-                name: r.name()?,
-                shape: take_shape(r)?,
-            })
-        })
-        .collect()
+    (0..count).map(|_| Ok(DirItem { oid: r.oid("entry")?, name: r.name()?, shape: take_shape(r)? })).collect()
 }
 
 fn take_shape(r: &mut FieldReader<'_>) -> Result<Shape, DecodeError> {
     let offset = r.offset();
     let kind = r.u32("type")?;
-    let mut shape = Shape {
-        kind,
-        rdev: 0,
-        link_text: Vec::new(),
-    };
+    let mut shape = Shape { kind, rdev: 0, link_text: Vec::new() };
     match kind {
         libc::S_IFLNK => shape.link_text = take_link_text(r)?,
         libc::S_IFCHR | libc::S_IFBLK => shape.rdev = r.u64("device number")?,
         libc::S_IFREG | libc::S_IFDIR | libc::S_IFIFO | libc::S_IFSOCK => {}
         _ => {
-            return Err(DecodeError::Value {
-                what: "type",
-                offset,
-                value: u64::from(kind),
-            });
+            return Err(DecodeError::Value { what: "type", offset, value: u64::from(kind) });
         }
     }
     Ok(shape)
@@ -429,11 +316,7 @@ fn take_link_text(r: &mut FieldReader<'_>) -> Result<Vec<u8>, DecodeError> {
     let offset = r.offset();
     let text = r.short_bytes("symlink text")?;
     if text.is_empty() || text.len() >= libc::PATH_MAX as usize || text.contains(&0) {
-        return Err(DecodeError::Value {
-            what: "symlink text",
-            offset,
-            value: text.len() as u64,
-        });
+        return Err(DecodeError::Value { what: "symlink text", offset, value: text.len() as u64 });
     }
     Ok(text.to_vec())
 }
@@ -456,21 +339,14 @@ fn take_xattrs(r: &mut FieldReader<'_>) -> Result<Vec<Xattr>, DecodeError> {
 
 fn take_xattr(r: &mut FieldReader<'_>) -> Result<Xattr, DecodeError> {
     const XATTR_SIZE_MAX: usize = 65536;
-    Ok(Xattr {
-        name: take_xattr_name(r)?,
-        value: r.bytes("xattr value", XATTR_SIZE_MAX)?.to_vec(),
-    })
+    Ok(Xattr { name: take_xattr_name(r)?, value: r.bytes("xattr value", XATTR_SIZE_MAX)?.to_vec() })
 }
 
 fn take_xattr_name(r: &mut FieldReader<'_>) -> Result<Vec<u8>, DecodeError> {
     let offset = r.offset();
     let name = r.short_bytes("xattr name")?;
     if name.is_empty() || name.len() > 255 || name.contains(&0) {
-        return Err(DecodeError::Value {
-            what: "xattr name",
-            offset,
-            value: name.len() as u64,
-        });
+        return Err(DecodeError::Value { what: "xattr name", offset, value: name.len() as u64 });
     }
     match name.starts_with(RESERVED_XATTR_PREFIX) {
         true => Err(DecodeError::Reserved { offset }),
@@ -479,9 +355,5 @@ fn take_xattr_name(r: &mut FieldReader<'_>) -> Result<Vec<u8>, DecodeError> {
 }
 
 fn take_fate(r: &mut FieldReader<'_>) -> Result<Fate, DecodeError> {
-    Ok(if r.flag("fate")? {
-        Fate::Gone
-    } else {
-        Fate::Kept
-    })
+    Ok(if r.flag("fate")? { Fate::Gone } else { Fate::Kept })
 }

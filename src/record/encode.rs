@@ -33,25 +33,12 @@ impl Draft {
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(header_offset::LENGTH, &total.to_le_bytes());
         put(header_offset::KIND, &kind.to_le_bytes());
-        let payload_kind: u16 = if payload.is_empty() {
-            0
-        } else {
-            super::decode::PAYLOAD_INLINE
-        };
+        let payload_kind: u16 = if payload.is_empty() { 0 } else { super::decode::PAYLOAD_INLINE };
         put(header_offset::FLAGS, &payload_kind.to_le_bytes());
         put(header_offset::OID, &oid.to_bytes());
-        put(
-            header_offset::FIELDS_LEN,
-            &(fields_len as u32).to_le_bytes(),
-        );
-        put(
-            header_offset::PAYLOAD_LEN,
-            &(payload.len() as u32).to_le_bytes(),
-        );
-        put(
-            header_offset::PAYLOAD_CRC,
-            &crc32c::crc32c(payload).to_le_bytes(),
-        );
+        put(header_offset::FIELDS_LEN, &(fields_len as u32).to_le_bytes());
+        put(header_offset::PAYLOAD_LEN, &(payload.len() as u32).to_le_bytes());
+        put(header_offset::PAYLOAD_CRC, &crc32c::crc32c(payload).to_le_bytes());
         Draft(bytes)
     }
 
@@ -67,35 +54,24 @@ impl Draft {
         put(header_offset::TID, &tid.0.to_le_bytes());
         put(header_offset::TIME, &time_ns.to_le_bytes());
         let crc = super::decode::header_crc(bytes);
-        bytes[header_offset::HEADER_CRC..header_offset::HEADER_CRC + 4]
-            .copy_from_slice(&crc.to_le_bytes());
+        bytes[header_offset::HEADER_CRC..header_offset::HEADER_CRC + 4].copy_from_slice(&crc.to_le_bytes());
         Encoded(self.0)
     }
 }
 
 fn put_op(out: &mut FieldWriter, op: &Op) -> u16 {
     match op {
-        Op::Create { .. }
-        | Op::Link { .. }
-        | Op::Unlink { .. }
-        | Op::Rename { .. }
-        | Op::Exchange { .. } => put_namespace_op(out, op),
-        Op::StateDir { .. } | Op::StateObject { .. } | Op::StateHash { .. } => {
-            put_state_op(out, op)
+        Op::Create { .. } | Op::Link { .. } | Op::Unlink { .. } | Op::Rename { .. } | Op::Exchange { .. } => {
+            put_namespace_op(out, op)
         }
+        Op::StateDir { .. } | Op::StateObject { .. } | Op::StateHash { .. } => put_state_op(out, op),
         _ => put_object_op(out, op),
     }
 }
 
 fn put_namespace_op(out: &mut FieldWriter, op: &Op) -> u16 {
     match op {
-        Op::Create {
-            slot,
-            shape,
-            attrs,
-            xattrs,
-            parent_after,
-        } => {
+        Op::Create { slot, shape, attrs, xattrs, parent_after } => {
             put_slot(out, slot);
             put_shape(out, shape);
             put_attrs(out, attrs);
@@ -103,36 +79,20 @@ fn put_namespace_op(out: &mut FieldWriter, op: &Op) -> u16 {
             put_attrs(out, parent_after);
             1
         }
-        Op::Link {
-            slot,
-            shape,
-            attrs,
-            parent_after,
-        } => {
+        Op::Link { slot, shape, attrs, parent_after } => {
             put_slot(out, slot);
             put_shape(out, shape);
             put_attrs(out, attrs);
             put_attrs(out, parent_after);
             2
         }
-        Op::Unlink {
-            slot,
-            fate,
-            parent_after,
-        } => {
+        Op::Unlink { slot, fate, parent_after } => {
             put_slot(out, slot);
             out.u8(fate_byte(*fate));
             put_attrs(out, parent_after);
             3
         }
-        Op::Rename {
-            from,
-            to,
-            shape,
-            replaced,
-            from_after,
-            to_after,
-        } => {
+        Op::Rename { from, to, shape, replaced, from_after, to_after } => {
             put_slot(out, from);
             put_slot(out, to);
             put_shape(out, shape);
@@ -148,15 +108,7 @@ fn put_namespace_op(out: &mut FieldWriter, op: &Op) -> u16 {
             put_attrs(out, to_after);
             4
         }
-        Op::Exchange {
-            from,
-            to,
-            shape,
-            other,
-            other_shape,
-            from_after,
-            to_after,
-        } => {
+        Op::Exchange { from, to, shape, other, other_shape, from_after, to_after } => {
             put_slot(out, from);
             put_slot(out, to);
             put_shape(out, shape);
@@ -177,12 +129,7 @@ fn put_object_op(out: &mut FieldWriter, op: &Op) -> u16 {
             (16, attrs)
         }
         Op::Truncate { attrs } => (17, attrs),
-        Op::Allocate {
-            mode,
-            offset,
-            len,
-            attrs,
-        } => {
+        Op::Allocate { mode, offset, len, attrs } => {
             out.u32(*mode as u32);
             out.u64(*offset);
             out.u64(*len);
@@ -221,14 +168,7 @@ fn put_object_op(out: &mut FieldWriter, op: &Op) -> u16 {
 
 fn put_state_op(out: &mut FieldWriter, op: &Op) -> u16 {
     match op {
-        Op::StateDir {
-            attrs,
-            xattrs,
-            flags,
-            first,
-            last,
-            items,
-        } => {
+        Op::StateDir { attrs, xattrs, flags, first, last, items } => {
             put_attrs(out, attrs);
             put_xattrs(out, xattrs);
             out.u32(*flags);
@@ -238,30 +178,18 @@ fn put_state_op(out: &mut FieldWriter, op: &Op) -> u16 {
             items.iter().for_each(|item| put_item(out, item));
             32
         }
-        Op::StateObject {
-            shape,
-            attrs,
-            xattrs,
-            flags,
-        } => {
+        Op::StateObject { shape, attrs, xattrs, flags } => {
             put_shape(out, shape);
             put_attrs(out, attrs);
             put_xattrs(out, xattrs);
             out.u32(*flags);
             33
         }
-        Op::StateHash {
-            offset,
-            len,
-            digests,
-            attrs,
-        } => {
+        Op::StateHash { offset, len, digests, attrs } => {
             out.u64(*offset);
             out.u64(*len);
             out.u32(digests.len() as u32);
-            digests
-                .iter()
-                .for_each(|digest| out.0.extend_from_slice(digest));
+            digests.iter().for_each(|digest| out.0.extend_from_slice(digest));
             put_attrs(out, attrs);
             36
         }

@@ -1,6 +1,9 @@
 //! The kinds of change.
 
+use std::os::fd::BorrowedFd;
+
 use crate::base::{Name, Oid, Timespec};
+use crate::sys::{self, Stat};
 
 /// Attributes of an object after a change, as stat(2) shows them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -19,6 +22,20 @@ pub struct Attrs {
     pub mtime: Timespec,
 }
 
+impl Attrs {
+    /// What `stat` says.
+    pub fn of(stat: &Stat) -> Attrs {
+        Attrs {
+            mode: stat.mode,
+            uid: stat.uid,
+            gid: stat.gid,
+            size: if stat.mode & libc::S_IFMT == libc::S_IFREG { stat.size } else { 0 },
+            atime: stat.atime,
+            mtime: stat.mtime,
+        }
+    }
+}
+
 /// What an object is for life: enough to create it before its state is known.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Shape {
@@ -33,11 +50,21 @@ pub struct Shape {
 impl Shape {
     /// A regular file, directory, fifo or socket.
     pub fn plain(kind: u32) -> Shape {
-        Shape {
-            kind: kind & libc::S_IFMT,
-            rdev: 0,
-            link_text: Vec::new(),
+        Shape { kind: kind & libc::S_IFMT, rdev: 0, link_text: Vec::new() }
+    }
+
+    /// What the object behind `fd` is, whose stat is `stat`.
+    ///
+    /// # Errors
+    /// As readlinkat(2).
+    pub fn of(fd: BorrowedFd<'_>, stat: &Stat) -> sys::Result<Shape> {
+        let mut shape = Shape::plain(stat.mode);
+        match shape.kind {
+            libc::S_IFLNK => shape.link_text = sys::readlinkat(fd, c"")?,
+            libc::S_IFCHR | libc::S_IFBLK => shape.rdev = stat.rdev,
+            _ => {}
         }
+        Ok(shape)
     }
 
     /// Whether this is a directory.
@@ -106,56 +133,21 @@ pub struct DirItem {
 #[allow(missing_docs)] // each variant names its fields
 pub enum Op {
     /// A new object in a slot (creat, mkdir, mknod, symlink). `xattrs` are those it was born with (inherited ACLs).
-    Create {
-        slot: Slot,
-        shape: Shape,
-        attrs: Attrs,
-        xattrs: Vec<Xattr>,
-        parent_after: Attrs,
-    },
+    Create { slot: Slot, shape: Shape, attrs: Attrs, xattrs: Vec<Xattr>, parent_after: Attrs },
     /// A further name (link).
-    Link {
-        slot: Slot,
-        shape: Shape,
-        attrs: Attrs,
-        parent_after: Attrs,
-    },
+    Link { slot: Slot, shape: Shape, attrs: Attrs, parent_after: Attrs },
     /// A name less (unlink, rmdir).
-    Unlink {
-        slot: Slot,
-        fate: Fate,
-        parent_after: Attrs,
-    },
+    Unlink { slot: Slot, fate: Fate, parent_after: Attrs },
     /// The object moved from one slot to another, perhaps putting out what was there.
-    Rename {
-        from: Slot,
-        to: Slot,
-        shape: Shape,
-        replaced: Option<Replaced>,
-        from_after: Attrs,
-        to_after: Attrs,
-    },
+    Rename { from: Slot, to: Slot, shape: Shape, replaced: Option<Replaced>, from_after: Attrs, to_after: Attrs },
     /// The object (in slot `from`) and `other` (in slot `to`) changed places.
-    Exchange {
-        from: Slot,
-        to: Slot,
-        shape: Shape,
-        other: Oid,
-        other_shape: Shape,
-        from_after: Attrs,
-        to_after: Attrs,
-    },
+    Exchange { from: Slot, to: Slot, shape: Shape, other: Oid, other_shape: Shape, from_after: Attrs, to_after: Attrs },
     /// The payload was written at `offset`.
     Write { offset: u64, attrs: Attrs },
     /// The file now ends at `attrs.size`.
     Truncate { attrs: Attrs },
     /// fallocate(2) with these mode bits: reserve, punch or zero a range.
-    Allocate {
-        mode: i32,
-        offset: u64,
-        len: u64,
-        attrs: Attrs,
-    },
+    Allocate { mode: i32, offset: u64, len: u64, attrs: Attrs },
     /// Mode, owner or times changed.
     SetAttr { attrs: Attrs },
     /// One xattr was set.
@@ -167,32 +159,15 @@ pub enum Op {
     /// The last holder of an object without a name closed it.
     Gone,
     /// A directory: attributes and a part of its entries. Parts of one reading follow each other; `last` ends it.
-    StateDir {
-        attrs: Attrs,
-        xattrs: Vec<Xattr>,
-        flags: u32,
-        first: bool,
-        last: bool,
-        items: Vec<DirItem>,
-    },
+    StateDir { attrs: Attrs, xattrs: Vec<Xattr>, flags: u32, first: bool, last: bool, items: Vec<DirItem> },
     /// Any other object: what it is, its attributes and xattrs. A file's size is set, its data follows.
-    StateObject {
-        shape: Shape,
-        attrs: Attrs,
-        xattrs: Vec<Xattr>,
-        flags: u32,
-    },
+    StateObject { shape: Shape, attrs: Attrs, xattrs: Vec<Xattr>, flags: u32 },
     /// The payload is what the file holds at `offset`.
     StateData { offset: u64, attrs: Attrs },
     /// The file holds no data in this range.
     StateHole { offset: u64, len: u64, attrs: Attrs },
     /// Digests of the 128 KiB blocks from `offset` (a multiple of that size), `len` bytes: the target asks for those that differ.
-    StateHash {
-        offset: u64,
-        len: u64,
-        digests: Vec<[u8; 16]>,
-        attrs: Attrs,
-    },
+    StateHash { offset: u64, len: u64, digests: Vec<[u8; 16]>, attrs: Attrs },
     /// All of the object's state was sent.
     StateEnd { attrs: Attrs },
     /// The object does not exist (any more).

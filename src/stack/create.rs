@@ -34,14 +34,7 @@ impl Stack {
     ///
     /// # Errors
     /// As mknod(2); EPERM for a reserved name.
-    pub fn mknod(
-        &self,
-        caller: &Caller,
-        parent: NodeId,
-        name: &[u8],
-        mode: u32,
-        rdev: u64,
-    ) -> Result<Entry> {
+    pub fn mknod(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32, rdev: u64) -> Result<Entry> {
         self.give_birth(caller, parent, name, &Newborn::Node { mode, rdev })
     }
 
@@ -49,24 +42,12 @@ impl Stack {
     ///
     /// # Errors
     /// As symlink(2); EPERM for a reserved name.
-    pub fn symlink(
-        &self,
-        caller: &Caller,
-        parent: NodeId,
-        name: &[u8],
-        text: &[u8],
-    ) -> Result<Entry> {
+    pub fn symlink(&self, caller: &Caller, parent: NodeId, name: &[u8], text: &[u8]) -> Result<Entry> {
         let text = CString::new(text).map_err(|_| Errno::EINVAL)?;
         self.give_birth(caller, parent, name, &Newborn::Symlink { text: &text })
     }
 
-    fn give_birth(
-        &self,
-        caller: &Caller,
-        parent: NodeId,
-        name: &[u8],
-        newborn: &Newborn<'_>,
-    ) -> Result<Entry> {
+    fn give_birth(&self, caller: &Caller, parent: NodeId, name: &[u8], newborn: &Newborn<'_>) -> Result<Entry> {
         let (dir, name) = self.place(parent, name)?;
         let change = self.begin(caller, &[dir.key], BIRTH_RECORD)?;
         creds::creating(caller)?;
@@ -103,19 +84,13 @@ impl Stack {
             slot: self.slot(dir, name),
             shape: shape_of(&found.stat, fd)?,
             attrs: attrs(&found.stat),
-            xattrs: xattrs
-                .into_iter()
-                .map(|(name, value)| Xattr { name, value })
-                .collect(),
+            xattrs: xattrs.into_iter().map(|(name, value)| Xattr { name, value }).collect(),
             parent_after: attrs(&sys::fstat(dir.fd.as_fd())?),
         })
     }
 
     pub(super) fn slot(&self, dir: &Object, name: Name) -> Slot {
-        Slot {
-            parent: self.oid(dir.key),
-            name,
-        }
+        Slot { parent: self.oid(dir.key), name }
     }
 
     /// open(2) with O_CREAT. The kernel sends it only for a name that it does not know; should the name be there all
@@ -168,29 +143,18 @@ impl Stack {
         file.atime_is(found.stat.atime);
         // The kernel still holds the directory, so nobody can unlink the name before we answer.
         let file = self.opens.insert(Handle::File(Arc::new(file)));
-        Opened {
-            file,
-            caching: self.caching_of(flags),
-        }
+        Opened { file, caching: self.caching_of(flags) }
     }
 
     /// link(2): `name` in `parent` becomes a further name of `node`.
     ///
     /// # Errors
     /// As link(2); EPERM for a reserved name.
-    pub fn link(
-        &self,
-        caller: &Caller,
-        node: NodeId,
-        parent: NodeId,
-        name: &[u8],
-    ) -> Result<Entry> {
+    pub fn link(&self, caller: &Caller, node: NodeId, parent: NodeId, name: &[u8]) -> Result<Entry> {
         let object = self.object(node)?;
         let (dir, name) = self.place(parent, name)?;
         let change = self.begin(caller, &[object.key, dir.key], NAME_RECORD)?;
-        change
-            .tree()
-            .link(object.fd.as_fd(), dir.fd.as_fd(), &name)?;
+        change.tree().link(object.fd.as_fd(), dir.fd.as_fd(), &name)?;
         let found = change.read_back(self.tree.found(object.fd.as_fd()))?;
         let op = change.read_back(self.link_op(&object, &dir, name, found))?;
         let entry = self.entry(found);

@@ -60,12 +60,7 @@ fn with_worker(act: impl FnOnce(&mut Worker) -> Result<()>) -> Result<()> {
 
 impl Worker {
     fn prepare() -> Result<Worker> {
-        Ok(Worker {
-            ids: ThreadCreds::prepare_thread()?,
-            umask: None,
-            fsetid: Dropped::No,
-            resource: Dropped::No,
-        })
+        Ok(Worker { ids: ThreadCreds::prepare_thread()?, umask: None, fsetid: Dropped::No, resource: Dropped::No })
     }
 
     fn act_as(&mut self, caller: &Caller) -> Result<()> {

@@ -25,14 +25,7 @@ impl Stack {
     ///
     /// # Errors
     /// ENOTTY for any other command; EINVAL for a short argument; else as ioctl_iflags(2).
-    pub fn ioctl(
-        &self,
-        caller: &Caller,
-        node: NodeId,
-        id: FileId,
-        command: u32,
-        input: &[u8],
-    ) -> Result<Vec<u8>> {
+    pub fn ioctl(&self, caller: &Caller, node: NodeId, id: FileId, command: u32, input: &[u8]) -> Result<Vec<u8>> {
         match command {
             GET_FLAGS => {
                 let (_, fd) = self.readable(node, id)?;
@@ -59,25 +52,13 @@ impl Stack {
         Ok((key, fd))
     }
 
-    fn set_flags(
-        &self,
-        caller: &Caller,
-        node: NodeId,
-        id: FileId,
-        input: &[u8],
-    ) -> Result<Vec<u8>> {
+    fn set_flags(&self, caller: &Caller, node: NodeId, id: FileId, input: &[u8]) -> Result<Vec<u8>> {
         let word = input.first_chunk::<4>().ok_or(Errno::EINVAL)?;
         let flags = FileFlags(u32::from_ne_bytes(*word));
         self.change_flags(caller, node, id, |tree, fd| tree.set_flags(fd, flags))
     }
 
-    fn set_fsxattr(
-        &self,
-        caller: &Caller,
-        node: NodeId,
-        id: FileId,
-        input: &[u8],
-    ) -> Result<Vec<u8>> {
+    fn set_fsxattr(&self, caller: &Caller, node: NodeId, id: FileId, input: &[u8]) -> Result<Vec<u8>> {
         let raw = input.first_chunk().ok_or(Errno::EINVAL)?;
         self.change_flags(caller, node, id, |tree, fd| tree.set_fsxattr(fd, raw))
     }
@@ -95,10 +76,7 @@ impl Stack {
         set(change.tree(), fd.as_fd())?;
         let flags = change.read_back(sys::file_flags_get(fd.as_fd()))?;
         let stat = change.read_back(sys::fstat(fd.as_fd()))?;
-        let op = Op::SetFlags {
-            flags: flags.0,
-            attrs: attrs(&stat),
-        };
+        let op = Op::SetFlags { flags: flags.0, attrs: attrs(&stat) };
         change.commit(self.oid(key), &op, &[]);
         Ok(Vec::new())
     }

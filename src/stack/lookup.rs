@@ -127,8 +127,7 @@ impl Stack {
     fn walk_up(&self, mut key: ObjectKey, mut fd: OwnedFd) -> Result<()> {
         for _ in 0..MAX_DEPTH {
             // Above what the private mount shows the way up ends with ENOENT: not in the tree either.
-            let up = sys::openat(fd.as_fd(), c"..", libc::O_PATH | libc::O_DIRECTORY, 0)
-                .map_err(|_| Errno::ESTALE)?;
+            let up = sys::openat(fd.as_fd(), c"..", libc::O_PATH | libc::O_DIRECTORY, 0).map_err(|_| Errno::ESTALE)?;
             let parent = self.tree.found(up.as_fd()).map_err(|_| Errno::ESTALE)?.key;
             if parent == self.tree.root_key() {
                 return self.refuse_reserved(up.as_fd(), key);

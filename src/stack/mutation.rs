@@ -21,8 +21,9 @@ use crate::sys::{Errno, Result};
 pub(super) const SMALL_RECORD: usize = 1024;
 /// Room for a record with two names and a symlink's text.
 pub(super) const NAME_RECORD: usize = 8 * 1024;
-/// Room for a record of a new object: a symlink's text, or the access control lists and labels it is born with.
-pub(super) const BIRTH_RECORD: usize = 32 * 1024;
+/// Room for a record of a new object: a symlink's text or two access control lists, each at most as long as an xattr may
+/// be (XATTR_SIZE_MAX), and a label.
+pub(super) const BIRTH_RECORD: usize = 160 * 1024;
 
 /// A change for whose record there is room.
 pub(super) struct Reserved<'s> {
@@ -46,27 +47,15 @@ impl Stack {
     /// EIO when the volume has failed, ENOSPC or EIO when the journal cannot take the record.
     pub(super) fn reserve(&self, caller: &Caller, record_bytes: usize) -> Result<Reserved<'_>> {
         self.check_alive()?;
-        let reservation = self
-            .journal
-            .reserve(record_bytes)
-            .map_err(|error| error.errno())?;
-        Ok(Reserved {
-            stack: self,
-            caller: *caller,
-            reservation,
-        })
+        let reservation = self.journal.reserve(record_bytes).map_err(|error| error.errno())?;
+        Ok(Reserved { stack: self, caller: *caller, reservation })
     }
 
     /// Reserves room and locks `keys`.
     ///
     /// # Errors
     /// As [`Stack::reserve`].
-    pub(super) fn begin(
-        &self,
-        caller: &Caller,
-        keys: &[ObjectKey],
-        record_bytes: usize,
-    ) -> Result<Mutation<'_>> {
+    pub(super) fn begin(&self, caller: &Caller, keys: &[ObjectKey], record_bytes: usize) -> Result<Mutation<'_>> {
         self.reserve(caller, record_bytes)?.lock(keys)
     }
 }
@@ -80,12 +69,7 @@ impl<'s> Reserved<'s> {
         let objects = self.stack.locks.lock(keys);
         self.stack.check_alive()?;
         tracing::trace!(unique = self.caller.unique, "change begins");
-        Ok(Mutation {
-            stack: self.stack,
-            caller: self.caller,
-            reservation: self.reservation,
-            objects,
-        })
+        Ok(Mutation { stack: self.stack, caller: self.caller, reservation: self.reservation, objects })
     }
 }
 
@@ -99,9 +83,7 @@ impl<'s> Mutation<'s> {
     /// cannot be recorded: the volume must not go on as if nothing had happened.
     pub(super) fn read_back<T>(&self, outcome: Result<T>) -> Result<T> {
         outcome.map_err(|errno| {
-            self.stack.fail(&format!(
-                "a change was made but its result cannot be read: {errno}"
-            ));
+            self.stack.fail(&format!("a change was made but its result cannot be read: {errno}"));
             Errno::EIO
         })
     }

@@ -23,9 +23,7 @@ pub(super) struct NodeTable {
 
 impl NodeTable {
     pub(super) fn new() -> NodeTable {
-        NodeTable {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-        }
+        NodeTable { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
     }
 
     fn shard(&self, ino: u64) -> &Mutex<HashMap<u64, Node>> {
@@ -36,10 +34,7 @@ impl NodeTable {
     pub(super) fn known(&self, ino: u64) -> Option<ObjectKey> {
         let shard = self.shard(ino).lock();
         let node = shard.get(&ino)?;
-        Some(ObjectKey {
-            ino,
-            generation: node.generation,
-        })
+        Some(ObjectKey { ino, generation: node.generation })
     }
 
     /// Counts one look-up of `key`. Must come before the reply: a FORGET on another thread may follow it at once.
@@ -48,10 +43,7 @@ impl NodeTable {
     /// look-ups of its stale inode under the same number.
     pub(super) fn count(&self, key: ObjectKey) {
         let mut shard = self.shard(key.ino).lock();
-        let node = shard.entry(key.ino).or_insert(Node {
-            generation: key.generation,
-            lookups: 0,
-        });
+        let node = shard.entry(key.ino).or_insert(Node { generation: key.generation, lookups: 0 });
         node.generation = key.generation;
         node.lookups += 1;
     }
@@ -80,10 +72,7 @@ mod tests {
     #[test]
     fn a_node_lives_as_long_as_its_lookups() {
         let table = NodeTable::new();
-        let key = ObjectKey {
-            ino: 9,
-            generation: 3,
-        };
+        let key = ObjectKey { ino: 9, generation: 3 };
         table.count(key);
         table.count(key);
         table.forget(9, 1);

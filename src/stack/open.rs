@@ -30,10 +30,7 @@ impl Stack {
             return Err(Errno::ESTALE);
         }
         file.atime_is(stat.atime);
-        Ok(Opened {
-            file: self.opens.insert(Handle::File(file)),
-            caching: self.caching_of(flags),
-        })
+        Ok(Opened { file: self.opens.insert(Handle::File(file)), caching: self.caching_of(flags) })
     }
 
     /// A file that is written past the page cache, or only read, needs no coherence between readers and writers here:
@@ -56,17 +53,13 @@ impl Stack {
     /// length. Writers read too: a copied range is read back for its record.
     fn open_backing(&self, key: ObjectKey, flags: i32) -> Result<(OwnedFd, BackingMode)> {
         if flags & libc::O_ACCMODE == libc::O_RDONLY {
-            return Ok((
-                self.tree.open_key(key, libc::O_RDONLY)?,
-                BackingMode::Positioned,
-            ));
+            return Ok((self.tree.open_key(key, libc::O_RDONLY)?, BackingMode::Positioned));
         }
         match self.tree.open_key(key, libc::O_RDWR) {
             // An append-only inode opens for writing with O_APPEND only (ioctl_iflags(2)).
-            Err(Errno::EPERM) if flags & libc::O_APPEND != 0 => Ok((
-                self.tree.open_key(key, libc::O_RDWR | libc::O_APPEND)?,
-                BackingMode::AppendOnly,
-            )),
+            Err(Errno::EPERM) if flags & libc::O_APPEND != 0 => {
+                Ok((self.tree.open_key(key, libc::O_RDWR | libc::O_APPEND)?, BackingMode::AppendOnly))
+            }
             fd => Ok((fd?, BackingMode::Positioned)),
         }
     }
@@ -77,9 +70,7 @@ impl Stack {
         creds::changing_data(caller, Privileges::of(caller))?;
         change.tree().truncate(file.fd(), 0)?;
         let stat = change.read_back(sys::fstat(file.fd()))?;
-        let op = Op::Truncate {
-            attrs: attrs(&stat),
-        };
+        let op = Op::Truncate { attrs: attrs(&stat) };
         change.commit(self.oid(file.key), &op, &[]);
         Ok(())
     }
@@ -117,11 +108,7 @@ impl Stack {
             key: dir.key,
             node,
             atime: sys::fstat(dir.fd.as_fd())?.atime,
-            cursor: Mutex::new(DirCursor {
-                stream,
-                offset: 0,
-                pending: None,
-            }),
+            cursor: Mutex::new(DirCursor { stream, offset: 0, pending: None }),
         })
     }
 
@@ -207,9 +194,7 @@ impl Stack {
             return;
         };
         if let Ok(stat) = sys::fstat(fd) {
-            let op = Op::SetAttr {
-                attrs: attrs(&stat),
-            };
+            let op = Op::SetAttr { attrs: attrs(&stat) };
             change.commit(self.oid(key), &op, &[]);
         }
     }

@@ -36,13 +36,7 @@ pub(super) enum BackingMode {
 
 impl OpenFile {
     /// `flags` are those of the mount's open.
-    pub(super) fn new(
-        key: ObjectKey,
-        node: NodeId,
-        fd: OwnedFd,
-        backing: BackingMode,
-        flags: i32,
-    ) -> OpenFile {
+    pub(super) fn new(key: ObjectKey, node: NodeId, fd: OwnedFd, backing: BackingMode, flags: i32) -> OpenFile {
         OpenFile {
             key,
             node,
@@ -59,8 +53,7 @@ impl OpenFile {
 
     /// Says which access time the records know.
     pub(super) fn atime_is(&self, atime: Timespec) {
-        self.recorded_atime
-            .store(atime.as_nanos(), Ordering::Relaxed);
+        self.recorded_atime.store(atime.as_nanos(), Ordering::Relaxed);
     }
 
     /// Whether reading moved the access time to `atime` and no record says so.

@@ -11,14 +11,7 @@ impl Stack {
     ///
     /// # Errors
     /// As pread(2).
-    pub fn read(
-        &self,
-        node: NodeId,
-        id: FileId,
-        flags: i32,
-        offset: u64,
-        buffer: &mut [u8],
-    ) -> Result<usize> {
+    pub fn read(&self, node: NodeId, id: FileId, flags: i32, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let file = self.file(id, node, flags)?;
         let mut done = 0;
         // The kernel takes a short answer for the end of the file (fs/fuse/file.c, fuse_short_read).

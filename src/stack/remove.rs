@@ -48,24 +48,13 @@ impl Stack {
         }
     }
 
-    fn remove_locked(
-        &self,
-        change: Mutation<'_>,
-        dir: &Object,
-        name: Name,
-        found: Found,
-        how: Removal,
-    ) -> Result<()> {
+    fn remove_locked(&self, change: Mutation<'_>, dir: &Object, name: Name, found: Found, how: Removal) -> Result<()> {
         match how {
             Removal::Unlink => change.tree().unlink(dir.fd.as_fd(), &name)?,
             Removal::Rmdir => change.tree().rmdir(dir.fd.as_fd(), &name)?,
         }
         let parent_after = attrs(&change.read_back(sys::fstat(dir.fd.as_fd()))?);
-        let op = Op::Unlink {
-            slot: self.slot(dir, name),
-            fate: self.fate_of(&found),
-            parent_after,
-        };
+        let op = Op::Unlink { slot: self.slot(dir, name), fate: self.fate_of(&found), parent_after };
         change.commit(self.oid(found.key), &op, &[]);
         Ok(())
     }

@@ -39,20 +39,11 @@ impl Stack {
     ///
     /// # Errors
     /// As renameat2(2); EINVAL for RENAME_WHITEOUT; EPERM onto a reserved name.
-    pub fn rename(
-        &self,
-        caller: &Caller,
-        from: (NodeId, &[u8]),
-        to: (NodeId, &[u8]),
-        flags: u32,
-    ) -> Result<()> {
+    pub fn rename(&self, caller: &Caller, from: (NodeId, &[u8]), to: (NodeId, &[u8]), flags: u32) -> Result<()> {
         if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE) != 0 {
             return Err(Errno::EINVAL);
         }
-        let ends = Ends {
-            from: (self.object(from.0)?, name_of(from.1)?),
-            to: self.place(to.0, to.1)?,
-        };
+        let ends = Ends { from: (self.object(from.0)?, name_of(from.1)?), to: self.place(to.0, to.1)? };
         loop {
             let seen = self.held(&ends)?;
             if let Some(outcome) = self.try_rename(caller, &ends, &seen, flags) {
@@ -72,13 +63,7 @@ impl Stack {
     }
 
     /// Locks what was seen and renames; `None` when the slots hold something else by then.
-    fn try_rename(
-        &self,
-        caller: &Caller,
-        ends: &Ends,
-        seen: &Held,
-        flags: u32,
-    ) -> Option<Result<()>> {
+    fn try_rename(&self, caller: &Caller, ends: &Ends, seen: &Held, flags: u32) -> Option<Result<()>> {
         let reserved = match self.reserve(caller, NAME_RECORD) {
             Ok(reserved) => reserved,
             Err(errno) => return Some(Err(errno)),
@@ -98,17 +83,9 @@ impl Stack {
         }
     }
 
-    fn rename_locked(
-        &self,
-        change: Mutation<'_>,
-        ends: &Ends,
-        held: &Held,
-        flags: u32,
-    ) -> Result<()> {
+    fn rename_locked(&self, change: Mutation<'_>, ends: &Ends, held: &Held, flags: u32) -> Result<()> {
         let (from, to) = (&ends.from, &ends.to);
-        change
-            .tree()
-            .rename(from.0.fd.as_fd(), &from.1, to.0.fd.as_fd(), &to.1, flags)?;
+        change.tree().rename(from.0.fd.as_fd(), &from.1, to.0.fd.as_fd(), &to.1, flags)?;
         if held.keys().1 == Some(held.keys().0) {
             // Two names of one object: rename(2) does nothing and succeeds, so nothing is recorded.
             return Ok(());
@@ -128,10 +105,10 @@ impl Stack {
             from: self.slot(&ends.from.0, ends.from.1.clone()),
             to: self.slot(&ends.to.0, ends.to.1.clone()),
             shape: shape_of(&moved.stat, fd.as_fd())?,
-            replaced: held.to.as_ref().map(|(found, _)| Replaced {
-                oid: self.oid(found.key),
-                fate: self.fate_of(found),
-            }),
+            replaced: held
+                .to
+                .as_ref()
+                .map(|(found, _)| Replaced { oid: self.oid(found.key), fate: self.fate_of(found) }),
             from_after: attrs(&sys::fstat(ends.from.0.fd.as_fd())?),
             to_after: attrs(&sys::fstat(ends.to.0.fd.as_fd())?),
         })

@@ -41,13 +41,7 @@ impl Stack {
     ///
     /// # Errors
     /// As those calls.
-    pub fn setattr(
-        &self,
-        caller: &Caller,
-        node: NodeId,
-        file: Option<FileId>,
-        change: &AttrChange,
-    ) -> Result<Stat> {
+    pub fn setattr(&self, caller: &Caller, node: NodeId, file: Option<FileId>, change: &AttrChange) -> Result<Stat> {
         let object = self.object(node)?;
         let sized = self.sized(&object, node, file, change)?;
         let mutation = self.begin(caller, &[object.key], SMALL_RECORD)?;
@@ -73,13 +67,7 @@ impl Stack {
         outcome.map(|()| stat)
     }
 
-    fn sized(
-        &self,
-        object: &Object,
-        node: NodeId,
-        file: Option<FileId>,
-        change: &AttrChange,
-    ) -> Result<Sized> {
+    fn sized(&self, object: &Object, node: NodeId, file: Option<FileId>, change: &AttrChange) -> Result<Sized> {
         if change.size.is_none() {
             return Ok(Sized::Not);
         }

@@ -39,9 +39,7 @@ impl Stack {
         let dir = self.dir(id, node)?;
         let tid = self.journal.last_tid();
         // A descriptor of its own: the listing's lock must not be held while the disk is waited for.
-        let fd = self
-            .tree
-            .open_key(dir.key, libc::O_RDONLY | libc::O_DIRECTORY)?;
+        let fd = self.tree.open_key(dir.key, libc::O_RDONLY | libc::O_DIRECTORY)?;
         self.sync_both(fd.as_fd(), kind_of(datasync), tid)
     }
 

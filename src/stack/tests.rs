@@ -27,14 +27,9 @@ impl Bench {
     fn with(options: StackOptions) -> Bench {
         let backing = tempfile::tempdir().unwrap();
         let state = tempfile::tempdir().unwrap();
-        let (journal, _) =
-            Journal::open(&state.path().join("v"), JournalOptions::default()).unwrap();
+        let (journal, _) = Journal::open(&state.path().join("v"), JournalOptions::default()).unwrap();
         let tree = Tree::open(backing.path()).unwrap();
-        Bench {
-            backing,
-            _state: state,
-            stack: Stack::new(tree, journal, options).unwrap(),
-        }
+        Bench { backing, _state: state, stack: Stack::new(tree, journal, options).unwrap() }
     }
 
     fn path(&self, name: &str) -> std::path::PathBuf {
@@ -65,13 +60,9 @@ impl Bench {
 
     fn file(&self, name: &str, data: &[u8]) -> (Entry, FileId) {
         let stack = &self.stack;
-        let (entry, opened) = stack
-            .create(&root(), ROOT, name.as_bytes(), 0o100_644, libc::O_RDWR)
-            .unwrap();
+        let (entry, opened) = stack.create(&root(), ROOT, name.as_bytes(), 0o100_644, libc::O_RDWR).unwrap();
         if !data.is_empty() {
-            stack
-                .write(&root(), entry.node, opened.file, 0, data, plain())
-                .unwrap();
+            stack.write(&root(), entry.node, opened.file, 0, data, plain()).unwrap();
         }
         (entry, opened.file)
     }
@@ -82,19 +73,11 @@ fn root() -> Caller {
 }
 
 fn user() -> Caller {
-    Caller {
-        uid: 1234,
-        gid: 4321,
-        umask: 0o027,
-        ..root()
-    }
+    Caller { uid: 1234, gid: 4321, umask: 0o027, ..root() }
 }
 
 fn plain() -> WriteMode {
-    WriteMode {
-        flags: libc::O_RDWR,
-        privileges: Privileges::Keep,
-    }
+    WriteMode { flags: libc::O_RDWR, privileges: Privileges::Keep }
 }
 
 fn one(mut records: Vec<Seen>) -> Seen {
@@ -107,39 +90,18 @@ fn a_new_object_belongs_to_its_caller_and_is_recorded_as_it_is() {
     let bench = Bench::new();
     let (entry, records) = bench.records_of(|s| s.mkdir(&user(), ROOT, b"dir", 0o777).unwrap());
     let meta = std::fs::metadata(bench.path("dir")).unwrap();
-    assert_eq!(
-        (meta.uid(), meta.gid(), meta.mode() & 0o7777),
-        (1234, 4321, 0o750)
-    );
+    assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (1234, 4321, 0o750));
     assert_eq!(entry.node, NodeId(meta.ino()));
     let (oid, op, _) = one(records);
     assert_eq!(oid.ino, meta.ino());
-    let Op::Create {
-        slot,
-        shape,
-        attrs,
-        xattrs,
-        ..
-    } = op
-    else {
-        panic!("{op:?}")
-    };
-    assert_eq!(
-        (slot.parent, slot.name.as_bytes()),
-        (Oid::ROOT, &b"dir"[..])
-    );
+    let Op::Create { slot, shape, attrs, xattrs, .. } = op else { panic!("{op:?}") };
+    assert_eq!((slot.parent, slot.name.as_bytes()), (Oid::ROOT, &b"dir"[..]));
     assert!(shape.is_dir() && xattrs.is_empty());
-    assert_eq!(
-        (attrs.mode, attrs.uid, attrs.gid),
-        (meta.mode(), 1234, 4321)
-    );
+    assert_eq!((attrs.mode, attrs.uid, attrs.gid), (meta.mode(), 1234, 4321));
     // The thread goes back to root for root's next request.
     bench.stack.mkdir(&root(), ROOT, b"mine", 0o777).unwrap();
     let meta = std::fs::metadata(bench.path("mine")).unwrap();
-    assert_eq!(
-        (meta.uid(), meta.gid(), meta.mode() & 0o7777),
-        (0, 0, 0o777)
-    );
+    assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (0, 0, 0o777));
 }
 
 #[test]
@@ -152,20 +114,11 @@ fn a_failed_op_leaves_no_record() {
         assert_eq!(s.rmdir(&root(), ROOT, b"file"), Err(Errno::ENOTDIR));
         let to = (ROOT, &b"file"[..]);
         let noreplace = libc::RENAME_NOREPLACE;
-        assert_eq!(
-            s.rename(&root(), (ROOT, b"none"), to, 0),
-            Err(Errno::ENOENT)
-        );
+        assert_eq!(s.rename(&root(), (ROOT, b"none"), to, 0), Err(Errno::ENOENT));
         assert_eq!(s.rename(&root(), to, to, noreplace), Err(Errno::EEXIST));
-        assert_eq!(
-            s.rename(&root(), to, to, libc::RENAME_WHITEOUT),
-            Err(Errno::EINVAL)
-        );
+        assert_eq!(s.rename(&root(), to, to, libc::RENAME_WHITEOUT), Err(Errno::EINVAL));
         let node = s.lookup(ROOT, b"file").unwrap().node;
-        assert_eq!(
-            s.removexattr(&root(), node, b"user.none"),
-            Err(Errno::ENODATA)
-        );
+        assert_eq!(s.removexattr(&root(), node, b"user.none"), Err(Errno::ENODATA));
         assert_eq!(s.link(&root(), node, ROOT, b"file"), Err(Errno::EEXIST));
     });
     assert_eq!(records, vec![]);
@@ -181,34 +134,19 @@ fn reserved_names_are_out_of_reach() {
         assert_eq!(s.mkdir(&root(), ROOT, b".dtfs", 0o755), Err(Errno::EPERM));
         assert_eq!(s.rmdir(&root(), ROOT, b".dtfs"), Err(Errno::ENOENT));
         let onto = (ROOT, &b".dtfs"[..]);
-        assert_eq!(
-            s.rename(&root(), (ROOT, b"file"), onto, 0),
-            Err(Errno::EPERM)
-        );
+        assert_eq!(s.rename(&root(), (ROOT, b"file"), onto, 0), Err(Errno::EPERM));
         let name = b"trusted.dtfs.oid";
-        assert_eq!(
-            s.setxattr(&root(), entry.node, name, b"x", 0),
-            Err(Errno::EPERM)
-        );
+        assert_eq!(s.setxattr(&root(), entry.node, name, b"x", 0), Err(Errno::EPERM));
         assert_eq!(s.removexattr(&root(), entry.node, name), Err(Errno::EPERM));
         assert_eq!(s.getxattr(entry.node, name), Err(Errno::ENODATA));
     });
     assert_eq!(records, vec![]);
     assert_eq!(list(&bench.stack, ROOT), [".", "..", "file"]);
-    assert!(
-        bench
-            .stack
-            .mkdir(&root(), entry_of(&bench, "sub"), b".dtfs", 0o755)
-            .is_ok()
-    );
+    assert!(bench.stack.mkdir(&root(), entry_of(&bench, "sub"), b".dtfs", 0o755).is_ok());
 }
 
 fn entry_of(bench: &Bench, name: &str) -> NodeId {
-    bench
-        .stack
-        .mkdir(&root(), ROOT, name.as_bytes(), 0o755)
-        .unwrap()
-        .node
+    bench.stack.mkdir(&root(), ROOT, name.as_bytes(), 0o755).unwrap().node
 }
 
 fn list(stack: &Stack, node: NodeId) -> Vec<String> {
@@ -242,23 +180,16 @@ fn list(stack: &Stack, node: NodeId) -> Vec<String> {
 fn writes_are_recorded_with_their_bytes_and_the_attributes_after() {
     let bench = Bench::new();
     let (entry, file) = bench.file("file", b"");
-    let (written, records) = bench.records_of(|s| {
-        s.write(&root(), entry.node, file, 5, b"hello", plain())
-            .unwrap()
-    });
+    let (written, records) = bench.records_of(|s| s.write(&root(), entry.node, file, 5, b"hello", plain()).unwrap());
     assert_eq!(written, 5);
     let (oid, op, payload) = one(records);
     let meta = std::fs::metadata(bench.path("file")).unwrap();
     assert_eq!(oid.ino, meta.ino());
     assert_eq!(payload, b"hello");
-    let Op::Write { offset: 5, attrs } = op else {
-        panic!("{op:?}")
-    };
+    let Op::Write { offset: 5, attrs } = op else { panic!("{op:?}") };
     assert_eq!((attrs.size, attrs.mtime.sec), (10, meta.mtime()));
     let mut buffer = [9; 16];
-    let read = bench
-        .stack
-        .read(entry.node, file, libc::O_RDWR, 0, &mut buffer);
+    let read = bench.stack.read(entry.node, file, libc::O_RDWR, 0, &mut buffer);
     assert_eq!((read, &buffer[..10]), (Ok(10), &b"\0\0\0\0\0hello"[..]));
 }
 
@@ -268,21 +199,9 @@ fn an_open_file_outlives_its_name() {
     let (entry, file) = bench.file("file", b"data");
     let (_, records) = bench.records_of(|s| s.unlink(&root(), ROOT, b"file").unwrap());
     let (_, op, _) = one(records);
-    assert!(
-        matches!(
-            op,
-            Op::Unlink {
-                fate: Fate::Kept,
-                ..
-            }
-        ),
-        "{op:?}"
-    );
+    assert!(matches!(op, Op::Unlink { fate: Fate::Kept, .. }), "{op:?}");
     let mut buffer = [0; 4];
-    bench
-        .stack
-        .read(entry.node, file, libc::O_RDWR, 0, &mut buffer)
-        .unwrap();
+    bench.stack.read(entry.node, file, libc::O_RDWR, 0, &mut buffer).unwrap();
     assert_eq!(&buffer, b"data");
     assert_eq!(bench.stack.getattr(entry.node, None).unwrap().nlink, 0);
     let ((), records) = bench.records_of(|s| s.release(file));
@@ -297,18 +216,12 @@ fn an_open_file_outlives_its_name() {
 fn a_closed_file_goes_with_its_last_name() {
     let bench = Bench::new();
     let (entry, file) = bench.file("file", b"");
-    bench
-        .stack
-        .link(&root(), entry.node, ROOT, b"other")
-        .unwrap();
+    bench.stack.link(&root(), entry.node, ROOT, b"other").unwrap();
     bench.stack.release(file);
     for (name, expected) in [(&b"file"[..], Fate::Kept), (b"other", Fate::Gone)] {
         let (_, records) = bench.records_of(|s| s.unlink(&root(), ROOT, name).unwrap());
         let (_, op, _) = one(records);
-        assert!(
-            matches!(op, Op::Unlink { fate, .. } if fate == expected),
-            "{op:?}"
-        );
+        assert!(matches!(op, Op::Unlink { fate, .. } if fate == expected), "{op:?}");
     }
 }
 
@@ -320,29 +233,16 @@ fn renames_say_what_they_put_out() {
     bench.stack.release(a_file);
     bench.stack.release(b_file);
     let dir = entry_of(&bench, "dir");
-    let (_, records) =
-        bench.records_of(|s| s.rename(&root(), (ROOT, b"a"), (ROOT, b"b"), 0).unwrap());
+    let (_, records) = bench.records_of(|s| s.rename(&root(), (ROOT, b"a"), (ROOT, b"b"), 0).unwrap());
     let (oid, op, _) = one(records);
-    let Op::Rename {
-        replaced: Some(replaced),
-        ..
-    } = op
-    else {
-        panic!("{op:?}")
-    };
+    let Op::Rename { replaced: Some(replaced), .. } = op else { panic!("{op:?}") };
     assert_eq!(oid.ino, a.node.0);
     assert_eq!((replaced.oid.ino, replaced.fate), (b.node.0, Fate::Gone));
     let exchange = libc::RENAME_EXCHANGE;
-    let (_, records) = bench.records_of(|s| {
-        s.rename(&root(), (ROOT, b"b"), (ROOT, b"dir"), exchange)
-            .unwrap()
-    });
+    let (_, records) = bench.records_of(|s| s.rename(&root(), (ROOT, b"b"), (ROOT, b"dir"), exchange).unwrap());
     let (oid, op, _) = one(records);
     assert_eq!(oid.ino, a.node.0);
-    assert!(
-        matches!(op, Op::Exchange { other, .. } if other.ino == dir.0),
-        "{op:?}"
-    );
+    assert!(matches!(op, Op::Exchange { other, .. } if other.ino == dir.0), "{op:?}");
     assert!(std::fs::metadata(bench.path("b")).unwrap().is_dir());
 }
 
@@ -351,8 +251,7 @@ fn a_rename_between_two_names_of_one_object_changes_nothing() {
     let bench = Bench::new();
     let (entry, _) = bench.file("a", b"");
     bench.stack.link(&root(), entry.node, ROOT, b"b").unwrap();
-    let (_, records) =
-        bench.records_of(|s| s.rename(&root(), (ROOT, b"a"), (ROOT, b"b"), 0).unwrap());
+    let (_, records) = bench.records_of(|s| s.rename(&root(), (ROOT, b"a"), (ROOT, b"b"), 0).unwrap());
     assert_eq!(records, vec![]);
     assert!(bench.path("a").exists() && bench.path("b").exists());
 }
@@ -369,18 +268,12 @@ fn one_setattr_is_one_record() {
         mtime: TimeChange::Set(time),
         ..AttrChange::default()
     };
-    let (stat, records) =
-        bench.records_of(|s| s.setattr(&root(), entry.node, Some(file), &change).unwrap());
+    let (stat, records) = bench.records_of(|s| s.setattr(&root(), entry.node, Some(file), &change).unwrap());
     let (_, op, _) = one(records);
-    let Op::Truncate { attrs } = op else {
-        panic!("{op:?}")
-    };
+    let Op::Truncate { attrs } = op else { panic!("{op:?}") };
     assert_eq!((attrs.size, attrs.uid, attrs.mode), (4, 77, 0o104_711));
     assert_eq!((attrs.mtime, stat.mtime), (time, time));
-    let chmod = AttrChange {
-        mode: Some(0o600),
-        ..AttrChange::default()
-    };
+    let chmod = AttrChange { mode: Some(0o600), ..AttrChange::default() };
     let (_, records) = bench.records_of(|s| s.setattr(&root(), entry.node, None, &chmod).unwrap());
     assert!(matches!(one(records).1, Op::SetAttr { attrs } if attrs.mode == 0o100_600));
 }
@@ -392,28 +285,15 @@ fn a_user_s_write_takes_set_user_id_away_and_root_s_does_not() {
     let suid = || std::fs::set_permissions(bench.path("file"), PermissionsExt::from_mode(0o4755));
     for (privileges, expected) in [(Privileges::Keep, 0o104_755), (Privileges::Kill, 0o100_755)] {
         suid().unwrap();
-        let mode = WriteMode {
-            privileges,
-            ..plain()
-        };
-        let (_, records) =
-            bench.records_of(|s| s.write(&user(), entry.node, file, 0, b"y", mode).unwrap());
+        let mode = WriteMode { privileges, ..plain() };
+        let (_, records) = bench.records_of(|s| s.write(&user(), entry.node, file, 0, b"y", mode).unwrap());
         let (_, op, _) = one(records);
-        assert!(
-            matches!(op, Op::Write { attrs, .. } if attrs.mode == expected),
-            "{op:?}"
-        );
+        assert!(matches!(op, Op::Write { attrs, .. } if attrs.mode == expected), "{op:?}");
     }
     suid().unwrap();
-    let chmod = AttrChange {
-        mode: Some(0o6755),
-        ..AttrChange::default()
-    };
+    let chmod = AttrChange { mode: Some(0o6755), ..AttrChange::default() };
     // The thread is still without CAP_FSETID from the write: it must come back for this.
-    let stat = bench
-        .stack
-        .setattr(&root(), entry.node, None, &chmod)
-        .unwrap();
+    let stat = bench.stack.setattr(&root(), entry.node, None, &chmod).unwrap();
     assert_eq!(stat.mode, 0o106_755);
 }
 
@@ -425,8 +305,7 @@ fn every_kind_of_change_leaves_its_record() {
     let (_, records) = bench.records_of(|s| {
         let (n, r) = (entry.node, root());
         s.symlink(&r, ROOT, b"link", b"some/where").unwrap();
-        s.mknod(&r, ROOT, b"fifo", libc::S_IFIFO | 0o600, 0)
-            .unwrap();
+        s.mknod(&r, ROOT, b"fifo", libc::S_IFIFO | 0o600, 0).unwrap();
         s.setxattr(&r, n, b"user.a", b"1", 0).unwrap();
         s.removexattr(&r, n, b"user.a").unwrap();
         s.fallocate(&r, n, file, 0, 0, 4096).unwrap();
@@ -440,17 +319,7 @@ fn every_kind_of_change_leaves_its_record() {
         .unwrap();
     });
     let words: Vec<_> = records.iter().map(|(_, op, _)| op.word()).collect();
-    let expected = [
-        "create",
-        "create",
-        "setxattr",
-        "removexattr",
-        "allocate",
-        "write",
-        "truncate",
-        "create",
-        "unlink",
-    ];
+    let expected = ["create", "create", "setxattr", "removexattr", "allocate", "write", "truncate", "create", "unlink"];
     assert_eq!(words, expected);
     assert_eq!(records[5].2, b"456");
     assert!(matches!(&records[0].1, Op::Create { shape, .. } if shape.link_text == b"some/where"));
@@ -477,8 +346,7 @@ fn an_unknown_node_needs_proof_that_it_lies_in_the_tree() {
         std::fs::create_dir_all(above.path().join(dir)).unwrap();
     }
     std::fs::write(above.path().join("tree/file"), b"").unwrap();
-    let (journal, _) =
-        Journal::open(&above.path().join("journal"), JournalOptions::default()).unwrap();
+    let (journal, _) = Journal::open(&above.path().join("journal"), JournalOptions::default()).unwrap();
     let tree = Tree::open(&above.path().join("tree")).unwrap();
     let stack = Stack::new(tree, journal, StackOptions::default()).unwrap();
     let node = |path: &str| NodeId(std::fs::metadata(above.path().join(path)).unwrap().ino());
@@ -487,10 +355,7 @@ fn an_unknown_node_needs_proof_that_it_lies_in_the_tree() {
     }
     assert_eq!(stack.lookup(node("tree/inside"), b"..").unwrap().node, ROOT);
     assert_eq!(stack.lookup(node("sibling"), b"."), Err(Errno::ESTALE));
-    assert_eq!(
-        stack.lookup(NodeId(above.path().metadata().unwrap().ino()), b"."),
-        Err(Errno::ESTALE)
-    );
+    assert_eq!(stack.lookup(NodeId(above.path().metadata().unwrap().ino()), b"."), Err(Errno::ESTALE));
     assert_eq!(stack.lookup(node("tree/file"), b"."), Err(Errno::ESTALE));
 }
 
@@ -500,14 +365,9 @@ fn a_handle_of_another_process_life_is_opened_again() {
     let (entry, _) = bench.file("file", b"hello");
     let old = FileId(42);
     let mut buffer = [0; 5];
-    let read = bench
-        .stack
-        .read(entry.node, old, libc::O_RDONLY, 0, &mut buffer);
+    let read = bench.stack.read(entry.node, old, libc::O_RDONLY, 0, &mut buffer);
     assert_eq!((read, &buffer), (Ok(5), b"hello"));
-    bench
-        .stack
-        .write(&root(), entry.node, FileId(43), 0, b"j", plain())
-        .unwrap();
+    bench.stack.write(&root(), entry.node, FileId(43), 0, b"j", plain()).unwrap();
     assert_eq!(std::fs::read(bench.path("file")).unwrap(), b"jello");
 }
 
@@ -537,8 +397,7 @@ fn listing_goes_on_where_it_was_while_entries_go() {
         for (name, entry) in batch.iter().filter(|(name, _)| name.starts_with(b"f")) {
             seen += 1;
             s.forget(entry.unwrap().node, 1);
-            std::fs::remove_file(bench.backing.path().join(std::ffi::OsStr::from_bytes(name)))
-                .unwrap();
+            std::fs::remove_file(bench.backing.path().join(std::ffi::OsStr::from_bytes(name))).unwrap();
         }
     }
     assert_eq!((seen, s.in_use().0), (500, 0));
@@ -550,23 +409,13 @@ fn an_access_time_that_moved_is_recorded_once_at_close() {
     let (entry, file) = bench.file("file", b"hello");
     bench.stack.release(file);
     let old = crate::base::Timespec { sec: 1000, nsec: 0 };
-    let change = AttrChange {
-        atime: TimeChange::Set(old),
-        ..AttrChange::default()
-    };
-    bench
-        .stack
-        .setattr(&root(), entry.node, None, &change)
-        .unwrap();
-    let opened = bench
-        .stack
-        .open(&root(), entry.node, libc::O_RDONLY)
-        .unwrap();
+    let change = AttrChange { atime: TimeChange::Set(old), ..AttrChange::default() };
+    bench.stack.setattr(&root(), entry.node, None, &change).unwrap();
+    let opened = bench.stack.open(&root(), entry.node, libc::O_RDONLY).unwrap();
     let (_, records) = bench.records_of(|s| {
         let mut buffer = [0; 5];
         for _ in 0..3 {
-            s.read(entry.node, opened.file, libc::O_RDONLY, 0, &mut buffer)
-                .unwrap();
+            s.read(entry.node, opened.file, libc::O_RDONLY, 0, &mut buffer).unwrap();
         }
     });
     assert_eq!(records, vec![]);
@@ -581,11 +430,7 @@ fn an_access_time_that_moved_is_recorded_once_at_close() {
 fn a_failed_volume_refuses_every_change_and_still_reads() {
     let bench = Bench::new();
     let (entry, file) = bench.file("file", b"hello");
-    crate::base::faults::arm(
-        "backing.fsync",
-        crate::base::faults::Fault::Fail(Errno::EIO),
-        1,
-    );
+    crate::base::faults::arm("backing.fsync", crate::base::faults::Fault::Fail(Errno::EIO), 1);
     assert_eq!(bench.stack.fsync(entry.node, file, false), Err(Errno::EIO));
     assert!(bench.stack.has_failed());
     let (_, records) = bench.records_of(|s| {

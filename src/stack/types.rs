@@ -35,13 +35,7 @@ pub struct Caller {
 impl Caller {
     /// The daemon itself: changes that no request asked for (an access time at close, the end of an unlinked file).
     pub fn daemon() -> Caller {
-        Caller {
-            unique: 0,
-            uid: 0,
-            gid: 0,
-            pid: std::process::id(),
-            umask: 0,
-        }
+        Caller { unique: 0, uid: 0, gid: 0, pid: std::process::id(), umask: 0 }
     }
 }
 
@@ -95,10 +89,7 @@ pub struct StackOptions {
 
 impl Default for StackOptions {
     fn default() -> StackOptions {
-        StackOptions {
-            atime: AtimeMode::AtClose,
-            read_write: Caching::Cached,
-        }
+        StackOptions { atime: AtimeMode::AtClose, read_write: Caching::Cached }
     }
 }
 
@@ -121,14 +112,7 @@ pub struct AttrChange {
 
 impl Default for AttrChange {
     fn default() -> AttrChange {
-        AttrChange {
-            mode: None,
-            uid: None,
-            gid: None,
-            size: None,
-            atime: TimeChange::Keep,
-            mtime: TimeChange::Keep,
-        }
+        AttrChange { mode: None, uid: None, gid: None, size: None, atime: TimeChange::Keep, mtime: TimeChange::Keep }
     }
 }
 
@@ -178,14 +162,7 @@ pub struct Listed<'a> {
 
 /// What a record says of `stat`.
 pub(super) fn attrs(stat: &Stat) -> Attrs {
-    Attrs {
-        mode: stat.mode,
-        uid: stat.uid,
-        gid: stat.gid,
-        size: stat.size,
-        atime: stat.atime,
-        mtime: stat.mtime,
-    }
+    Attrs { mode: stat.mode, uid: stat.uid, gid: stat.gid, size: stat.size, atime: stat.atime, mtime: stat.mtime }
 }
 
 /// Type bits of a mode.

@@ -44,22 +44,13 @@ impl Stack {
         Ok(written)
     }
 
-    fn record_write(
-        &self,
-        change: Mutation<'_>,
-        file: &OpenFile,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<Tid> {
+    fn record_write(&self, change: Mutation<'_>, file: &OpenFile, offset: u64, data: &[u8]) -> Result<Tid> {
         let stat = change.read_back(sys::fstat(file.fd()))?;
         let offset = match file.backing {
             BackingMode::Positioned => offset,
             BackingMode::AppendOnly => stat.size - data.len() as u64,
         };
-        let op = Op::Write {
-            offset,
-            attrs: attrs(&stat),
-        };
+        let op = Op::Write { offset, attrs: attrs(&stat) };
         file.atime_is(stat.atime);
         Ok(change.commit(self.oid(file.key), &op, data))
     }
@@ -68,17 +59,8 @@ impl Stack {
     ///
     /// # Errors
     /// As fallocate(2); EOPNOTSUPP for other modes.
-    pub fn fallocate(
-        &self,
-        caller: &Caller,
-        node: NodeId,
-        id: FileId,
-        mode: i32,
-        offset: u64,
-        len: u64,
-    ) -> Result<()> {
-        const KNOWN: i32 =
-            libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
+    pub fn fallocate(&self, caller: &Caller, node: NodeId, id: FileId, mode: i32, offset: u64, len: u64) -> Result<()> {
+        const KNOWN: i32 = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
         if mode & !KNOWN != 0 {
             return Err(Errno::EOPNOTSUPP);
         }
@@ -87,12 +69,7 @@ impl Stack {
         creds::changing_data(caller, Privileges::of(caller))?;
         change.tree().allocate(file.fd(), mode, offset, len)?;
         let stat = change.read_back(sys::fstat(file.fd()))?;
-        let op = Op::Allocate {
-            mode,
-            offset,
-            len,
-            attrs: attrs(&stat),
-        };
+        let op = Op::Allocate { mode, offset, len, attrs: attrs(&stat) };
         change.commit(self.oid(file.key), &op, &[]);
         Ok(())
     }
@@ -115,9 +92,7 @@ impl Stack {
         let mut data = vec![0; len];
         let change = self.begin(caller, &[file.key], SMALL_RECORD + len)?;
         creds::changing_data(caller, Privileges::of(caller))?;
-        let copied = change
-            .tree()
-            .copy_range(source.fd(), from.2, file.fd(), to.2, len)?;
+        let copied = change.tree().copy_range(source.fd(), from.2, file.fd(), to.2, len)?;
         if copied == 0 {
             return Ok(0);
         }

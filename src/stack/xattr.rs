@@ -43,14 +43,7 @@ impl Stack {
     ///
     /// # Errors
     /// EPERM for dtfs's own names; else as setxattr(2).
-    pub fn setxattr(
-        &self,
-        caller: &Caller,
-        node: NodeId,
-        name: &[u8],
-        value: &[u8],
-        flags: i32,
-    ) -> Result<()> {
+    pub fn setxattr(&self, caller: &Caller, node: NodeId, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
         if is_reserved(name) {
             return Err(Errno::EPERM);
         }
@@ -59,17 +52,9 @@ impl Stack {
         let room = SMALL_RECORD + name.len() + value.len();
         let change = self.begin(caller, &[object.key], room)?;
         credentials_for(caller, name)?;
-        change
-            .tree()
-            .set_xattr(object.fd.as_fd(), &text, value, flags)?;
+        change.tree().set_xattr(object.fd.as_fd(), &text, value, flags)?;
         let stat = change.read_back(sys::fstat(object.fd.as_fd()))?;
-        let op = Op::SetXattr {
-            xattr: Xattr {
-                name: name.to_vec(),
-                value: value.to_vec(),
-            },
-            attrs: attrs(&stat),
-        };
+        let op = Op::SetXattr { xattr: Xattr { name: name.to_vec(), value: value.to_vec() }, attrs: attrs(&stat) };
         change.commit(self.oid(object.key), &op, &[]);
         Ok(())
     }
@@ -88,10 +73,7 @@ impl Stack {
         creds::changing_attrs()?;
         change.tree().remove_xattr(object.fd.as_fd(), &text)?;
         let stat = change.read_back(sys::fstat(object.fd.as_fd()))?;
-        let op = Op::RemoveXattr {
-            name: name.to_vec(),
-            attrs: attrs(&stat),
-        };
+        let op = Op::RemoveXattr { name: name.to_vec(), attrs: attrs(&stat) };
         change.commit(self.oid(object.key), &op, &[]);
         Ok(())
     }

@@ -39,10 +39,7 @@ pub struct Stat {
 
 impl From<libc::stat64> for Stat {
     fn from(raw: libc::stat64) -> Stat {
-        let time = |sec, nsec: i64| Timespec {
-            sec,
-            nsec: nsec as u32,
-        };
+        let time = |sec, nsec: i64| Timespec { sec, nsec: nsec as u32 };
         Stat {
             dev: raw.st_dev,
             ino: raw.st_ino,
@@ -76,12 +73,7 @@ pub fn fstat(fd: BorrowedFd<'_>) -> Result<Stat> {
 pub fn fstatat(dir: BorrowedFd<'_>, name: &CStr) -> Result<Stat> {
     // SAFETY: plain old data, filled by the kernel below.
     let mut raw: libc::stat64 = unsafe { std::mem::zeroed() };
-    let flags = libc::AT_SYMLINK_NOFOLLOW
-        | if name.is_empty() {
-            libc::AT_EMPTY_PATH
-        } else {
-            0
-        };
+    let flags = libc::AT_SYMLINK_NOFOLLOW | if name.is_empty() { libc::AT_EMPTY_PATH } else { 0 };
     // SAFETY: name and struct live.
     check(unsafe { libc::fstatat64(dir.as_raw_fd(), name.as_ptr(), &raw mut raw, flags) })?;
     Ok(raw.into())
@@ -105,13 +97,7 @@ pub fn fchown(fd: BorrowedFd<'_>, uid: Option<u32>, gid: Option<u32>) -> Result<
     const KEEP: u32 = u32::MAX;
     // SAFETY: the empty path is a live C string.
     check(unsafe {
-        libc::fchownat(
-            fd.as_raw_fd(),
-            c"".as_ptr(),
-            uid.unwrap_or(KEEP),
-            gid.unwrap_or(KEEP),
-            libc::AT_EMPTY_PATH,
-        )
+        libc::fchownat(fd.as_raw_fd(), c"".as_ptr(), uid.unwrap_or(KEEP), gid.unwrap_or(KEEP), libc::AT_EMPTY_PATH)
     })
     .map(drop)
 }
@@ -133,30 +119,13 @@ pub enum TimeChange {
 /// As utimensat(2).
 pub fn utimens(fd: BorrowedFd<'_>, atime: TimeChange, mtime: TimeChange) -> Result<()> {
     let spec = |change: TimeChange| match change {
-        TimeChange::Keep => libc::timespec {
-            tv_sec: 0,
-            tv_nsec: libc::UTIME_OMIT,
-        },
-        TimeChange::Now => libc::timespec {
-            tv_sec: 0,
-            tv_nsec: libc::UTIME_NOW,
-        },
-        TimeChange::Set(time) => libc::timespec {
-            tv_sec: time.sec,
-            tv_nsec: i64::from(time.nsec),
-        },
+        TimeChange::Keep => libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT },
+        TimeChange::Now => libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_NOW },
+        TimeChange::Set(time) => libc::timespec { tv_sec: time.sec, tv_nsec: i64::from(time.nsec) },
     };
     let times = [spec(atime), spec(mtime)];
     // SAFETY: two timespecs and an empty C string, all live.
-    check(unsafe {
-        libc::utimensat(
-            fd.as_raw_fd(),
-            c"".as_ptr(),
-            times.as_ptr(),
-            libc::AT_EMPTY_PATH,
-        )
-    })
-    .map(drop)
+    check(unsafe { libc::utimensat(fd.as_raw_fd(), c"".as_ptr(), times.as_ptr(), libc::AT_EMPTY_PATH) }).map(drop)
 }
 
 /// Reads one xattr of the inode behind `fd`, which may be a symlink or an O_PATH descriptor.
@@ -167,14 +136,7 @@ pub fn getxattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>> {
     let path = proc_path(fd);
     grow(|buffer| {
         // SAFETY: the kernel writes at most buffer.len() bytes.
-        check_size(unsafe {
-            libc::getxattr(
-                path.as_ptr(),
-                name.as_ptr(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-            )
-        })
+        check_size(unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) })
     })
 }
 
@@ -186,15 +148,9 @@ pub fn listxattr(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
     let path = proc_path(fd);
     let list = grow(|buffer| {
         // SAFETY: the kernel writes at most buffer.len() bytes.
-        check_size(unsafe {
-            libc::listxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len())
-        })
+        check_size(unsafe { libc::listxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) })
     })?;
-    Ok(list
-        .split(|b| *b == 0)
-        .filter(|name| !name.is_empty())
-        .map(<[u8]>::to_vec)
-        .collect())
+    Ok(list.split(|b| *b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
 }
 
 /// Runs `call` with a buffer that is large enough, at first 256 bytes and at most what the kernel allows.
@@ -222,16 +178,7 @@ fn grow(mut call: impl FnMut(&mut [u8]) -> Result<usize>) -> Result<Vec<u8>> {
 pub fn setxattr(fd: BorrowedFd<'_>, name: &CStr, value: &[u8], flags: i32) -> Result<()> {
     let path = proc_path(fd);
     // SAFETY: path, name and value live; the kernel only reads them.
-    check(unsafe {
-        libc::setxattr(
-            path.as_ptr(),
-            name.as_ptr(),
-            value.as_ptr().cast(),
-            value.len(),
-            flags,
-        )
-    })
-    .map(drop)
+    check(unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags) }).map(drop)
 }
 
 /// Removes one xattr.
@@ -281,8 +228,7 @@ pub fn file_flags_get(fd: BorrowedFd<'_>) -> Result<FileFlags> {
 pub fn file_flags_set(fd: BorrowedFd<'_>, flags: FileFlags) -> Result<()> {
     let flags = libc::c_long::from(flags.0);
     // SAFETY: the kernel reads an int from a live long.
-    retry(|| check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_SETFLAGS, &raw const flags) }))
-        .map(drop)
+    retry(|| check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_SETFLAGS, &raw const flags) })).map(drop)
 }
 
 /// The kernel's `struct fsxattr`, taken as bytes: flags, extent size hint, extents, project (ioctl_xfs_fsgetxattr(2)).
@@ -307,6 +253,5 @@ pub fn fsxattr_get(fd: BorrowedFd<'_>) -> Result<[u8; FSXATTR_BYTES]> {
 pub fn fsxattr_set(fd: BorrowedFd<'_>, raw: &[u8; FSXATTR_BYTES]) -> Result<()> {
     const FS_IOC_FSSETXATTR: libc::c_ulong = 0x401c_5820;
     // SAFETY: as above; the kernel only reads.
-    retry(|| check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSSETXATTR, raw.as_ptr()) }))
-        .map(drop)
+    retry(|| check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSSETXATTR, raw.as_ptr()) })).map(drop)
 }

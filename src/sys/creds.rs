@@ -108,16 +108,10 @@ struct CapData {
 
 fn change_effective(cap: u32, dropped: Dropped) -> Result<()> {
     const LINUX_CAPABILITY_VERSION_3: u32 = 0x2008_0522;
-    let mut header = CapHeader {
-        version: LINUX_CAPABILITY_VERSION_3,
-        pid: 0,
-    };
+    let mut header = CapHeader { version: LINUX_CAPABILITY_VERSION_3, pid: 0 };
     let mut data = [CapData::default(); 2];
     // SAFETY: header and two data words have the layout of version 3 (capset(2)).
-    check(
-        unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) }
-            as libc::c_int,
-    )?;
+    check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) } as libc::c_int)?;
     let word = &mut data[(cap / 32) as usize];
     let bit = 1 << (cap % 32);
     word.effective = match dropped {
@@ -125,6 +119,5 @@ fn change_effective(cap: u32, dropped: Dropped) -> Result<()> {
         Dropped::No => word.effective | (bit & word.permitted),
     };
     // SAFETY: as above.
-    check(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) } as libc::c_int)
-        .map(drop)
+    check(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) } as libc::c_int).map(drop)
 }

@@ -40,12 +40,7 @@ pub fn readlinkat(dir: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>> {
     let mut buffer = vec![0; libc::PATH_MAX as usize];
     // SAFETY: the kernel writes at most buffer.len() bytes.
     let len = check_size(unsafe {
-        libc::readlinkat(
-            dir.as_raw_fd(),
-            name.as_ptr(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-        )
+        libc::readlinkat(dir.as_raw_fd(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len())
     })?;
     buffer.truncate(len);
     Ok(buffer)
@@ -73,13 +68,7 @@ pub fn renameat2(
 ) -> Result<()> {
     // SAFETY: both names live.
     check(unsafe {
-        libc::renameat2(
-            old_dir.as_raw_fd(),
-            old_name.as_ptr(),
-            new_dir.as_raw_fd(),
-            new_name.as_ptr(),
-            flags,
-        )
+        libc::renameat2(old_dir.as_raw_fd(), old_name.as_ptr(), new_dir.as_raw_fd(), new_name.as_ptr(), flags)
     })
     .map(drop)
 }
@@ -108,16 +97,7 @@ pub fn linkat(source: LinkSource<'_>, dir: BorrowedFd<'_>, name: &CStr) -> Resul
         LinkSource::Entry(fd, entry) => (fd.as_raw_fd(), entry, 0),
     };
     // SAFETY: both names live.
-    check(unsafe {
-        libc::linkat(
-            old_dir,
-            old_name.as_ptr(),
-            dir.as_raw_fd(),
-            name.as_ptr(),
-            flags,
-        )
-    })
-    .map(drop)
+    check(unsafe { libc::linkat(old_dir, old_name.as_ptr(), dir.as_raw_fd(), name.as_ptr(), flags) }).map(drop)
 }
 
 /// One entry as getdents64(2) gives it.
@@ -146,12 +126,7 @@ impl DirStream {
 
     /// Reads `fd`, a directory opened for reading, from its present position.
     pub fn new(fd: OwnedFd) -> DirStream {
-        DirStream {
-            fd,
-            buffer: Vec::new(),
-            at: 0,
-            end: 0,
-        }
+        DirStream { fd, buffer: Vec::new(), at: 0, end: 0 }
     }
 
     /// The directory.
@@ -183,24 +158,14 @@ impl DirStream {
         }
         // struct linux_dirent64: u64 d_ino, i64 d_off, u16 d_reclen, u8 d_type, name, NUL.
         let record = &self.buffer[self.at..self.end];
-        let word = |at: usize| {
-            record
-                .get(at..at + 8)
-                .and_then(|b| b.try_into().ok())
-                .map(u64::from_ne_bytes)
-        };
+        let word = |at: usize| record.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_ne_bytes);
         let (Some(ino), Some(offset), Some(header)) = (word(0), word(8), record.get(16..19)) else {
             return Err(Errno::EIO);
         };
         let reclen = usize::from(u16::from_ne_bytes([header[0], header[1]]));
         let name = record.get(19..reclen).ok_or(Errno::EIO)?;
         let name = name.split(|b| *b == 0).next().unwrap_or_default().to_vec();
-        let entry = DirEntry {
-            ino,
-            next_offset: offset as i64,
-            d_type: header[2],
-            name,
-        };
+        let entry = DirEntry { ino, next_offset: offset as i64, d_type: header[2], name };
         self.at += reclen;
         Ok(Some(entry))
     }
@@ -209,15 +174,22 @@ impl DirStream {
         self.buffer.resize(Self::BUFFER_BYTES, 0);
         // SAFETY: the kernel writes at most buffer.len() bytes.
         let result = unsafe {
-            libc::syscall(
-                libc::SYS_getdents64,
-                self.fd.as_raw_fd(),
-                self.buffer.as_mut_ptr(),
-                self.buffer.len(),
-            )
+            libc::syscall(libc::SYS_getdents64, self.fd.as_raw_fd(), self.buffer.as_mut_ptr(), self.buffer.len())
         };
         self.at = 0;
         self.end = check_size(result as libc::ssize_t)?;
         Ok(self.end > 0)
     }
+}
+
+/// The name by which the kernel knows the open directory `fd`: the last component of its path (proc(5)). A hint only:
+/// it may have been renamed since, or be cut off from its path.
+pub fn last_component(fd: BorrowedFd<'_>) -> Option<crate::base::Name> {
+    let path = readlinkat(fd_cwd(), &proc_path(fd)).ok()?;
+    let last = path.rsplit(|byte| *byte == b'/').next()?;
+    crate::base::Name::new(last).ok()
+}
+
+fn fd_cwd() -> BorrowedFd<'static> {
+    nix::fcntl::AT_FDCWD
 }

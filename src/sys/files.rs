@@ -26,10 +26,8 @@ pub fn openat2_beneath(dir: BorrowedFd<'_>, name: &CStr, flags: i32, mode: u32) 
     let mut how: libc::open_how = unsafe { std::mem::zeroed() };
     how.flags = (flags | libc::O_CLOEXEC | libc::O_NOFOLLOW) as u64;
     how.mode = u64::from(if flags & libc::O_CREAT != 0 { mode } else { 0 });
-    how.resolve = libc::RESOLVE_BENEATH
-        | libc::RESOLVE_NO_SYMLINKS
-        | libc::RESOLVE_NO_MAGICLINKS
-        | libc::RESOLVE_NO_XDEV;
+    how.resolve =
+        libc::RESOLVE_BENEATH | libc::RESOLVE_NO_SYMLINKS | libc::RESOLVE_NO_MAGICLINKS | libc::RESOLVE_NO_XDEV;
     let mut tries = 0;
     loop {
         // SAFETY: `how` and `name` live; the size is that of the struct passed.
@@ -67,14 +65,7 @@ pub fn reopen(fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
 pub fn pread(fd: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize> {
     // SAFETY: the buffer is exclusively ours for its whole length.
     retry(|| {
-        check_size(unsafe {
-            libc::pread(
-                fd.as_raw_fd(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-                offset as i64,
-            )
-        })
+        check_size(unsafe { libc::pread(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), offset as i64) })
     })
 }
 
@@ -101,16 +92,7 @@ pub fn read_exact_at(fd: BorrowedFd<'_>, mut buffer: &mut [u8], mut offset: u64)
 /// As pwrite(2).
 pub fn pwrite(fd: BorrowedFd<'_>, data: &[u8], offset: u64) -> Result<usize> {
     // SAFETY: the kernel only reads the live slice.
-    retry(|| {
-        check_size(unsafe {
-            libc::pwrite(
-                fd.as_raw_fd(),
-                data.as_ptr().cast(),
-                data.len(),
-                offset as i64,
-            )
-        })
-    })
+    retry(|| check_size(unsafe { libc::pwrite(fd.as_raw_fd(), data.as_ptr().cast(), data.len(), offset as i64) }))
 }
 
 /// Writes all of `parts`, one after the other, at `offset`.
@@ -127,12 +109,7 @@ pub fn pwritev_all(fd: BorrowedFd<'_>, parts: &[&[u8]], mut offset: u64) -> Resu
             // SAFETY: IoSlice is ABI compatible with iovec (its documented guarantee); the slices live.
             let written = retry(|| {
                 check_size(unsafe {
-                    libc::pwritev(
-                        fd.as_raw_fd(),
-                        slices.as_ptr().cast(),
-                        slices.len() as i32,
-                        offset as i64,
-                    )
+                    libc::pwritev(fd.as_raw_fd(), slices.as_ptr().cast(), slices.len() as i32, offset as i64)
                 })
             })?;
             if written == 0 {
@@ -160,8 +137,7 @@ pub fn ftruncate(fd: BorrowedFd<'_>, size: u64) -> Result<()> {
 /// As fallocate(2).
 pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> Result<()> {
     // SAFETY: no pointers.
-    retry(|| check(unsafe { libc::fallocate(fd.as_raw_fd(), mode, offset as i64, len as i64) }))
-        .map(drop)
+    retry(|| check(unsafe { libc::fallocate(fd.as_raw_fd(), mode, offset as i64, len as i64) })).map(drop)
 }
 
 /// lseek(2), for SEEK_DATA and SEEK_HOLE.
@@ -188,14 +164,7 @@ pub fn copy_file_range(
     let (mut from_offset, mut to_offset) = (from_offset as i64, to_offset as i64);
     // SAFETY: both offsets are live locals.
     check_size(unsafe {
-        libc::copy_file_range(
-            from.as_raw_fd(),
-            &raw mut from_offset,
-            to.as_raw_fd(),
-            &raw mut to_offset,
-            len,
-            0,
-        )
+        libc::copy_file_range(from.as_raw_fd(), &raw mut from_offset, to.as_raw_fd(), &raw mut to_offset, len, 0)
     })
 }
 
@@ -262,11 +231,7 @@ pub fn fstatfs(fd: BorrowedFd<'_>) -> Result<FileSystemStat> {
     Ok(FileSystemStat {
         magic: raw.f_type,
         block_size: raw.f_bsize as u32,
-        fragment_size: if raw.f_frsize == 0 {
-            raw.f_bsize as u32
-        } else {
-            raw.f_frsize as u32
-        },
+        fragment_size: if raw.f_frsize == 0 { raw.f_bsize as u32 } else { raw.f_frsize as u32 },
         blocks: raw.f_blocks,
         blocks_free: raw.f_bfree,
         blocks_available: raw.f_bavail,
@@ -274,4 +239,13 @@ pub fn fstatfs(fd: BorrowedFd<'_>) -> Result<FileSystemStat> {
         files_free: raw.f_ffree,
         name_max: raw.f_namelen as u32,
     })
+}
+
+/// flock(2) with LOCK_EX | LOCK_NB: the lock ends with the open file description.
+///
+/// # Errors
+/// EWOULDBLOCK while another holds it.
+pub fn flock_exclusive(fd: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map(drop)
 }

@@ -23,16 +23,8 @@ impl RawHandle {
     /// # Errors
     /// EINVAL when there are more bytes than a handle can have.
     pub fn new(handle_type: i32, bytes: &[u8]) -> Result<RawHandle> {
-        let mut handle = RawHandle {
-            handle_type,
-            len: bytes.len(),
-            bytes: [0; HANDLE_MAX],
-        };
-        handle
-            .bytes
-            .get_mut(..bytes.len())
-            .ok_or(Errno::EINVAL)?
-            .copy_from_slice(bytes);
+        let mut handle = RawHandle { handle_type, len: bytes.len(), bytes: [0; HANDLE_MAX] };
+        handle.bytes.get_mut(..bytes.len()).ok_or(Errno::EINVAL)?.copy_from_slice(bytes);
         Ok(handle)
     }
 
@@ -55,17 +47,9 @@ struct KernelHandle {
 /// # Errors
 /// EOPNOTSUPP where the filesystem has no handles; else as name_to_handle_at(2).
 pub fn name_to_handle_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<RawHandle> {
-    let mut kernel = KernelHandle {
-        handle_bytes: HANDLE_MAX as u32,
-        handle_type: 0,
-        f_handle: [0; HANDLE_MAX],
-    };
+    let mut kernel = KernelHandle { handle_bytes: HANDLE_MAX as u32, handle_type: 0, f_handle: [0; HANDLE_MAX] };
     let mut mount_id = 0;
-    let flags = if name.is_empty() {
-        libc::AT_EMPTY_PATH
-    } else {
-        0
-    };
+    let flags = if name.is_empty() { libc::AT_EMPTY_PATH } else { 0 };
     // SAFETY: `kernel` has the layout of struct file_handle with handle_bytes bytes behind it; all pointers live.
     check(unsafe {
         libc::name_to_handle_at(
@@ -76,10 +60,7 @@ pub fn name_to_handle_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<RawHandle> 
             flags,
         )
     })?;
-    RawHandle::new(
-        kernel.handle_type,
-        &kernel.f_handle[..(kernel.handle_bytes as usize).min(HANDLE_MAX)],
-    )
+    RawHandle::new(kernel.handle_type, &kernel.f_handle[..(kernel.handle_bytes as usize).min(HANDLE_MAX)])
 }
 
 /// Opens the inode that `handle` names on the filesystem of `mount`, whatever its path. Needs CAP_DAC_READ_SEARCH.
@@ -87,11 +68,8 @@ pub fn name_to_handle_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<RawHandle> 
 /// # Errors
 /// ESTALE when the inode is gone or its number was given to another; else as open(2).
 pub fn open_by_handle_at(mount: BorrowedFd<'_>, handle: &RawHandle, flags: i32) -> Result<OwnedFd> {
-    let mut kernel = KernelHandle {
-        handle_bytes: handle.len as u32,
-        handle_type: handle.handle_type,
-        f_handle: handle.bytes,
-    };
+    let mut kernel =
+        KernelHandle { handle_bytes: handle.len as u32, handle_type: handle.handle_type, f_handle: handle.bytes };
     // SAFETY: as above; the kernel only reads the handle.
     retry(|| {
         own_fd(unsafe {

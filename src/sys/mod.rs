@@ -16,19 +16,17 @@ mod shm;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 pub use attrs::{
-    FSXATTR_BYTES, FileFlags, Stat, TimeChange, fchmod, fchown, file_flags_get, file_flags_set,
-    fstat, fstatat, fsxattr_get, fsxattr_set, getxattr, listxattr, removexattr, setxattr, utimens,
+    FSXATTR_BYTES, FileFlags, Stat, TimeChange, fchmod, fchown, file_flags_get, file_flags_set, fstat, fstatat,
+    fsxattr_get, fsxattr_set, getxattr, listxattr, removexattr, setxattr, utimens,
 };
-pub use creds::{
-    Dropped, ThreadCreds, drop_fsetid_thread, drop_resource_thread, set_io_flusher, set_umask,
-};
+pub use creds::{Dropped, ThreadCreds, drop_fsetid_thread, drop_resource_thread, set_io_flusher, set_umask};
 pub use dirs::{
-    DirEntry, DirStream, LinkSource, linkat, mkdirat, mknodat, readlinkat, renameat2, symlinkat,
+    DirEntry, DirStream, LinkSource, last_component, linkat, mkdirat, mknodat, readlinkat, renameat2, symlinkat,
     unlinkat,
 };
 pub use files::{
-    FileSystemStat, copy_file_range, fallocate, fdatasync, fstatfs, fsync, ftruncate, lseek,
-    openat, openat2_beneath, pread, pwrite, pwritev_all, read_exact_at, reopen, syncfs,
+    FileSystemStat, copy_file_range, fallocate, fdatasync, flock_exclusive, fstatfs, fsync, ftruncate, lseek, openat,
+    openat2_beneath, pread, pwrite, pwritev_all, read_exact_at, reopen, syncfs,
 };
 pub use handle::{HANDLE_MAX, RawHandle, name_to_handle_at, open_by_handle_at};
 pub use mounts::{clone_mount, mount_fuse, unmount};
@@ -39,11 +37,7 @@ pub use shm::page_size;
 pub type Result<T> = std::result::Result<T, Errno>;
 
 fn check(result: libc::c_int) -> Result<libc::c_int> {
-    if result < 0 {
-        Err(Errno::last())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(Errno::last()) } else { Ok(result) }
 }
 
 fn check_size(result: libc::ssize_t) -> Result<usize> {

@@ -1,0 +1,121 @@
+//! The end of a group: each touched object gets the attributes that its last record named.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::catalog::Known;
+use super::{Applier, Outcome};
+use crate::base::{Oid, Timespec};
+
+use crate::record::{Attrs, RECORDED_FLAGS};
+use crate::sys::{self, Errno, FileFlags, Stat, TimeChange};
+
+/// What has to be set when the group ends.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Touched {
+    /// What the last record said.
+    pub(super) attrs: Option<Attrs>,
+    /// Times to put back where no record speaks of the object: only our own moving of entries changed them.
+    pub(super) times: Option<(Timespec, Timespec)>,
+    /// Inode flags to set last, among them those that were lifted.
+    pub(super) flags: Option<u32>,
+    /// `security.capability` as it was before data was repaired: the kernel drops it at every write.
+    pub(super) capability: Option<Vec<u8>>,
+}
+
+pub(super) const CAPABILITY: &std::ffi::CStr = c"security.capability";
+
+impl Applier {
+    pub(super) fn touch(&mut self, oid: Oid, attrs: Attrs) {
+        self.touched.entry(oid).or_default().attrs = Some(attrs);
+    }
+
+    /// Keeps the times of a directory whose entries are about to be moved about without a record of it.
+    pub(super) fn preserve(&mut self, oid: Oid, dir: BorrowedFd<'_>) -> Outcome<()> {
+        if !self.touched.contains_key(&oid) {
+            let stat = sys::fstat(dir)?;
+            let touched = Touched { times: Some((stat.atime, stat.mtime)), ..Touched::default() };
+            self.touched.insert(oid, touched);
+        }
+        Ok(())
+    }
+
+    /// Order: owner, mode, capability, times, flags. A change of owner clears set-user-id bits and the capability
+    /// (chown(2)); nothing can be set any more once the immutable flag is back.
+    pub(super) fn finish(&mut self, oid: Oid, touched: &Touched) -> Outcome<()> {
+        match self.catalog.get(oid)? {
+            Some(row) if row.known > Known::Placeholder => {}
+            _ => return Ok(()),
+        }
+        let Some(fd) = self.fd(oid)? else {
+            return Ok(());
+        };
+        let fd = fd.as_fd();
+        let stat = sys::fstat(fd)?;
+        match (&touched.attrs, touched.times) {
+            (Some(attrs), _) => self.set_attrs(fd, &stat, attrs, touched)?,
+            (None, Some((atime, mtime))) => {
+                self.tree.mutate().set_times(fd, TimeChange::Set(atime), TimeChange::Set(mtime))?;
+            }
+            (None, None) => {}
+        }
+        match touched.flags {
+            Some(flags) if stat.mode & libc::S_IFMT != libc::S_IFLNK => self.set_flags(fd, flags),
+            _ => Ok(()),
+        }
+    }
+
+    fn set_attrs(&self, fd: BorrowedFd<'_>, stat: &Stat, attrs: &Attrs, touched: &Touched) -> Outcome<()> {
+        let tree = self.tree.mutate();
+        let mut capability = touched.capability.clone();
+        let moved = stat.uid != attrs.uid || stat.gid != attrs.gid;
+        if moved {
+            capability = capability.or(self.tree.xattr(fd, CAPABILITY)?);
+            tree.chown(fd, Some(attrs.uid), Some(attrs.gid))?;
+        }
+        let is_link = stat.mode & libc::S_IFMT == libc::S_IFLNK;
+        if !is_link && (moved || stat.mode & 0o7777 != attrs.mode & 0o7777) {
+            tree.chmod(fd, attrs.mode)?;
+        }
+        if let Some(value) = capability {
+            tree.set_xattr(fd, CAPABILITY, &value, 0)?;
+        }
+        // Always: data written in this group has moved mtime behind our back since `stat` was read.
+        Ok(tree.set_times(fd, TimeChange::Set(attrs.atime), TimeChange::Set(attrs.mtime))?)
+    }
+
+    fn set_flags(&self, fd: BorrowedFd<'_>, flags: u32) -> Outcome<()> {
+        let present = match sys::file_flags_get(fd) {
+            Ok(present) => present,
+            // A special file, opened by path only, or a filesystem without flags.
+            Err(Errno::ENOTTY | Errno::EOPNOTSUPP | Errno::EBADF | Errno::EINVAL) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        };
+        let wanted = FileFlags(present.0 & !RECORDED_FLAGS | flags & RECORDED_FLAGS);
+        if wanted != present {
+            self.tree.mutate().set_flags(fd, wanted)?;
+        }
+        Ok(())
+    }
+
+    /// Takes immutable and append-only off an object that is about to be changed; they are set again when the group ends.
+    /// Returns whether there was anything to take off.
+    pub(super) fn lift_flags(&mut self, oid: Oid) -> Outcome<bool> {
+        let Some(row) = self.catalog.get(oid)? else {
+            return Ok(false);
+        };
+        if !matches!(row.kind, libc::S_IFREG | libc::S_IFDIR) {
+            return Ok(false);
+        }
+        let fd = self.tree.open_key(row.key, libc::O_RDONLY)?;
+        let Ok(flags) = sys::file_flags_get(fd.as_fd()) else {
+            return Ok(false);
+        };
+        if !flags.locks() {
+            return Ok(false);
+        }
+        let lifted = FileFlags(flags.0 & !(FileFlags::IMMUTABLE | FileFlags::APPEND));
+        self.tree.mutate().set_flags(fd.as_fd(), lifted)?;
+        self.touched.entry(oid).or_default().flags.get_or_insert(flags.0 & RECORDED_FLAGS);
+        Ok(true)
+    }
+}

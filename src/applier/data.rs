@@ -1,0 +1,93 @@
+//! Data, attributes and xattrs of objects whose state is known here. For others these records are skipped: their state is
+//! still to come, stamped later than the record, or they are gone.
+
+use std::os::fd::AsFd;
+
+use super::catalog::Known;
+use super::objects::c_name;
+use super::{Applier, Outcome};
+use crate::base::Oid;
+use crate::record::{Attrs, Op};
+use crate::sys::Errno;
+
+impl Applier {
+    pub(super) fn perform_data(&mut self, oid: Oid, op: &Op, payload: &[u8]) -> Outcome<()> {
+        match self.catalog.get(oid)? {
+            Some(row) if row.known > Known::Placeholder => {}
+            _ => return Ok(()),
+        }
+        let Some(fd) = self.fd(oid)? else {
+            return Ok(());
+        };
+        let fd = fd.as_fd();
+        let tree = self.tree.mutate();
+        let attrs = match op {
+            Op::Write { offset, attrs } => {
+                tree.write_all(fd, payload, *offset)?;
+                attrs
+            }
+            Op::Truncate { attrs } => {
+                tree.truncate(fd, attrs.size)?;
+                attrs
+            }
+            Op::Allocate { mode, offset, len, attrs } => {
+                self.allocate(fd, *mode, (*offset, *len), attrs)?;
+                attrs
+            }
+            Op::SetAttr { attrs } => attrs,
+            Op::SetXattr { xattr, attrs } => {
+                tree.set_xattr(fd, &c_name(&xattr.name)?, &xattr.value, 0)?;
+                attrs
+            }
+            Op::RemoveXattr { name, attrs } => {
+                match tree.remove_xattr(fd, &c_name(name)?) {
+                    Ok(()) | Err(Errno::ENODATA) => {}
+                    Err(errno) => return Err(errno.into()),
+                }
+                attrs
+            }
+            Op::SetFlags { flags, attrs } => {
+                self.touched.entry(oid).or_default().flags = Some(*flags);
+                attrs
+            }
+            _ => return Ok(()),
+        };
+        self.touch(oid, *attrs);
+        Ok(())
+    }
+
+    fn allocate(
+        &self,
+        fd: std::os::fd::BorrowedFd<'_>,
+        mode: i32,
+        (offset, len): (u64, u64),
+        attrs: &Attrs,
+    ) -> Outcome<()> {
+        // Collapse and insert move data and cannot be performed twice; a source sends their effect as data.
+        const KNOWN: i32 = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
+        if mode & !KNOWN != 0 || len == 0 {
+            return Err(Errno::EINVAL.into());
+        }
+        let tree = self.tree.mutate();
+        match tree.allocate(fd, mode, offset, len) {
+            // This filesystem cannot: what counts is what a reader sees.
+            Err(Errno::EOPNOTSUPP) if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 => {
+                self.write_zeros(fd, offset, len.min(attrs.size.saturating_sub(offset)))?;
+            }
+            Err(Errno::EOPNOTSUPP) => {}
+            other => other?,
+        }
+        Ok(tree.truncate(fd, attrs.size)?)
+    }
+
+    fn write_zeros(&self, fd: std::os::fd::BorrowedFd<'_>, mut offset: u64, mut len: u64) -> Outcome<()> {
+        let zeros = vec![0; 1 << 20];
+        while len > 0 {
+            let step = len.min(zeros.len() as u64);
+            self.tree.mutate().write_all(fd, &zeros[..step as usize], offset)?;
+            offset += step;
+            len -= step;
+        }
+        Ok(())
+    }
+}

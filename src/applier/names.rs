@@ -1,0 +1,443 @@
+//! Names: binding objects to slots and taking them out, also where the tree is from the past or from the future of the
+//! record that is performed.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use super::catalog::Known;
+use super::objects::Occupant;
+use super::park::{self, DISPLACED_XATTR, OID_XATTR};
+use super::{Applier, Outcome};
+use crate::base::{Name, Oid};
+use crate::record::{Attrs, Fate, Op, Replaced, Shape, Slot, Xattr};
+use crate::sys::{self, Errno};
+
+type Dir = Arc<OwnedFd>;
+
+/// A rename as its record says it.
+struct Move<'a> {
+    oid: Oid,
+    from: &'a Slot,
+    to: &'a Slot,
+    shape: &'a Shape,
+    replaced: Option<Replaced>,
+}
+
+impl Applier {
+    pub(super) fn perform_namespace(&mut self, oid: Oid, op: &Op) -> Outcome<()> {
+        match op {
+            Op::Create { slot, shape, attrs, xattrs, parent_after } => {
+                self.create(oid, slot, shape, xattrs)?;
+                self.touch(oid, *attrs);
+                self.touch(slot.parent, *parent_after);
+            }
+            Op::Link { slot, shape, attrs, parent_after } => {
+                if self.mirrored(slot.parent)?.is_some() {
+                    self.ensure_or_need(oid, shape)?;
+                    self.bind(slot, oid)?;
+                }
+                self.touch(oid, *attrs);
+                self.touch(slot.parent, *parent_after);
+            }
+            Op::Unlink { slot, fate, parent_after } => {
+                self.unlink(oid, slot, *fate)?;
+                self.touch(slot.parent, *parent_after);
+            }
+            Op::Rename { from, to, shape, replaced, from_after, to_after } => {
+                self.rename(&Move { oid, from, to, shape, replaced: *replaced })?;
+                self.touch(from.parent, *from_after);
+                self.touch(to.parent, *to_after);
+            }
+            Op::Exchange { from, to, shape, other, other_shape, from_after, to_after } => {
+                self.exchange((oid, from, shape), (*other, to, other_shape))?;
+                self.touch(from.parent, *from_after);
+                self.touch(to.parent, *to_after);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The directory when its entries are known here; else what happens in it waits for its state.
+    pub(super) fn mirrored(&mut self, oid: Oid) -> Outcome<Option<Dir>> {
+        match self.catalog.get(oid)? {
+            Some(row) if row.kind == libc::S_IFDIR && row.known == Known::Complete => self.fd(oid),
+            _ => Ok(None),
+        }
+    }
+
+    /// A new object is complete by its record. One that is there already (the record is performed again) goes back to the
+    /// state it was born with; the records that follow fill it again.
+    fn create(&mut self, oid: Oid, slot: &Slot, shape: &Shape, xattrs: &[Xattr]) -> Outcome<()> {
+        self.adopt_from_slot(oid, slot, shape)?;
+        self.ensure(oid, shape)?;
+        self.catalog.set_known(oid, Known::Complete)?;
+        self.catalog.unblock(oid)?;
+        self.missing.retain(|missing| missing.oid != oid);
+        if let Some(fd) = self.fd(oid)? {
+            if shape.is_file() {
+                self.tree.mutate().truncate(fd.as_fd(), 0)?;
+            }
+            self.replace_xattrs(fd.as_fd(), xattrs)?;
+        }
+        self.bind(slot, oid)
+    }
+
+    fn adopt_from_slot(&mut self, oid: Oid, slot: &Slot, shape: &Shape) -> Outcome<()> {
+        if self.catalog.get(oid)?.is_some() {
+            return Ok(());
+        }
+        let Some(dir) = self.mirrored(slot.parent)? else {
+            return Ok(());
+        };
+        match self.occupant(dir.as_fd(), &slot.name)? {
+            Some(occupant) if occupant.is(oid) && occupant.kind() == shape.kind => {
+                self.register(oid, &occupant, Known::Placeholder)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn unlink(&mut self, oid: Oid, slot: &Slot, fate: Fate) -> Outcome<()> {
+        if let Some(dir) = self.mirrored(slot.parent)? {
+            match self.occupant(dir.as_fd(), &slot.name)? {
+                Some(occupant) if occupant.is(oid) => match fate {
+                    Fate::Gone => self.remove_entry(dir.as_fd(), &slot.name, &occupant)?,
+                    Fate::Kept => self.put_out(dir.as_fd(), &slot.name, &occupant)?,
+                },
+                _ => {}
+            }
+        }
+        match fate {
+            Fate::Gone => self.drop_object(oid),
+            Fate::Kept => Ok(()),
+        }
+    }
+
+    fn rename(&mut self, step: &Move<'_>) -> Outcome<()> {
+        let from = self.mirrored(step.from.parent)?;
+        let to = self.mirrored(step.to.parent)?;
+        let there = match &from {
+            Some(dir) => self.occupant(dir.as_fd(), &step.from.name)?.filter(|o| o.is(step.oid)),
+            None => None,
+        };
+        match (&from, &to, there) {
+            (Some(from), Some(to), Some(occupant)) => self.rename_in_place(step, from, to, &occupant)?,
+            (from, to, there) => {
+                if let (Some(from), Some(occupant)) = (from, there) {
+                    self.put_out(from.as_fd(), &step.from.name, &occupant)?;
+                }
+                if to.is_some() {
+                    self.ensure_or_need(step.oid, step.shape)?;
+                    self.bind(step.to, step.oid)?;
+                } else if self.catalog.get(step.oid)?.is_some() {
+                    self.bind(step.to, step.oid)?;
+                }
+            }
+        }
+        match step.replaced {
+            Some(Replaced { oid, fate: Fate::Gone }) => self.drop_object(oid),
+            _ => Ok(()),
+        }
+    }
+
+    /// The usual case: one renameat2, so that a reader of the target sees the old or the new and never nothing.
+    fn rename_in_place(&mut self, step: &Move<'_>, from: &Dir, to: &Dir, occupant: &Occupant) -> Outcome<()> {
+        if self.catalog.get(step.oid)?.is_none() {
+            self.register(step.oid, occupant, Known::Placeholder)?;
+            self.need(step.oid);
+        }
+        if let Some(present) = self.occupant(to.as_fd(), &step.to.name)? {
+            if present.is(step.oid) {
+                // Two names of one file: rename(2) would do nothing. The old name goes.
+                return self.put_out(from.as_fd(), &step.from.name, occupant);
+            }
+            let goes = step.replaced.is_some_and(|r| present.is(r.oid) && r.fate == Fate::Gone);
+            if !goes || present.is_dir() || occupant.is_dir() {
+                self.preserve_of(to)?;
+                self.put_out(to.as_fd(), &step.to.name, &present)?;
+            }
+        }
+        self.move_entry(from.as_fd(), &step.from.name, to.as_fd(), &step.to.name, step.oid)
+    }
+
+    /// renameat2, and when the destination lies below the moved directory, that is parked out of the way first: such a tree
+    /// is from the future of this record.
+    fn move_entry(
+        &mut self,
+        from: BorrowedFd<'_>,
+        from_name: &Name,
+        to: BorrowedFd<'_>,
+        to_name: &Name,
+        oid: Oid,
+    ) -> Outcome<()> {
+        match self.tree.mutate().rename(from, from_name, to, to_name, 0) {
+            Err(Errno::EINVAL) => {
+                self.park_ancestor(to, oid)?;
+                Ok(self.tree.mutate().rename(from, from_name, to, to_name, 0)?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn exchange(&mut self, a: (Oid, &Slot, &Shape), b: (Oid, &Slot, &Shape)) -> Outcome<()> {
+        let (a_dir, b_dir) = (self.mirrored(a.1.parent)?, self.mirrored(b.1.parent)?);
+        let a_there = self.holds(a_dir.as_ref(), a.1, a.0)?;
+        let b_there = self.holds(b_dir.as_ref(), b.1, b.0)?;
+        if let (Some(x), Some(y), Some(_), Some(_)) = (&a_dir, &b_dir, &a_there, &b_there) {
+            let tree = self.tree.mutate();
+            let done = tree.rename(x.as_fd(), &a.1.name, y.as_fd(), &b.1.name, libc::RENAME_EXCHANGE);
+            if done != Err(Errno::EINVAL) {
+                return Ok(done?);
+            }
+        }
+        for (dir, slot, there) in [(&a_dir, a.1, a_there), (&b_dir, b.1, b_there)] {
+            if let (Some(dir), Some(occupant)) = (dir, there) {
+                self.put_out(dir.as_fd(), &slot.name, &occupant)?;
+            }
+        }
+        for ((oid, _, shape), slot, dir) in [(a, b.1, &b_dir), (b, a.1, &a_dir)] {
+            if dir.is_some() {
+                self.ensure_or_need(oid, shape)?;
+                self.bind(slot, oid)?;
+            } else if self.catalog.get(oid)?.is_some() {
+                self.bind(slot, oid)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn holds(&mut self, dir: Option<&Dir>, slot: &Slot, oid: Oid) -> Outcome<Option<Occupant>> {
+        match dir {
+            Some(dir) => Ok(self.occupant(dir.as_fd(), &slot.name)?.filter(|occupant| occupant.is(oid))),
+            None => Ok(None),
+        }
+    }
+
+    /// Binds a known object to a slot. Into a directory whose entries are not known yet nothing is bound: a directory waits
+    /// in the park until that directory's state names it.
+    pub(super) fn bind(&mut self, slot: &Slot, oid: Oid) -> Outcome<()> {
+        let Some(dir) = self.mirrored(slot.parent)? else {
+            return self.park_dir(oid);
+        };
+        if let Some(occupant) = self.occupant(dir.as_fd(), &slot.name)? {
+            if occupant.is(oid) {
+                return self.forget_displaced(oid);
+            }
+            self.put_out(dir.as_fd(), &slot.name, &occupant)?;
+        }
+        self.preserve(slot.parent, dir.as_fd())?;
+        self.place(oid, dir.as_fd(), &slot.name)?;
+        self.forget_displaced(oid)
+    }
+
+    /// Gives a free name to a known object: a file gets a further name, a directory moves.
+    fn place(&mut self, oid: Oid, dir: BorrowedFd<'_>, name: &Name) -> Outcome<()> {
+        let entry = park::entry(oid)?;
+        let parked = self.park.dir();
+        match self.tree.mutate().rename(parked.as_fd(), &entry, dir, name, libc::RENAME_NOREPLACE) {
+            Ok(()) => return Ok(()),
+            Err(Errno::ENOENT) => {}
+            Err(Errno::EINVAL) => return self.move_entry(parked.as_fd(), &entry, dir, name, oid),
+            Err(errno) => return Err(errno.into()),
+        }
+        let Some(fd) = self.fd(oid)? else {
+            return Ok(());
+        };
+        if !self.catalog.get(oid)?.is_some_and(|row| row.kind == libc::S_IFDIR) {
+            return Ok(self.tree.mutate().link(fd.as_fd(), dir, name)?);
+        }
+        let Some((from, from_name)) = self.locate_dir(fd.as_fd())? else {
+            return Ok(());
+        };
+        self.preserve_of(&Arc::new(from.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?))?;
+        self.move_entry(from.as_fd(), &from_name, dir, name, oid)
+    }
+
+    /// Takes an object out of its slot: into the park when this was its last name. What is not ours goes to the orphans,
+    /// what is left over from before a crash goes away.
+    pub(super) fn put_out(&mut self, dir: BorrowedFd<'_>, name: &Name, occupant: &Occupant) -> Outcome<()> {
+        let Some(oid) = occupant.oid else {
+            return self.put_among_orphans(dir, name, occupant);
+        };
+        if occupant.stale || (!occupant.is_dir() && occupant.stat.nlink > 1) {
+            return self.remove_entry(dir, name, occupant);
+        }
+        let entry = park::entry(oid)?;
+        self.open.remove(&oid);
+        let parked = self.park.fd();
+        match self.tree.mutate().rename(dir, name, parked, &entry, 0) {
+            Err(Errno::ENOTEMPTY | Errno::EEXIST | Errno::ENOTDIR | Errno::EISDIR) => {
+                let parked = parked.try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
+                if let Some(old) = self.occupant(parked.as_fd(), &entry)? {
+                    self.remove_entry(parked.as_fd(), &entry, &old)?;
+                }
+                Ok(self.tree.mutate().rename(dir, name, parked.as_fd(), &entry, 0)?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn put_among_orphans(&mut self, dir: BorrowedFd<'_>, name: &Name, occupant: &Occupant) -> Outcome<()> {
+        let label = format!("{}-{:x}", occupant.key.ino, occupant.key.generation);
+        let label = Name::new(label.as_bytes()).map_err(|_| Errno::EINVAL)?;
+        tracing::warn!(%name, %label, "an object that is not of the volume was moved to .dtfs/orphans");
+        Ok(self.tree.mutate().rename(dir, name, self.park.orphans(), &label, libc::RENAME_NOREPLACE)?)
+    }
+
+    fn park_dir(&mut self, oid: Oid) -> Outcome<()> {
+        if oid == Oid::ROOT || !self.catalog.get(oid)?.is_some_and(|row| row.kind == libc::S_IFDIR) {
+            return Ok(());
+        }
+        let Some(fd) = self.fd(oid)? else {
+            return Ok(());
+        };
+        let Some((parent, name)) = self.locate_dir(fd.as_fd())? else {
+            return Ok(());
+        };
+        if self.tree.key_of(parent.as_fd())? == self.tree.key_of(self.park.fd())? {
+            return Ok(());
+        }
+        match self.occupant(parent.as_fd(), &name)? {
+            Some(occupant) => self.put_out(parent.as_fd(), &name, &occupant),
+            None => Ok(()),
+        }
+    }
+
+    /// `dest` lies below the directory `oid`: parks the directory just below `oid` on that way, and notes in an xattr which
+    /// slot it was put out of. Parking alone would be wrong: the parked edge may be the old, valid one.
+    fn park_ancestor(&mut self, dest: BorrowedFd<'_>, oid: Oid) -> Outcome<()> {
+        let Some(row) = self.catalog.get(oid)? else {
+            return Err(Errno::EINVAL.into());
+        };
+        let mut below = sys::openat(dest, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+        loop {
+            let above = sys::openat(below.as_fd(), c"..", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+            let key = self.tree.key_of(above.as_fd())?;
+            if key == row.key {
+                return self.displace(below, &above, oid);
+            }
+            if key == self.tree.root_key() {
+                return Err(Errno::EINVAL.into());
+            }
+            below = above;
+        }
+    }
+
+    fn displace(&mut self, child: OwnedFd, parent: &OwnedFd, parent_oid: Oid) -> Outcome<()> {
+        let Some((_, name)) = self.locate_dir(child.as_fd())? else {
+            return Err(Errno::EINVAL.into());
+        };
+        let Some(occupant) = self.occupant(parent.as_fd(), &name)? else {
+            return Err(Errno::EINVAL.into());
+        };
+        let Some(oid) = occupant.oid else {
+            return self.put_out(parent.as_fd(), &name, &occupant);
+        };
+        let mut slot = parent_oid.to_bytes().to_vec();
+        slot.extend_from_slice(name.as_bytes());
+        self.preserve(parent_oid, parent.as_fd())?;
+        self.tree.mutate().set_xattr(child.as_fd(), DISPLACED_XATTR, &slot, 0)?;
+        self.displaced.insert(oid);
+        self.put_out(parent.as_fd(), &name, &occupant)
+    }
+
+    pub(super) fn load_displaced(&mut self) -> Outcome<()> {
+        for oid in self.park.oids()? {
+            let fd = self.tree.open_child(self.park.fd(), &park::entry(oid)?, libc::O_PATH)?;
+            if self.tree.xattr(fd.as_fd(), DISPLACED_XATTR)?.is_some() {
+                self.displaced.insert(oid);
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_displaced(&mut self, oid: Oid) -> Outcome<()> {
+        if !self.displaced.remove(&oid) {
+            return Ok(());
+        }
+        if let Some(fd) = self.fd(oid)? {
+            match self.tree.mutate().remove_xattr(fd.as_fd(), DISPLACED_XATTR) {
+                Ok(()) | Err(Errno::ENODATA) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The replay has passed everything that the tree could hold from before the crash: what is still displaced was
+    /// displaced by an edge that no longer stands in its way.
+    pub(super) fn put_back_displaced(&mut self) -> Outcome<()> {
+        for oid in std::mem::take(&mut self.displaced) {
+            let entry = park::entry(oid)?;
+            let parked = self.park.dir();
+            let Some(occupant) = self.occupant(parked.as_fd(), &entry)? else {
+                continue;
+            };
+            let slot = self.tree.xattr(occupant.fd.as_fd(), DISPLACED_XATTR)?.unwrap_or_default();
+            self.tree.mutate().remove_xattr(occupant.fd.as_fd(), DISPLACED_XATTR).or_else(not_set)?;
+            let Some((parent, name)) = read_slot(&slot) else {
+                continue;
+            };
+            let Some(dir) = self.fd(parent)? else {
+                continue;
+            };
+            self.preserve(parent, dir.as_fd())?;
+            let tree = self.tree.mutate();
+            match tree.rename(parked.as_fd(), &entry, dir.as_fd(), &name, libc::RENAME_NOREPLACE) {
+                // Taken by another, or it would be below itself: it stays parked until a record speaks of it.
+                Ok(()) | Err(Errno::EEXIST | Errno::EINVAL | Errno::ENOENT) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn preserve_of(&mut self, dir: &Dir) -> Outcome<()> {
+        let bytes = self.tree.xattr(dir.as_fd(), OID_XATTR)?;
+        match bytes.and_then(|bytes| bytes.try_into().ok()).map(Oid::from_bytes) {
+            Some(oid) => self.preserve(oid, dir.as_fd()),
+            None => Ok(()),
+        }
+    }
+
+    /// Where a directory is bound now: its parent and its name there.
+    pub(super) fn locate_dir(&self, dir: BorrowedFd<'_>) -> Outcome<Option<(OwnedFd, Name)>> {
+        let key = self.tree.key_of(dir)?;
+        if key == self.tree.root_key() {
+            return Ok(None);
+        }
+        let parent = sys::openat(dir, c"..", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+        // The kernel knows the name of an open directory; it is only a hint until the entry was looked at.
+        if let Some(name) = sys::last_component(dir) {
+            if self.tree.lookup(parent.as_fd(), &name).is_ok_and(|found| found.key == key) {
+                return Ok(Some((parent, name)));
+            }
+        }
+        let list = sys::openat(parent.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+        for name in super::objects::entry_names(list)? {
+            if self.tree.lookup(parent.as_fd(), &name).is_ok_and(|found| found.key == key) {
+                return Ok(Some((parent, name)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Attributes of the parents are set at the end of the group; nothing else is needed for a name.
+    pub(super) fn touch_listed(&mut self, oid: Oid, attrs: Attrs, flags: u32) {
+        self.touch(oid, attrs);
+        self.touched.entry(oid).or_default().flags = Some(flags);
+    }
+}
+
+fn read_slot(bytes: &[u8]) -> Option<(Oid, Name)> {
+    let (oid, name) = bytes.split_first_chunk::<{ Oid::LEN }>()?;
+    Some((Oid::from_bytes(*oid), Name::new(name).ok()?))
+}
+
+fn not_set(errno: Errno) -> sys::Result<()> {
+    match errno {
+        Errno::ENODATA => Ok(()),
+        errno => Err(errno),
+    }
+}

@@ -1,0 +1,229 @@
+//! State records: what an object is at the place where they stand in the stream.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::attributes::CAPABILITY;
+use super::catalog::Known;
+use super::objects::{Occupant, entry_names};
+use super::park::OID_XATTR;
+use super::{Applier, Missing, Outcome};
+use crate::backing::{BLOCK_BYTES, Extent, block_digest, next_extent};
+use crate::base::{Name, Oid};
+use crate::record::{Attrs, DirItem, Op, RESERVED_DIR, Shape, Slot, Xattr};
+use crate::sys::{self, Errno};
+
+/// Longest range that is asked for at once.
+const NEED_BYTES: u64 = 1 << 20;
+
+impl Applier {
+    pub(super) fn perform_state(&mut self, oid: Oid, op: &Op, payload: &[u8]) -> Outcome<()> {
+        match op {
+            Op::StateDir { attrs, xattrs, flags, first, last, items } => {
+                if *first {
+                    self.listing.clear();
+                    self.begin_listing(oid, xattrs)?;
+                }
+                self.listing.extend_from_slice(items);
+                if *last {
+                    let items = std::mem::take(&mut self.listing);
+                    self.set_listing(oid, &items)?;
+                    self.touch_listed(oid, *attrs, *flags);
+                }
+                Ok(())
+            }
+            Op::StateObject { shape, attrs, xattrs, flags } => {
+                self.set_object(oid, shape, attrs, xattrs)?;
+                self.touch_listed(oid, *attrs, *flags);
+                Ok(())
+            }
+            Op::StateEnd { attrs } => self.end_object(oid, attrs),
+            Op::StateData { attrs, .. } | Op::StateHole { attrs, .. } | Op::StateHash { attrs, .. } => {
+                match self.catalog.get(oid)? {
+                    Some(row) if row.known > Known::Placeholder && row.kind == libc::S_IFREG => {
+                        self.set_content(oid, op, payload)?;
+                        self.touch(oid, *attrs);
+                    }
+                    // Its head is missing here: a piece alone says nothing.
+                    _ => self.need(oid),
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn begin_listing(&mut self, oid: Oid, xattrs: &[Xattr]) -> Outcome<()> {
+        self.ensure(oid, &Shape::plain(libc::S_IFDIR))?;
+        match self.fd(oid)? {
+            Some(fd) => self.replace_xattrs(fd.as_fd(), xattrs),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the directory's entries exactly `items`.
+    fn set_listing(&mut self, oid: Oid, items: &[DirItem]) -> Outcome<()> {
+        let Some(dir) = self.fd(oid)? else {
+            return Ok(());
+        };
+        let present = self.sort_out_present(oid, dir.as_fd(), items)?;
+        self.catalog.set_known(oid, Known::Complete)?;
+        self.catalog.unblock(oid)?;
+        for item in items {
+            if !present.contains(item.name.as_bytes()) {
+                // The source has queued the children of a directory that it lists: nothing needs to be asked for.
+                self.ensure(item.oid, &item.shape)?;
+                self.bind(&Slot { parent: oid, name: item.name.clone() }, item.oid)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts out every entry that should not be there; returns the names that are right already.
+    fn sort_out_present(&mut self, oid: Oid, dir: BorrowedFd<'_>, items: &[DirItem]) -> Outcome<HashSet<Vec<u8>>> {
+        let wanted: HashMap<&[u8], &DirItem> = items.iter().map(|item| (item.name.as_bytes(), item)).collect();
+        let mut right = HashSet::new();
+        let list = sys::openat(dir, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+        for name in entry_names(list)? {
+            if oid == Oid::ROOT && name.as_bytes() == RESERVED_DIR {
+                continue;
+            }
+            let Some(occupant) = self.occupant(dir, &name)? else {
+                continue;
+            };
+            match wanted.get(name.as_bytes()) {
+                Some(item) if self.takes_place(&occupant, item)? => {
+                    right.insert(name.as_bytes().to_vec());
+                }
+                _ => self.put_out_unlisted(oid, dir, &name, &occupant)?,
+            }
+        }
+        Ok(right)
+    }
+
+    /// Whether `occupant` is the object that the listing names, or can become it: a file or directory that was here before
+    /// the tree became a replica is taken over when nothing else shares its content.
+    fn takes_place(&mut self, occupant: &Occupant, item: &DirItem) -> Outcome<bool> {
+        if occupant.is(item.oid) {
+            if self.catalog.get(item.oid)?.is_none() {
+                self.register(item.oid, occupant, Known::Placeholder)?;
+            }
+            return Ok(true);
+        }
+        let alone = occupant.is_dir() || occupant.kind() == libc::S_IFREG && occupant.stat.nlink == 1;
+        let free = occupant.oid.is_none() && self.catalog.get(item.oid)?.is_none();
+        if !(alone && free && occupant.kind() == item.shape.kind) {
+            return Ok(false);
+        }
+        self.tree.mutate().set_xattr(occupant.fd.as_fd(), OID_XATTR, &item.oid.to_bytes(), 0)?;
+        self.register(item.oid, occupant, Known::Placeholder)?;
+        Ok(true)
+    }
+
+    fn put_out_unlisted(&mut self, parent: Oid, dir: BorrowedFd<'_>, name: &Name, occupant: &Occupant) -> Outcome<()> {
+        self.preserve(parent, dir)?;
+        self.put_out(dir, name, occupant)?;
+        if let Some(oid) = occupant.oid.filter(|_| !occupant.stale) {
+            self.unlisted.insert(oid);
+        }
+        Ok(())
+    }
+
+    /// Asks about objects that a listing put out and that nothing has bound since: the source says what became of them.
+    pub(super) fn ask_for_unlisted(&mut self) -> Outcome<()> {
+        for oid in std::mem::take(&mut self.unlisted) {
+            let entry = super::park::entry(oid)?;
+            if self.tree.open_child(self.park.fd(), &entry, libc::O_PATH).is_ok() {
+                self.need(oid);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_object(&mut self, oid: Oid, shape: &Shape, attrs: &Attrs, xattrs: &[Xattr]) -> Outcome<()> {
+        self.ensure(oid, shape)?;
+        if self.catalog.get(oid)?.is_some_and(|row| row.known == Known::Placeholder) {
+            self.catalog.set_known(oid, Known::Partial)?;
+        }
+        let Some(fd) = self.fd(oid)? else {
+            return Ok(());
+        };
+        if shape.is_file() {
+            self.tree.mutate().truncate(fd.as_fd(), attrs.size)?;
+        }
+        self.replace_xattrs(fd.as_fd(), xattrs)
+    }
+
+    fn end_object(&mut self, oid: Oid, attrs: &Attrs) -> Outcome<()> {
+        match self.catalog.get(oid)? {
+            Some(row) if row.known > Known::Placeholder => {
+                self.catalog.set_known(oid, Known::Complete)?;
+                self.catalog.unblock(oid)?;
+                self.touch(oid, *attrs);
+            }
+            _ => self.need(oid),
+        }
+        Ok(())
+    }
+
+    fn set_content(&mut self, oid: Oid, op: &Op, payload: &[u8]) -> Outcome<()> {
+        let Some(fd) = self.fd(oid)? else {
+            return Ok(());
+        };
+        let fd = fd.as_fd();
+        match op {
+            Op::StateData { offset, .. } => {
+                self.save_capability(oid, fd)?;
+                Ok(self.tree.mutate().write_all(fd, payload, *offset)?)
+            }
+            Op::StateHole { offset, len, .. } => self.set_hole(fd, *offset, *len),
+            Op::StateHash { offset, len, digests, .. } => self.compare(oid, fd, (*offset, *len), digests),
+            _ => Ok(()),
+        }
+    }
+
+    /// A repair of data must not cost the object its capability, which the kernel drops at every write.
+    fn save_capability(&mut self, oid: Oid, fd: BorrowedFd<'_>) -> Outcome<()> {
+        if self.touched.get(&oid).is_some_and(|touched| touched.capability.is_some()) {
+            return Ok(());
+        }
+        if let Some(value) = self.tree.xattr(fd, CAPABILITY)? {
+            self.touched.entry(oid).or_default().capability = Some(value);
+        }
+        Ok(())
+    }
+
+    fn set_hole(&self, fd: BorrowedFd<'_>, offset: u64, len: u64) -> Outcome<()> {
+        let size = sys::fstat(fd)?.size;
+        let end = (offset + len).min(size);
+        match next_extent(fd, offset, end)? {
+            None => Ok(()),
+            Some(Extent::Hole { len, .. }) if offset + len >= end => Ok(()),
+            Some(_) => Ok(self.tree.mutate().punch_hole(fd, offset, end - offset)?),
+        }
+    }
+
+    /// Asks for the blocks that differ, neighbours together.
+    fn compare(&mut self, oid: Oid, fd: BorrowedFd<'_>, (start, len): (u64, u64), digests: &[[u8; 16]]) -> Outcome<()> {
+        if start % BLOCK_BYTES != 0 || digests.len() as u64 != len.div_ceil(BLOCK_BYTES) {
+            return Err(Errno::EINVAL.into());
+        }
+        let size = sys::fstat(fd)?.size;
+        let mut differing: Option<Missing> = None;
+        for (i, digest) in digests.iter().enumerate() {
+            let offset = start + i as u64 * BLOCK_BYTES;
+            let block = BLOCK_BYTES.min(start + len - offset);
+            let same = offset < size && block_digest(fd, offset, block, size)? == *digest;
+            match (&mut differing, same) {
+                (_, true) => self.missing.extend(differing.take()),
+                (Some(range), false) if range.len + block <= NEED_BYTES => range.len += block,
+                (_, false) => {
+                    self.missing.extend(differing.take());
+                    differing = Some(Missing { oid, offset, len: block });
+                }
+            }
+        }
+        self.missing.extend(differing);
+        Ok(())
+    }
+}

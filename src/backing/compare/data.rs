@@ -1,0 +1,108 @@
+//! Content and holes of two regular files of equal size.
+
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
+use super::object::{Failure, Object};
+use super::{CompareOptions, What};
+use crate::sys::{self, Errno};
+
+/// Finest hole that counts: smaller ones depend on the filesystem's block size.
+const GRAIN: u64 = 4096;
+const BLOCK_BYTES: usize = 1 << 20;
+
+/// Compares the content, and the holes when asked. Returns how many bytes were read on each side.
+pub(super) fn compare(a: &Object, b: &Object, options: &CompareOptions, found: &mut Vec<What>) -> Result<u64, Failure> {
+    let size = a.stat.size;
+    let (file_a, file_b) = (open(a)?, open(b)?);
+    // Before the content: reading fills the page cache, and cached pages of a preallocated range count as data.
+    let map_a = extents(file_a.as_fd(), size).map_err(|errno| (a.side, errno))?;
+    let map_b = extents(file_b.as_fd(), size).map_err(|errno| (b.side, errno))?;
+    if options.holes && map_a != map_b {
+        let settled_a = settled(file_a.as_fd(), size).map_err(|errno| (a.side, errno))?;
+        let settled_b = settled(file_b.as_fd(), size).map_err(|errno| (b.side, errno))?;
+        found.extend(first_unequal(&settled_a, &settled_b).map(|offset| What::Holes { offset }));
+    }
+    content((a, file_a.as_fd()), (b, file_b.as_fd()), union(map_a, map_b), found)
+}
+
+fn open(object: &Object) -> Result<OwnedFd, Failure> {
+    sys::reopen(object.fd.as_fd(), libc::O_RDONLY | libc::O_NOATIME).map_err(|errno| (object.side, errno))
+}
+
+/// The ranges with data, widened to whole grains, in order and not touching each other.
+fn extents(file: BorrowedFd<'_>, size: u64) -> sys::Result<Vec<Range<u64>>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    let mut at = 0;
+    while at < size {
+        let start = match sys::lseek(file, at as i64, libc::SEEK_DATA) {
+            Err(Errno::ENXIO) => break,
+            other => other?,
+        };
+        let end = sys::lseek(file, start as i64, libc::SEEK_HOLE)?;
+        at = end.max(start + 1);
+        let wide = start / GRAIN * GRAIN..end.div_ceil(GRAIN).saturating_mul(GRAIN).min(size);
+        match ranges.last_mut() {
+            Some(last) if wide.start <= last.end => last.end = wide.end,
+            _ => ranges.push(wide),
+        }
+    }
+    Ok(ranges)
+}
+
+/// The map once nothing is only in memory: delayed allocation and cached pages blur it (iomap's SEEK_DATA counts
+/// cached pages of unwritten extents as data).
+fn settled(file: BorrowedFd<'_>, size: u64) -> sys::Result<Vec<Range<u64>>> {
+    sys::fsync(file)?;
+    posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    extents(file, size)
+}
+
+/// Where two maps first differ.
+fn first_unequal(a: &[Range<u64>], b: &[Range<u64>]) -> Option<u64> {
+    let edges = |map: &[Range<u64>]| map.iter().flat_map(|r| [r.start, r.end]).chain([u64::MAX]).collect::<Vec<_>>();
+    edges(a).into_iter().zip(edges(b)).find(|(x, y)| x != y).map(|(x, y)| x.min(y))
+}
+
+/// What is data on either side.
+fn union(a: Vec<Range<u64>>, b: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    let mut all = [a, b].concat();
+    all.sort_unstable_by_key(|range| range.start);
+    let mut merged: Vec<Range<u64>> = Vec::new();
+    for range in all {
+        match merged.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => merged.push(range),
+        }
+    }
+    merged
+}
+
+fn content(
+    (a, file_a): (&Object, BorrowedFd<'_>),
+    (b, file_b): (&Object, BorrowedFd<'_>),
+    ranges: Vec<Range<u64>>,
+    found: &mut Vec<What>,
+) -> Result<u64, Failure> {
+    let (mut buffer_a, mut buffer_b) = (Vec::new(), Vec::new());
+    let mut bytes = 0;
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end {
+            let len = (range.end - at).min(BLOCK_BYTES as u64) as usize;
+            buffer_a.resize(len, 0);
+            buffer_b.resize(len, 0);
+            sys::read_exact_at(file_a, &mut buffer_a, at).map_err(|errno| (a.side, errno))?;
+            sys::read_exact_at(file_b, &mut buffer_b, at).map_err(|errno| (b.side, errno))?;
+            bytes += len as u64;
+            if let Some(index) = buffer_a.iter().zip(&buffer_b).position(|(x, y)| x != y) {
+                found.push(What::Content { offset: at + index as u64 });
+                return Ok(bytes);
+            }
+            at += len as u64;
+        }
+    }
+    Ok(bytes)
+}

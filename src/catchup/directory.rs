@@ -1,0 +1,99 @@
+//! The state of a directory: its attributes and all its entries at one TID.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::{flags_of, is_gone, state, xattrs_of};
+use crate::backing::{Tree, TreeView};
+use crate::base::{Name, Oid, Tid};
+use crate::record::{Attrs, DirItem, Encoded, Op, RESERVED_DIR, Shape, Xattr};
+use crate::sys::{self, Errno, Result};
+
+/// Entries in one part of a directory's state.
+const PART_ITEMS: usize = 4096;
+
+/// A directory as it was at `stamp`.
+pub struct DirReading {
+    /// TID of the last change it includes.
+    pub stamp: Tid,
+    /// The state records, in order.
+    pub records: Vec<Encoded>,
+    /// Its entries, for the rows of its children.
+    pub children: Vec<DirItem>,
+}
+
+struct Listing {
+    attrs: Attrs,
+    xattrs: Vec<Xattr>,
+    flags: u32,
+    children: Vec<DirItem>,
+}
+
+/// Reads the directory `oid`. One that is gone yields a record that says so.
+///
+/// # Errors
+/// As open(2), getdents64(2) and stat(2).
+pub fn read_dir(view: &dyn TreeView, oid: Oid) -> Result<DirReading> {
+    let gone =
+        |stamp| DirReading { stamp, records: vec![state(oid, stamp, &Op::StateGone, &[])], children: Vec::new() };
+    let Some(key) = view.key_of(oid) else {
+        return Ok(gone(view.stamp()));
+    };
+    let guard = view.lock(key);
+    let stamp = view.stamp();
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOATIME;
+    let listing = view.tree().open_key(key, flags).and_then(|fd| list(view, oid, fd.as_fd()));
+    drop(guard);
+    match listing {
+        Ok(listing) => Ok(DirReading { stamp, records: parts(oid, stamp, &listing), children: listing.children }),
+        Err(errno) if is_gone(errno) => Ok(gone(stamp)),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn list(view: &dyn TreeView, oid: Oid, fd: BorrowedFd<'_>) -> Result<Listing> {
+    let tree = view.tree();
+    let stat = sys::fstat(fd)?;
+    if stat.nlink == 0 {
+        return Err(Errno::ESTALE);
+    }
+    let mut children = Vec::new();
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOATIME;
+    let mut stream = sys::DirStream::new(sys::reopen(fd, flags)?);
+    while let Some(entry) = stream.next_entry()? {
+        let Ok(name) = Name::new(&entry.name) else {
+            continue;
+        };
+        if oid == Oid::ROOT && name.as_bytes() == RESERVED_DIR {
+            continue;
+        }
+        children.push(item(view, tree, fd, name)?);
+    }
+    Ok(Listing { attrs: Attrs::of(&stat), xattrs: xattrs_of(tree, fd)?, flags: flags_of(fd)?, children })
+}
+
+fn item(view: &dyn TreeView, tree: &Tree, dir: BorrowedFd<'_>, name: Name) -> Result<DirItem> {
+    let fd = tree.open_child(dir, &name, libc::O_PATH)?;
+    let found = tree.found(fd.as_fd())?;
+    let shape = Shape::of(fd.as_fd(), &found.stat)?;
+    Ok(DirItem { name, oid: view.oid_of(found.key), shape })
+}
+
+fn parts(oid: Oid, stamp: Tid, listing: &Listing) -> Vec<Encoded> {
+    let count = listing.children.len().div_ceil(PART_ITEMS).max(1);
+    (0..count)
+        .map(|part| {
+            let from = part * PART_ITEMS;
+            let items = &listing.children[from..(from + PART_ITEMS).min(listing.children.len())];
+            let op = Op::StateDir {
+                attrs: listing.attrs,
+                // Once is enough: the target keeps what the first part said.
+                xattrs: if part == 0 { listing.xattrs.clone() } else { Vec::new() },
+                flags: listing.flags,
+                first: part == 0,
+                last: part + 1 == count,
+                items: items.to_vec(),
+            };
+            state(oid, stamp, &op, &[])
+        })
+        .collect()
+}

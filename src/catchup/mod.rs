@@ -1,0 +1,45 @@
+//! Reads the state of an object while it changes, and yields it as state records for a target: the initial mirror, a
+//! comparison after an unclean stop, and whatever a target asks for are all done with these readings.
+//!
+//! Invariants:
+//! - Every reading is made under the object's lock and stamped with the TID of the last change it can include. Merged
+//!   into the stream right behind that TID, it is exact.
+//! - At most [`CHUNK_BYTES`] of a file are read under one lock, so that a writer waits for milliseconds, not for a file.
+//! - Reading leaves no access time and no record, and opens nothing but regular files and directories for reading.
+
+mod directory;
+mod object;
+
+pub use directory::{DirReading, read_dir};
+pub use object::{Compare, ObjectReading, read_object, read_range};
+
+use crate::base::{Oid, Tid};
+use crate::record::{Draft, Encoded, Op, Xattr};
+use crate::sys::{self, Errno, Result};
+use std::os::fd::BorrowedFd;
+
+/// Most of a file that is read under one lock.
+pub const CHUNK_BYTES: u64 = 1 << 20;
+
+/// A state record: its TID is the stamp.
+fn state(oid: Oid, stamp: Tid, op: &Op, payload: &[u8]) -> Encoded {
+    Draft::new(oid, op, payload).seal(stamp, 0)
+}
+
+fn xattrs_of(tree: &crate::backing::Tree, fd: BorrowedFd<'_>) -> Result<Vec<Xattr>> {
+    let all = tree.xattrs(fd, crate::record::RESERVED_XATTR_PREFIX)?;
+    Ok(all.into_iter().map(|(name, value)| Xattr { name, value }).collect())
+}
+
+/// Inode flags; 0 where the filesystem has none. `fd` must be open for reading.
+fn flags_of(fd: BorrowedFd<'_>) -> Result<u32> {
+    match sys::file_flags_get(fd) {
+        Ok(flags) => Ok(flags.0 & crate::record::RECORDED_FLAGS),
+        Err(Errno::ENOTTY | Errno::EOPNOTSUPP | Errno::EINVAL) => Ok(0),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn is_gone(errno: Errno) -> bool {
+    matches!(errno, Errno::ESTALE | Errno::ENOENT)
+}

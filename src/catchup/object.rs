@@ -1,0 +1,193 @@
+//! The state of everything that is not a directory.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::{CHUNK_BYTES, flags_of, is_gone, state, xattrs_of};
+use crate::backing::{BLOCK_BYTES, Extent, TreeView, block_digest, next_extent};
+use crate::base::{ObjectKey, Oid, Tid};
+use crate::record::{Attrs, Encoded, Op, Shape};
+use crate::sys::{self, Errno, Result};
+
+/// Whether the target may have the content already.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Compare {
+    /// It has nothing: send the data.
+    No,
+    /// It may: send digests, the target asks for what differs.
+    Digests,
+}
+
+/// A file below this size is sent whole: asking costs more than sending.
+const COMPARE_FROM_BYTES: u64 = 16 << 10;
+
+/// A piece of an object's state as it was at `stamp`.
+pub struct ObjectReading {
+    /// TID of the last change it includes.
+    pub stamp: Tid,
+    /// The state records, in order.
+    pub records: Vec<Encoded>,
+    /// Where the next piece starts; `None` when this was the last.
+    pub next: Option<u64>,
+}
+
+/// Reads the object `oid` from `offset` on: what it is (when `offset` is 0) and up to [`CHUNK_BYTES`] of its data.
+/// A hole of any length counts as nothing. An object that is gone yields a record that says so.
+///
+/// # Errors
+/// As open(2), read(2) and stat(2).
+pub fn read_object(view: &dyn TreeView, oid: Oid, offset: u64, compare: Compare) -> Result<ObjectReading> {
+    locked(view, oid, |reader| reader.piece(offset, compare))
+}
+
+/// Reads `len` bytes of the file `oid` from `offset`, at most [`CHUNK_BYTES`] of them.
+///
+/// # Errors
+/// As [`read_object`].
+pub fn read_range(view: &dyn TreeView, oid: Oid, offset: u64, len: u64) -> Result<ObjectReading> {
+    locked(view, oid, |reader| reader.range(offset, len))
+}
+
+fn locked(
+    view: &dyn TreeView,
+    oid: Oid,
+    read: impl FnOnce(&mut Reader<'_>) -> Result<Option<u64>>,
+) -> Result<ObjectReading> {
+    let gone = |stamp| ObjectReading { stamp, records: vec![state(oid, stamp, &Op::StateGone, &[])], next: None };
+    let Some(key) = view.key_of(oid) else {
+        return Ok(gone(view.stamp()));
+    };
+    let guard = view.lock(key);
+    let stamp = view.stamp();
+    let outcome = Reader::open(view, oid, key, stamp).and_then(|mut reader| {
+        let next = read(&mut reader)?;
+        Ok((reader.records, next))
+    });
+    drop(guard);
+    match outcome {
+        Ok((records, next)) => Ok(ObjectReading { stamp, records, next }),
+        Err(errno) if is_gone(errno) => Ok(gone(stamp)),
+        Err(errno) => Err(errno),
+    }
+}
+
+struct Reader<'a> {
+    view: &'a dyn TreeView,
+    oid: Oid,
+    stamp: Tid,
+    /// Open for reading when the object is a regular file, else O_PATH.
+    fd: OwnedFd,
+    stat: sys::Stat,
+    records: Vec<Encoded>,
+}
+
+impl<'a> Reader<'a> {
+    fn open(view: &'a dyn TreeView, oid: Oid, key: ObjectKey, stamp: Tid) -> Result<Reader<'a>> {
+        let tree = view.tree();
+        let mut fd = tree.open_key(key, libc::O_PATH)?;
+        let stat = sys::fstat(fd.as_fd())?;
+        // Only a regular file is opened for reading: a fifo would block, a device would act.
+        if stat.mode & libc::S_IFMT == libc::S_IFREG {
+            fd = tree.open_key(key, libc::O_RDONLY | libc::O_NOATIME)?;
+        }
+        Ok(Reader { view, oid, stamp, fd, stat, records: Vec::new() })
+    }
+
+    fn is_file(&self) -> bool {
+        self.stat.mode & libc::S_IFMT == libc::S_IFREG
+    }
+
+    fn file(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn attrs(&self) -> Attrs {
+        Attrs::of(&self.stat)
+    }
+
+    fn push(&mut self, op: &Op, payload: &[u8]) {
+        self.records.push(state(self.oid, self.stamp, op, payload));
+    }
+
+    fn piece(&mut self, offset: u64, compare: Compare) -> Result<Option<u64>> {
+        if offset == 0 {
+            self.head()?;
+        }
+        let end = match (self.is_file(), compare) {
+            (false, _) => self.stat.size,
+            (true, Compare::Digests) if self.stat.size >= COMPARE_FROM_BYTES => self.digests(offset)?,
+            (true, _) => self.data(offset, self.stat.size)?,
+        };
+        if end < self.stat.size {
+            return Ok(Some(end));
+        }
+        self.push(&Op::StateEnd { attrs: self.attrs() }, &[]);
+        Ok(None)
+    }
+
+    fn range(&mut self, offset: u64, len: u64) -> Result<Option<u64>> {
+        if !self.is_file() {
+            return Err(Errno::ESTALE);
+        }
+        let end = (offset + len).min(self.stat.size);
+        let next = self.data(offset, end)?;
+        Ok((next < end).then_some(next))
+    }
+
+    fn head(&mut self) -> Result<()> {
+        let op = Op::StateObject {
+            shape: Shape::of(self.file(), &self.stat)?,
+            attrs: self.attrs(),
+            xattrs: xattrs_of(self.view.tree(), self.file())?,
+            flags: if self.is_file() { flags_of(self.file())? } else { 0 },
+        };
+        self.push(&op, &[]);
+        Ok(())
+    }
+
+    /// Data and holes from `offset` to `end`, until [`CHUNK_BYTES`] of data are read. Returns where it stopped.
+    fn data(&mut self, offset: u64, end: u64) -> Result<u64> {
+        let mut at = offset;
+        let mut left = CHUNK_BYTES;
+        let attrs = self.attrs();
+        while let Some(extent) = next_extent(self.file(), at, end)? {
+            match extent {
+                Extent::Hole { offset, len } => self.push(&Op::StateHole { offset, len, attrs }, &[]),
+                Extent::Data { .. } if left == 0 => return Ok(at),
+                Extent::Data { offset, len } => {
+                    let take = len.min(left);
+                    let mut bytes = vec![0; take as usize];
+                    sys::read_exact_at(self.file(), &mut bytes, offset)?;
+                    self.push(&Op::StateData { offset, attrs }, &bytes);
+                    left -= take;
+                    if take < len {
+                        return Ok(offset + take);
+                    }
+                }
+            }
+            at = extent.end();
+        }
+        Ok(at.max(end))
+    }
+
+    /// Digests of the blocks from `offset`, [`CHUNK_BYTES`] of them; ranges without any data are said to be holes.
+    fn digests(&mut self, offset: u64) -> Result<u64> {
+        let size = self.stat.size;
+        let attrs = self.attrs();
+        if let Some(Extent::Hole { len, .. }) = next_extent(self.file(), offset, size)? {
+            let whole = if offset + len == size { len } else { len / BLOCK_BYTES * BLOCK_BYTES };
+            if whole > 0 {
+                self.push(&Op::StateHole { offset, len: whole, attrs }, &[]);
+                return Ok(offset + whole);
+            }
+        }
+        let end = (offset + CHUNK_BYTES).min(size);
+        let mut digests = Vec::new();
+        let mut at = offset;
+        while at < end {
+            digests.push(block_digest(self.file(), at, BLOCK_BYTES, size)?);
+            at += BLOCK_BYTES;
+        }
+        self.push(&Op::StateHash { offset, len: end - offset, digests, attrs }, &[]);
+        Ok(end)
+    }
+}

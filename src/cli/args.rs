@@ -1,0 +1,296 @@
+//! The grammar of the command line.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use super::{Action, Invocation, Verbosity};
+use crate::base::Tid;
+use crate::config::{Adoption, MountOptions, Paths, TargetName, TargetUrl, VolumeName};
+
+const EXAMPLES: &str = "\
+Examples:
+  dtfs demo                                     see it work on two directories of this host
+  dtfs define volume data /srv/data             make /srv/data a volume
+  dtfs define target data local:/mnt/replica    replicate it to another directory
+  dtfs mounts mount --all                       mount everything that is defined
+  dtfs status                                   see how everything stands
+
+Exit codes: 0 ok, 1 failed, 2 usage or configuration, 3 daemon not running, 4 behind or timeout,
+5 busy (try again), 6 differences, 7 refused for safety, 8 partly done.";
+
+/// A live directory tree, replicated.
+#[derive(Parser, Debug)]
+#[command(name = "dtfs", version, after_help = EXAMPLES, max_term_width = 120)]
+pub(super) struct Arguments {
+    /// Keep all of dtfs's own files below DIR (volumes are not prefixed)
+    #[arg(long, global = true, env = "DTFS_ROOT", value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Say more; up to -vvv
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    /// Say only what went wrong
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Mount every entry, serve targets and answer commands until stopped
+    Daemon,
+    /// The receiving end of one session; started by the source
+    Serve(ServeArgs),
+    /// Replicate a real tree between two directories of this host, check it, and clean up
+    Demo(DemoArgs),
+    #[command(flatten)]
+    Operator(OperatorCommand),
+}
+
+/// `dtfs serve --stdio DIR [--adopt]`.
+#[derive(Args, Clone, Debug)]
+pub struct ServeArgs {
+    /// Speak the protocol on standard input and output
+    #[arg(long, required = true)]
+    pub stdio: bool,
+    /// The directory that is the replica
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Take over a directory that is not empty: it is compared and made equal
+    #[arg(long)]
+    pub adopt: bool,
+}
+
+impl ServeArgs {
+    /// `--adopt` as the type that the configuration uses.
+    pub fn adoption(&self) -> Adoption {
+        self.adopt.into()
+    }
+}
+
+/// `dtfs demo [--keep]`.
+#[derive(Args, Clone, Debug)]
+pub struct DemoArgs {
+    /// Leave the directories for a look
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// The commands that [`super::run`] does.
+#[derive(Subcommand, Clone, Debug)]
+pub enum OperatorCommand {
+    /// The entries of dtfs_mounts: list, add, remove, mount, unmount
+    #[command(subcommand)]
+    Mounts(MountsCommand),
+    /// Define a volume or a target
+    #[command(subcommand)]
+    Define(DefineCommand),
+    /// Forget a volume or a target; user files are never touched
+    #[command(subcommand)]
+    Forget(ForgetCommand),
+    /// How volumes and targets stand
+    Status(StatusArgs),
+    /// Wait until targets are consistent
+    Wait(WaitArgs),
+    /// A barrier: print a TID up to which every change is durable in the journal
+    Synctid {
+        /// Volume name, or a path inside it
+        #[arg(value_name = "VOL")]
+        volume: String,
+    },
+    /// Show the records of a volume's journal
+    Log(LogArgs),
+    /// The menu, with DTSetup's numbers
+    #[command(after_help = "Examples:\n  dtfs setup\n  dtfs setup 1.3.1.1 /srv/data n\n  dtfs setup 1.3.1.3")]
+    Setup {
+        /// A number of the menu and the answers to its questions
+        #[arg(value_name = "NUMBER [ANSWER]")]
+        start: Vec<String>,
+    },
+}
+
+/// `dtfs mounts ...`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum MountsCommand {
+    /// Show the entries
+    List {
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
+    /// Add a directory; it becomes a volume named after its last component
+    #[command(after_help = "Examples:\n  dtfs mounts add /srv/data\n  dtfs mounts add /home -o atime,volume=homes")]
+    Add {
+        /// The directory
+        path: PathBuf,
+        /// atime or norepatime, volume=NAME, allow-open, store=DIR; separated by commas
+        #[arg(short, value_name = "OPTS", default_value = "", hide_default_value = true, value_parser = mount_options)]
+        options: MountOptions,
+    },
+    /// Remove an entry; files, journal and targets stay
+    Remove {
+        /// The directory
+        path: PathBuf,
+    },
+    /// Mount entries now
+    Mount {
+        #[command(flatten)]
+        which: WhichArgs,
+        /// Only say what would happen
+        #[arg(long)]
+        dry_run: bool,
+        /// Mount although files are open for writing below the path; they are compared until they are closed
+        #[arg(long)]
+        allow_open: bool,
+    },
+    /// Unmount entries; the daemon stays
+    Unmount {
+        #[command(flatten)]
+        which: WhichArgs,
+        /// Hide the mount now, end it when its last user is gone
+        #[arg(long)]
+        lazy: bool,
+    },
+}
+
+/// Some entries or all.
+#[derive(Args, Clone, Debug)]
+#[group(required = true, multiple = false)]
+pub struct WhichArgs {
+    /// The directories
+    #[arg(value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// Every entry of dtfs_mounts
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `dtfs define ...`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum DefineCommand {
+    /// Make a directory a volume
+    #[command(after_help = "Example:\n  dtfs define volume data /srv/data")]
+    Volume {
+        /// The name it gets
+        #[arg(value_name = "VOL")]
+        volume: VolumeName,
+        /// The directory
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Replicate a volume to a place
+    #[command(after_help = "Example:\n  dtfs define target data local:/mnt/replica --as cellar")]
+    Target {
+        /// Volume name, or a path inside it
+        #[arg(value_name = "VOL")]
+        volume: String,
+        /// local:DIR, a directory of this host
+        #[arg(value_name = "URL")]
+        url: TargetUrl,
+        /// The target's name; otherwise the last component of its directory
+        #[arg(long = "as", value_name = "NAME")]
+        name: Option<TargetName>,
+        /// Take over a directory that is not empty: it is compared and made equal
+        #[arg(long)]
+        adopt: bool,
+    },
+}
+
+/// `dtfs forget ...`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum ForgetCommand {
+    /// Forget a volume with its journal and its targets; the trees stay
+    Volume {
+        /// Volume name, or a path inside it
+        #[arg(value_name = "VOL")]
+        volume: String,
+    },
+    /// Forget a target with its place in the journal; its tree stays
+    Target {
+        /// Volume name, or a path inside it
+        #[arg(value_name = "VOL")]
+        volume: String,
+        /// The target
+        #[arg(value_name = "NAME")]
+        target: TargetName,
+    },
+}
+
+/// `dtfs status ...`.
+#[derive(Args, Clone, Debug)]
+pub struct StatusArgs {
+    /// Volume name, or a path inside it; otherwise all
+    #[arg(value_name = "VOL")]
+    pub volume: Option<String>,
+    /// For programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `dtfs wait ...`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:\n  dtfs wait data\n  dtfs wait data replica --tid $(dtfs synctid data) --timeout 60")]
+pub struct WaitArgs {
+    /// Volume name, or a path inside it
+    #[arg(value_name = "VOL")]
+    pub volume: String,
+    /// One target; otherwise all of the volume
+    #[arg(value_name = "TARGET")]
+    pub target: Option<TargetName>,
+    /// Until this change; otherwise everything up to now
+    #[arg(long, value_name = "T")]
+    pub tid: Option<Tid>,
+    /// Give up after so many seconds, with exit code 4
+    #[arg(long, value_name = "S", value_parser = milliseconds)]
+    pub timeout: Option<u64>,
+}
+
+/// `dtfs log ...`.
+#[derive(Args, Clone, Debug)]
+pub struct LogArgs {
+    /// Volume name, or a path inside it
+    #[arg(value_name = "VOL")]
+    pub volume: String,
+    /// Begin at this change; otherwise at the oldest that is kept
+    #[arg(long, value_name = "TID")]
+    pub from: Option<Tid>,
+    /// Go on with new changes
+    #[arg(long)]
+    pub follow: bool,
+    /// One JSON object a line, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The problem and its remedy in one sentence, as clap shows only one.
+fn mount_options(text: &str) -> Result<MountOptions, String> {
+    text.parse::<MountOptions>().map_err(|problem| format!("{problem}; {}", problem.remedy()))
+}
+
+/// Seconds with an optional fraction, as milliseconds.
+fn milliseconds(text: &str) -> Result<u64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds.is_finite() && (0.0..1e12).contains(&seconds) => Ok((seconds * 1000.0) as u64),
+        _ => Err("write seconds, such as 30 or 0.5".to_owned()),
+    }
+}
+
+impl Arguments {
+    pub(super) fn into_invocation(self) -> Invocation {
+        let verbosity = match (self.quiet, self.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (false, 0) => Verbosity::Normal,
+            (false, 1) => Verbosity::Info,
+            (false, 2) => Verbosity::Debug,
+            (false, _) => Verbosity::Trace,
+        };
+        let action = match self.command {
+            Command::Daemon => Action::Daemon,
+            Command::Serve(args) => Action::Serve(args),
+            Command::Demo(args) => Action::Demo(args),
+            Command::Operator(command) => Action::Operator(command),
+        };
+        Invocation { paths: Paths::new(self.root), verbosity, action }
+    }
+}

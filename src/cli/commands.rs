@@ -1,0 +1,64 @@
+//! Which function does which command.
+
+use std::io::{self, Write};
+
+use super::args::{LogArgs, OperatorCommand, WaitArgs};
+use super::print::{print_json, say};
+use super::{Verbosity, define, mounts, status};
+use crate::config::Paths;
+use crate::control::ops::{self, LogRange, WaitFor, resolve_volume};
+use crate::control::{ExitCode, Failure, LogEntry};
+use crate::menu;
+
+/// Does `command`; its result goes to `output`.
+pub(super) fn run(
+    paths: &Paths,
+    verbosity: Verbosity,
+    command: &OperatorCommand,
+    output: &mut dyn Write,
+) -> Result<ExitCode, Failure> {
+    match command {
+        OperatorCommand::Mounts(command) => mounts::run(paths, verbosity, command, output),
+        OperatorCommand::Define(command) => define::define(paths, verbosity, command, output),
+        OperatorCommand::Forget(command) => define::forget(paths, verbosity, command, output),
+        OperatorCommand::Status(args) => status::run(paths, args, output),
+        OperatorCommand::Wait(args) => wait(paths, verbosity, args, output),
+        OperatorCommand::Synctid { volume } => {
+            let tid = ops::sync_tid(paths, resolve_volume(paths, volume)?)?;
+            say(output, &tid.to_string()).map(|()| ExitCode::Ok)
+        }
+        OperatorCommand::Log(args) => log(paths, args, output),
+        OperatorCommand::Setup { start } => menu::run(paths, &mut io::stdin().lock(), output, start),
+    }
+}
+
+fn wait(paths: &Paths, verbosity: Verbosity, args: &WaitArgs, output: &mut dyn Write) -> Result<ExitCode, Failure> {
+    let volume = resolve_volume(paths, &args.volume)?;
+    let what = WaitFor { volume, target: args.target.clone(), tid: args.tid, timeout_ms: args.timeout };
+    let (tid, targets) = ops::wait(paths, what)?;
+    if verbosity >= Verbosity::Normal {
+        let names: Vec<&str> = targets.iter().map(|target| target.as_str()).collect();
+        say(output, &format!("{}: consistent at {tid}", names.join(", ")))?;
+    }
+    Ok(ExitCode::Ok)
+}
+
+fn log(paths: &Paths, args: &LogArgs, output: &mut dyn Write) -> Result<ExitCode, Failure> {
+    let volume = resolve_volume(paths, &args.volume)?;
+    let range = LogRange { volume, from: args.from, follow: args.follow, limit: None };
+    ops::log(paths, range, &mut |entries| {
+        for entry in entries {
+            match args.json {
+                true => print_json(output, entry)?,
+                false => say(output, &log_line(entry))?,
+            }
+        }
+        output.flush().map_err(super::cannot_write)
+    })?;
+    Ok(ExitCode::Ok)
+}
+
+fn log_line(entry: &LogEntry) -> String {
+    let time = entry.time.as_deref().unwrap_or("-");
+    format!("{}  {time}  {:<10}  {}  {}", entry.tid, entry.op, entry.object, entry.detail).trim_end().to_owned()
+}

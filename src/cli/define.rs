@@ -1,0 +1,59 @@
+//! `dtfs define ...` and `dtfs forget ...`.
+
+use std::io::Write;
+
+use super::Verbosity;
+use super::args::{DefineCommand, ForgetCommand};
+use super::mounts::say_done;
+use super::print::say;
+use crate::config::Paths;
+use crate::control::ops::{self, NewTarget, resolve_volume};
+use crate::control::{ExitCode, Failure};
+
+pub(super) fn define(
+    paths: &Paths,
+    verbosity: Verbosity,
+    command: &DefineCommand,
+    output: &mut dyn Write,
+) -> Result<ExitCode, Failure> {
+    match command {
+        DefineCommand::Volume { volume, dir } => {
+            let (entry, told) = ops::define_volume(paths, volume, dir)?;
+            let path = entry.path.display();
+            let line = format!("defined the volume {volume} at {path}; mount it with: dtfs mounts mount {path}");
+            say_done(output, verbosity, &line, &told)
+        }
+        DefineCommand::Target { volume, url, name, adopt } => {
+            let volume = resolve_volume(paths, volume)?;
+            let new = NewTarget { url: url.clone(), name: name.clone(), adoption: (*adopt).into() };
+            let (target, told) = ops::define_target(paths, &volume, new)?;
+            let line = format!("defined the target {} of {volume} at {}", target.name, target.url);
+            say_done(output, verbosity, &line, &told)
+        }
+    }
+}
+
+pub(super) fn forget(
+    paths: &Paths,
+    verbosity: Verbosity,
+    command: &ForgetCommand,
+    output: &mut dyn Write,
+) -> Result<ExitCode, Failure> {
+    let notes = match command {
+        ForgetCommand::Volume { volume } => {
+            let volume = resolve_volume(paths, volume)?;
+            let mut notes = ops::forget_volume(paths, &volume)?;
+            notes.push(format!("forgot the volume {volume}; its files and its targets' trees are untouched"));
+            notes
+        }
+        ForgetCommand::Target { volume, target } => {
+            let volume = resolve_volume(paths, volume)?;
+            ops::forget_target(paths, &volume, target)?;
+            vec![format!("forgot the target {target} of {volume}; its tree is untouched")]
+        }
+    };
+    if verbosity >= Verbosity::Normal {
+        notes.iter().try_for_each(|note| say(output, note))?;
+    }
+    Ok(ExitCode::Ok)
+}

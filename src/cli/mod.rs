@@ -1,0 +1,116 @@
+//! The command line: what was typed, and the commands that are an operator's.
+//!
+//! [`parse`] reads the arguments; `daemon`, `serve` and `demo` are for the composition root, everything else is done
+//! by [`run`]. Invariants: results go to standard output, errors to standard error as `dtfs: ...` with what to do
+//! next; every command ends with one of [`crate::control::ExitCode`]; nothing is edited or asked that
+//! [`crate::control::ops`] does not offer to the menu as well.
+
+mod args;
+mod commands;
+mod define;
+mod mounts;
+mod print;
+mod status;
+mod table;
+
+use std::io::{self, Write};
+
+use clap::Parser;
+
+use crate::config::Paths;
+use crate::control::{ExitCode, Failure};
+
+pub use args::{DemoArgs, OperatorCommand, ServeArgs};
+pub use print::report;
+
+/// What was asked for.
+#[derive(Clone, Debug)]
+pub struct Invocation {
+    /// Where dtfs's files are (`--root`).
+    pub paths: Paths,
+    /// How much to say.
+    pub verbosity: Verbosity,
+    /// What to do.
+    pub action: Action,
+}
+
+/// Who does it.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// `dtfs daemon`: mounts, serves and answers until it is stopped.
+    Daemon,
+    /// `dtfs serve --stdio`: the receiving end of one session.
+    Serve(ServeArgs),
+    /// `dtfs demo`.
+    Demo(DemoArgs),
+    /// Everything else: [`run`] does it.
+    Operator(OperatorCommand),
+}
+
+/// How much is said on standard error, from `-q` to `-vvv`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Verbosity {
+    /// `-q`: errors only.
+    Quiet,
+    /// Warnings and the result.
+    Normal,
+    /// `-v`: what is done.
+    Info,
+    /// `-vv`: how it is done.
+    Debug,
+    /// `-vvv`: every step.
+    Trace,
+}
+
+impl Verbosity {
+    /// The level's name for a `tracing` filter.
+    pub fn level(self) -> &'static str {
+        match self {
+            Verbosity::Quiet => "error",
+            Verbosity::Normal => "warn",
+            Verbosity::Info => "info",
+            Verbosity::Debug => "debug",
+            Verbosity::Trace => "trace",
+        }
+    }
+}
+
+/// Reads the arguments of this process. Ends it for `--help` and `--version` (code 0) and for arguments that are
+/// wrong (code 2).
+pub fn parse() -> Invocation {
+    match args::Arguments::try_parse() {
+        Ok(arguments) => arguments.into_invocation(),
+        Err(error) => end_with(&error),
+    }
+}
+
+/// Help and the version are results; a wrong argument is reported like every other error.
+fn end_with(error: &clap::Error) -> ! {
+    let rendered = error.render().to_string();
+    match rendered.strip_prefix("error: ") {
+        // When standard error is gone, the exit code is all that is left.
+        Some(problem) => drop(write!(io::stderr(), "dtfs: {problem}")),
+        None => drop(error.print()),
+    }
+    std::process::exit(error.exit_code())
+}
+
+/// Does an operator's command with standard input and output, reports a failure, and returns how it ended.
+pub fn run(paths: &Paths, verbosity: Verbosity, command: &OperatorCommand) -> ExitCode {
+    let mut output = io::stdout().lock();
+    let outcome = commands::run(paths, verbosity, command, &mut output);
+    match outcome.and_then(|code| output.flush().map(|()| code).map_err(cannot_write)) {
+        Ok(code) => code,
+        Err(failure) => {
+            report(&failure);
+            failure.code
+        }
+    }
+}
+
+fn cannot_write(error: io::Error) -> Failure {
+    Failure::new(ExitCode::Failed, format!("cannot write the result: {error}"))
+}
+
+#[cfg(test)]
+mod tests;

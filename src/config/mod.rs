@@ -1,0 +1,36 @@
+//! What the operator wrote down: where files are, what is mounted, and what is done with each volume.
+//!
+//! `dtfs_mounts` says what is mounted, `mounts.d/VOLUME.toml` says what is done with it. Invariants: a file is read and
+//! written only when nobody but its owner can change it; an edit replaces the file in one step or not at all; lines
+//! and comments that an edit does not concern keep every byte; a bad line is reported by number and does not stop the
+//! others. The checks of volume and target directories live here, so that every door refuses the same things in the
+//! same words. Nothing here mounts, sends or talks to the daemon.
+
+mod atomic;
+mod check;
+mod error;
+mod escape;
+mod mount_options;
+mod mounts_file;
+mod names;
+mod paths;
+mod refusal;
+mod size;
+mod suggest;
+mod target_url;
+mod volume_edit;
+mod volume_file;
+
+pub use atomic::EditLock;
+pub use check::{check_entry, check_store_dir, check_target_dir, check_target_entry, check_volume_dir};
+pub use error::ConfigError;
+pub use mount_options::{AccessTimes, MountOptions, OpenFiles};
+pub use mounts_file::{MountEntry, MountsFile};
+pub use names::{NameProblem, TargetName, VolumeName};
+pub use paths::Paths;
+pub use refusal::{Refusal, RefusalKind, Relation};
+pub use size::ByteSize;
+pub use suggest::nearest;
+pub use target_url::TargetUrl;
+pub use volume_edit::{add_target, create_volume_file, remove_target, remove_volume_file};
+pub use volume_file::{Adoption, NamedVolumeFile, Role, TargetEntry, VolumeFile};

@@ -1,0 +1,209 @@
+//! `mounts.d/VOLUME.toml`: what is done with one volume.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{ByteSize, ConfigError, Paths, TargetName, TargetUrl, VolumeName, atomic, nearest};
+
+/// The part this host plays for a volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Changes are made here and sent from here.
+    #[default]
+    Master,
+}
+
+/// Whether a target directory that already holds files may become the replica.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "bool", into = "bool")]
+pub enum Adoption {
+    /// Only an empty directory, or one that is this volume's replica already.
+    #[default]
+    Refuse,
+    /// `adopt = true`: what is there is compared and made equal; files that the source does not have are removed.
+    Allow,
+}
+
+impl From<bool> for Adoption {
+    fn from(adopt: bool) -> Adoption {
+        if adopt { Adoption::Allow } else { Adoption::Refuse }
+    }
+}
+
+impl From<Adoption> for bool {
+    fn from(adoption: Adoption) -> bool {
+        adoption == Adoption::Allow
+    }
+}
+
+/// One `[[target]]`.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetEntry {
+    /// Its name within the volume.
+    pub name: TargetName,
+    /// Where it is.
+    pub url: TargetUrl,
+    /// Whether it may take over a directory that is not empty.
+    #[serde(default, rename = "adopt")]
+    pub adoption: Adoption,
+}
+
+/// The whole file. A volume without a file is a master without targets.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeFile {
+    /// The part this host plays.
+    #[serde(default)]
+    pub role: Role,
+    /// Most bytes of journal to keep for slow targets; `None` is the built-in default.
+    #[serde(default)]
+    pub journal_cap: Option<ByteSize>,
+    /// Where changes are sent.
+    #[serde(default, rename = "target")]
+    pub targets: Vec<TargetEntry>,
+}
+
+/// A file of `mounts.d` and the volume that it is called after.
+#[derive(Debug)]
+pub struct NamedVolumeFile {
+    /// The volume.
+    pub volume: VolumeName,
+    /// What reading the file gave.
+    pub file: Result<VolumeFile, ConfigError>,
+}
+
+impl VolumeFile {
+    /// Reads the file of `volume`; a missing one is the default.
+    ///
+    /// # Errors
+    /// When it cannot be read, trusted or understood; the error names file and line.
+    pub fn load(paths: &Paths, volume: &VolumeName) -> Result<VolumeFile, ConfigError> {
+        let file = paths.volume_file(volume);
+        match atomic::read_trusted(&file)? {
+            Some(bytes) => VolumeFile::parse(&file, &bytes),
+            None => Ok(VolumeFile::default()),
+        }
+    }
+
+    /// Reads `bytes` as the content of `file`, which is only used in messages.
+    ///
+    /// # Errors
+    /// As [`VolumeFile::load`].
+    pub fn parse(file: &Path, bytes: &[u8]) -> Result<VolumeFile, ConfigError> {
+        let text = std::str::from_utf8(bytes).map_err(|e| {
+            let line = 1 + bytes[..e.valid_up_to()].iter().filter(|b| **b == b'\n').count();
+            line_error(file, line, "it is not UTF-8", "rewrite the line")
+        })?;
+        let parsed: VolumeFile = toml::from_str(text).map_err(|e| {
+            let at = e.span().map_or(0, |span| span.start).min(text.len());
+            let line = 1 + text.as_bytes()[..at].iter().filter(|b| **b == b'\n').count();
+            line_error(file, line, e.message(), &remedy(e.message()))
+        })?;
+        parsed.refuse_twice(file)?;
+        Ok(parsed)
+    }
+
+    /// Every volume that has a file, by name. Files that are not `NAME.toml` are no volumes.
+    ///
+    /// # Errors
+    /// When the directory cannot be listed; a missing one is empty.
+    pub fn load_all(paths: &Paths) -> Result<Vec<NamedVolumeFile>, ConfigError> {
+        let dir = paths.volume_files_dir();
+        let listing = match std::fs::read_dir(&dir) {
+            Ok(listing) => listing,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(ConfigError::io(&dir, "list", e)),
+        };
+        let mut volumes: Vec<VolumeName> = listing
+            .flatten()
+            .filter_map(|entry| VolumeName::new(entry.file_name().to_str()?.strip_suffix(".toml")?).ok())
+            .collect();
+        volumes.sort();
+        Ok(volumes
+            .into_iter()
+            .map(|volume| NamedVolumeFile { file: VolumeFile::load(paths, &volume), volume })
+            .collect())
+    }
+
+    /// The target called `name`.
+    pub fn target(&self, name: &TargetName) -> Option<&TargetEntry> {
+        self.targets.iter().find(|target| target.name == *name)
+    }
+
+    fn refuse_twice(&self, file: &Path) -> Result<(), ConfigError> {
+        for (i, target) in self.targets.iter().enumerate() {
+            let twin = self.targets[..i].iter().find(|other| other.name == target.name || other.url == target.url);
+            if let Some(twin) = twin {
+                return Err(ConfigError::Conflict {
+                    file: file.to_owned(),
+                    problem: format!("targets {} and {} have the same name or place", twin.name, target.name),
+                    remedy: "remove one of them, or change its name and url".to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn line_error(file: &Path, line: usize, problem: &str, remedy: &str) -> ConfigError {
+    ConfigError::Line { file: file.to_owned(), line, problem: problem.to_owned(), remedy: remedy.to_owned() }
+}
+
+/// The parser names the unknown word first and then the words it expected, all between backquotes.
+fn remedy(message: &str) -> String {
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    match quoted[..] {
+        [typed, ref known @ ..] if message.starts_with("unknown") => match nearest(typed, known.iter().copied()) {
+            Some(word) => format!("did you mean \"{word}\"?"),
+            None => format!("known here: {}", known.join(", ")),
+        },
+        _ => "correct the line; nothing of this volume runs until then".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLE: &str = "# data\nrole = \"master\"\njournal_cap = \"8G\"\n\n[[target]]\nname = \"one\"\nurl = \"local:/one\"\nadopt = true\n";
+
+    fn parse(text: &str) -> Result<VolumeFile, ConfigError> {
+        VolumeFile::parse(Path::new("data.toml"), text.as_bytes())
+    }
+
+    #[test]
+    fn reads_the_whole_form() {
+        let file = parse(SAMPLE).unwrap();
+        assert_eq!(file.journal_cap, Some(ByteSize(8 << 30)));
+        assert_eq!(file.targets[0].adoption, Adoption::Allow);
+        assert_eq!(parse("").unwrap(), VolumeFile::default());
+    }
+
+    #[test]
+    fn an_unknown_key_names_line_and_nearest() {
+        let error = parse("role = \"master\"\njurnal_cap = \"8G\"\n").unwrap_err();
+        assert_eq!(error.line(), Some(2));
+        assert_eq!(error.remedy(), Some("did you mean \"journal_cap\"?"));
+        let error = parse("[[target]]\nname = \"a\"\nulr = \"local:/a\"\n").unwrap_err();
+        assert_eq!(error.line(), Some(3));
+        assert_eq!(error.remedy(), Some("did you mean \"url\"?"));
+    }
+
+    #[test]
+    fn bad_values_name_their_line() {
+        let error = parse("\njournal_cap = \"many\"\n").unwrap_err();
+        assert_eq!(error.line(), Some(2));
+        assert!(error.to_string().contains("is not a size"), "{error}");
+        let error = parse("[[target]]\nname = \"a\"\nurl = \"ssh://h/d\"\n").unwrap_err();
+        assert!(error.to_string().contains("only knows local:DIR"), "{error}");
+    }
+
+    #[test]
+    fn the_same_target_twice_is_refused() {
+        let twice = format!("{SAMPLE}[[target]]\nname = \"one\"\nurl = \"local:/two\"\n");
+        assert!(matches!(parse(&twice), Err(ConfigError::Conflict { .. })));
+    }
+}

@@ -1,0 +1,338 @@
+//! What travels on the socket.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::status::{StatusReply, VolumeState};
+use super::{ExitCode, Failure, tid_text};
+use crate::base::Tid;
+use crate::config::{MountEntry, MountsFile, TargetName, VolumeName};
+
+/// What may be asked of the daemon.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// The entries of `dtfs_mounts` with their states. Answer: [`Reply::Mounts`].
+    MountsList,
+    /// Mount entries. Answer: [`Reply::Verdicts`], one per entry.
+    Mount {
+        /// Which.
+        which: Selection,
+        /// Only say what would happen.
+        dry_run: bool,
+        /// Mount although files are open for writing below the path.
+        allow_open: bool,
+    },
+    /// Unmount entries; the daemon stays. Answer: [`Reply::Verdicts`], one per entry.
+    Unmount {
+        /// Which.
+        which: Selection,
+        /// Detach now, finish when the last user is gone.
+        lazy: bool,
+    },
+    /// Read all files again: start what is new, stop targets that are gone; never mounts or unmounts. Answer:
+    /// [`Reply::Notes`].
+    Reload,
+    /// A target was written to the volume's file: read the file and start it. Answer: [`Reply::Done`].
+    DefineTarget {
+        /// Of which volume.
+        volume: VolumeName,
+        /// Which.
+        target: TargetName,
+    },
+    /// Let go of a volume (busy while it is mounted) or of one target with its cursor. The caller edits the files
+    /// after the answer, and removes the state of a forgotten volume. Never touches user files. Answer: [`Reply::Done`].
+    Forget {
+        /// Which volume.
+        volume: VolumeName,
+        /// One target, or the whole volume.
+        target: Option<TargetName>,
+    },
+    /// How everything stands. Answer: [`Reply::Status`].
+    Status {
+        /// One volume, or all.
+        volume: Option<VolumeName>,
+    },
+    /// Wait until targets are consistent at a TID. Answer: [`Reply::Waited`], or a failure with code 4 at the timeout.
+    Wait {
+        /// Which volume.
+        volume: VolumeName,
+        /// One target, or all of the volume.
+        target: Option<TargetName>,
+        /// Which TID; `None` is everything up to now.
+        #[serde(with = "tid_text::option")]
+        tid: Option<Tid>,
+        /// Milliseconds; `None` waits for ever.
+        timeout_ms: Option<u64>,
+    },
+    /// A barrier: everything up to the TID in the answer is durable in the journal. Answer: [`Reply::Tid`].
+    SyncTid {
+        /// Which volume.
+        volume: VolumeName,
+    },
+    /// Records of the journal. Answer: any number of [`Reply::Log`], the last one flagged (perhaps empty).
+    Log {
+        /// Which volume.
+        volume: VolumeName,
+        /// The first TID; `None` is the oldest that is kept, or with `follow` the next change.
+        #[serde(with = "tid_text::option")]
+        from: Option<Tid>,
+        /// Go on with new records until the caller hangs up.
+        follow: bool,
+        /// At most this many records.
+        limit: Option<u64>,
+    },
+    /// Stop the daemon cleanly: no new ops, journal committed, mounts gone. Answer: [`Reply::Done`] when it begins.
+    Stop,
+}
+
+/// Some entries or all of them.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Selection {
+    /// Every entry of `dtfs_mounts`.
+    All,
+    /// The entries of these directories, as they are written in `dtfs_mounts`.
+    Paths(Vec<PathBuf>),
+}
+
+impl Selection {
+    /// The chosen entries of `mounts`; for a path that is no entry the verdict that says so.
+    pub fn resolve<'a>(&self, mounts: &'a MountsFile) -> Vec<Result<&'a MountEntry, Box<MountVerdict>>> {
+        let find = |path: &PathBuf| {
+            mounts.entries().find(|entry| entry.path == *path).ok_or_else(|| {
+                let verdict = Verdict::NotDone(not_an_entry(mounts, path));
+                Box::new(MountVerdict { path: path.clone(), volume: None, verdict, openers: Vec::new() })
+            })
+        };
+        match self {
+            Selection::All => mounts.entries().map(Ok).collect(),
+            Selection::Paths(paths) => paths.iter().map(find).collect(),
+        }
+    }
+}
+
+/// The failure for a path that no line of `mounts` names.
+pub(super) fn not_an_entry(mounts: &MountsFile, path: &Path) -> Failure {
+    let message = format!("{} is no entry of {}", path.display(), mounts.file().display());
+    Failure::new(ExitCode::Usage, message).with_remedy("dtfs mounts list shows the entries")
+}
+
+/// One answer, or one part of a streamed answer.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "data", rename_all = "snake_case")]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// It is done; what happened, one sentence each.
+    Notes(Vec<String>),
+    /// The entries of `dtfs_mounts`.
+    Mounts(MountsReply),
+    /// What became of each entry.
+    Verdicts(MountReply),
+    /// How everything stands.
+    Status(StatusReply),
+    /// The targets are consistent at `tid`.
+    Waited {
+        /// The TID that was waited for.
+        #[serde(with = "tid_text")]
+        tid: Tid,
+        /// Which targets.
+        targets: Vec<TargetName>,
+    },
+    /// The TID of a barrier.
+    Tid {
+        /// The TID.
+        #[serde(with = "tid_text")]
+        tid: Tid,
+    },
+    /// Records, oldest first.
+    Log(Vec<LogEntry>),
+}
+
+/// The entries of `dtfs_mounts`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct MountsReply {
+    /// In the order of the file.
+    pub mounts: Vec<MountRow>,
+    /// Lines that mean nothing.
+    pub problems: Vec<Problem>,
+}
+
+/// One entry of `dtfs_mounts`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MountRow {
+    /// Its line, counted from 1.
+    pub line: usize,
+    /// The directory.
+    pub path: PathBuf,
+    /// The volume.
+    pub volume: VolumeName,
+    /// The options as they would be written.
+    pub options: String,
+    /// Whether it is mounted; `None`, and no key in JSON, when no daemon runs that could tell.
+    #[serde(flatten)]
+    pub state: Option<VolumeState>,
+}
+
+impl MountsReply {
+    /// The rows and problems of `file`, with the state of each entry as `state` knows it.
+    pub fn from_file(file: &MountsFile, state: impl Fn(&MountEntry) -> Option<VolumeState>) -> MountsReply {
+        let row = |entry: &MountEntry| MountRow {
+            line: entry.line,
+            path: entry.path.clone(),
+            volume: entry.volume.clone(),
+            options: entry.options.to_string(),
+            state: state(entry),
+        };
+        MountsReply {
+            mounts: file.entries().map(row).collect(),
+            problems: file.errors().iter().map(Problem::from).collect(),
+        }
+    }
+}
+
+/// A line of a configuration file that means nothing.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// File, line and problem in one sentence.
+    pub message: String,
+    /// What to do about it.
+    pub remedy: Option<String>,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.remedy {
+            Some(remedy) => write!(f, "{} ({remedy})", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+impl From<&crate::config::ConfigError> for Problem {
+    fn from(error: &crate::config::ConfigError) -> Problem {
+        Problem { message: error.to_string(), remedy: error.remedy().map(str::to_owned) }
+    }
+}
+
+/// What became of each entry of a mount or unmount.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct MountReply {
+    /// One per entry, in the order of the file.
+    pub verdicts: Vec<MountVerdict>,
+    /// Lines that mean nothing.
+    pub problems: Vec<Problem>,
+}
+
+impl MountReply {
+    /// How the command ends: one code when all ended alike, [`ExitCode::Partly`] when some were done. A bad line
+    /// counts as an entry that was not done.
+    pub fn exit_code(&self) -> ExitCode {
+        let verdicts = self.verdicts.iter().map(|verdict| match &verdict.verdict {
+            Verdict::NotDone(failure) => failure.code,
+            _ => ExitCode::Ok,
+        });
+        let mut codes: Vec<ExitCode> = verdicts.chain(self.problems.iter().map(|_| ExitCode::Usage)).collect();
+        codes.dedup();
+        match codes[..] {
+            [] => ExitCode::Ok,
+            [code] => code,
+            _ if codes.contains(&ExitCode::Ok) => ExitCode::Partly,
+            _ => ExitCode::Failed,
+        }
+    }
+}
+
+/// What became of one entry.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MountVerdict {
+    /// The directory.
+    pub path: PathBuf,
+    /// The volume, when the path is an entry.
+    pub volume: Option<VolumeName>,
+    /// What became of it.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+    /// Who holds files open below the path, as far as it matters.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub openers: Vec<Opener>,
+}
+
+impl MountVerdict {
+    /// A verdict without openers.
+    pub fn of(entry: &MountEntry, verdict: Verdict) -> MountVerdict {
+        MountVerdict { path: entry.path.clone(), volume: Some(entry.volume.clone()), verdict, openers: Vec::new() }
+    }
+}
+
+/// What became of one entry. In JSON the key `verdict`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "verdict", rename_all = "snake_case")]
+pub enum Verdict {
+    /// It is mounted now.
+    Mounted,
+    /// It was mounted before.
+    AlreadyMounted,
+    /// `--dry-run`: nothing speaks against it.
+    WouldMount,
+    /// It is not mounted any more.
+    Unmounted,
+    /// It was not mounted before.
+    NotMounted,
+    /// It was not done; the failure's code says whether it is busy, refused or failed.
+    NotDone(Failure),
+}
+
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Verdict::Mounted => f.write_str("mounted"),
+            Verdict::AlreadyMounted => f.write_str("was mounted already"),
+            Verdict::WouldMount => f.write_str("would be mounted"),
+            Verdict::Unmounted => f.write_str("unmounted"),
+            Verdict::NotMounted => f.write_str("was not mounted"),
+            Verdict::NotDone(failure) => match &failure.remedy {
+                Some(remedy) => write!(f, "not done: {failure} ({remedy})"),
+                None => write!(f, "not done: {failure}"),
+            },
+        }
+    }
+}
+
+/// A process that holds a file open.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Opener {
+    /// Its process id.
+    pub pid: u32,
+    /// Its command name.
+    pub command: String,
+    /// It can write to the file.
+    pub writes: bool,
+    /// One of the files.
+    pub path: String,
+}
+
+impl std::fmt::Display for Opener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let how = if self.writes { "writes" } else { "reads" };
+        write!(f, "pid {} ({}) {how} {}", self.pid, self.command, self.path)
+    }
+}
+
+/// One record of the journal, for people and programs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LogEntry {
+    /// Its TID.
+    #[serde(with = "tid_text")]
+    pub tid: Tid,
+    /// When it happened, RFC 3339; `None` when the record does not say.
+    pub time: Option<String>,
+    /// What kind of change, one word.
+    pub op: String,
+    /// The object's id.
+    pub object: String,
+    /// The rest: names, offsets, lengths.
+    pub detail: String,
+}

@@ -1,0 +1,84 @@
+//! Questions that only a daemon can answer.
+
+use super::unexpected;
+use crate::base::Tid;
+use crate::config::{Paths, TargetName, VolumeName};
+use crate::control::{Client, Failure, LogEntry, Reply, Request, StatusReply};
+
+/// How one volume or all of them stand.
+///
+/// # Errors
+/// Code 3 without a daemon, and what it answers.
+pub fn status(paths: &Paths, volume: Option<VolumeName>) -> Result<StatusReply, Failure> {
+    match Client::connect(paths)?.call(&Request::Status { volume })? {
+        Reply::Status(status) => Ok(status),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// What to wait for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WaitFor {
+    /// Which volume.
+    pub volume: VolumeName,
+    /// One target, or all of the volume.
+    pub target: Option<TargetName>,
+    /// Which TID; `None` is everything up to now.
+    pub tid: Option<Tid>,
+    /// Milliseconds; `None` waits for ever.
+    pub timeout_ms: Option<u64>,
+}
+
+/// Waits until targets are consistent at a TID; returns the TID and the targets.
+///
+/// # Errors
+/// Code 4 when the time runs out, code 3 without a daemon, and what it answers.
+pub fn wait(paths: &Paths, what: WaitFor) -> Result<(Tid, Vec<TargetName>), Failure> {
+    let WaitFor { volume, target, tid, timeout_ms } = what;
+    match Client::connect(paths)?.call(&Request::Wait { volume, target, tid, timeout_ms })? {
+        Reply::Waited { tid, targets } => Ok((tid, targets)),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// A barrier; everything up to the TID that is returned is durable in the journal.
+///
+/// # Errors
+/// Code 3 without a daemon, and what it answers.
+pub fn sync_tid(paths: &Paths, volume: VolumeName) -> Result<Tid, Failure> {
+    match Client::connect(paths)?.call(&Request::SyncTid { volume })? {
+        Reply::Tid { tid } => Ok(tid),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Which records of the journal.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogRange {
+    /// Which volume.
+    pub volume: VolumeName,
+    /// The first TID; `None` is the oldest that is kept.
+    pub from: Option<Tid>,
+    /// Go on with new records until the caller ends.
+    pub follow: bool,
+    /// At most this many records.
+    pub limit: Option<u64>,
+}
+
+/// Hands records to `show` as they come.
+///
+/// # Errors
+/// Code 3 without a daemon, what it answers, and what `show` returns.
+pub fn log(
+    paths: &Paths,
+    range: LogRange,
+    show: &mut dyn FnMut(&[LogEntry]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let LogRange { volume, from, follow, limit } = range;
+    let mut take = |reply: Reply| match reply {
+        Reply::Log(entries) => show(&entries),
+        other => Err(unexpected(&other)),
+    };
+    let last = Client::connect(paths)?.stream(&Request::Log { volume, from, follow, limit }, &mut take)?;
+    take(last)
+}

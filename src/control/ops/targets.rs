@@ -1,0 +1,84 @@
+//! Targets: defined and forgotten.
+
+use super::{Told, tell};
+use crate::config::{
+    Adoption, EditLock, MountsFile, Paths, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName, add_target,
+    check_target_dir, nearest, remove_target,
+};
+use crate::control::{ExitCode, Failure, Request, try_connect};
+
+/// A target that shall be defined.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewTarget {
+    /// Where it is.
+    pub url: TargetUrl,
+    /// Its name; `None` takes it from the URL.
+    pub name: Option<TargetName>,
+    /// Whether it may take over a directory that is not empty.
+    pub adoption: Adoption,
+}
+
+/// Writes a target to the volume's file, and tells the daemon, which starts to send.
+///
+/// # Errors
+/// Code 2 or 7 when the directory is refused or the name is taken; nothing is changed then.
+pub fn define_target(paths: &Paths, volume: &VolumeName, new: NewTarget) -> Result<(TargetEntry, Told), Failure> {
+    let lock = EditLock::take(paths)?;
+    let mounts = MountsFile::load(paths)?;
+    if mounts.find_volume(volume).is_none() {
+        let message = format!("the volume {volume} has no entry in {}", mounts.file().display());
+        return Err(Failure::new(ExitCode::Usage, message)
+            .with_remedy(format!("define it first: dtfs define volume {volume} DIR")));
+    }
+    let entry = complete(new)?;
+    refuse_taken(paths, volume, &entry)?;
+    let TargetUrl::Local(dir) = &entry.url;
+    // Written without symlinks, so that it stays the place that was checked.
+    let entry = TargetEntry { url: TargetUrl::Local(check_target_dir(paths, dir, &mounts)?), ..entry };
+    add_target(&lock, paths, volume, &entry)?;
+    drop(lock);
+    let told = tell(paths, &Request::DefineTarget { volume: volume.clone(), target: entry.name.clone() })?;
+    Ok((entry, told))
+}
+
+fn complete(new: NewTarget) -> Result<TargetEntry, Failure> {
+    let NewTarget { url, name, adoption } = new;
+    match name.or_else(|| url.default_name()) {
+        Some(name) => Ok(TargetEntry { name, url, adoption }),
+        None => Err(Failure::new(ExitCode::Usage, format!("{url} gives no name for the target"))
+            .with_remedy("name it with: --as NAME")),
+    }
+}
+
+fn refuse_taken(paths: &Paths, volume: &VolumeName, entry: &TargetEntry) -> Result<(), Failure> {
+    match VolumeFile::load(paths, volume)?.target(&entry.name) {
+        None => Ok(()),
+        Some(taken) => {
+            let message = format!("the target {} of {volume} exists already: {}", taken.name, taken.url);
+            Err(Failure::new(ExitCode::Usage, message).with_remedy("choose another name with: --as NAME"))
+        }
+    }
+}
+
+/// Forgets a target with its cursor. Its tree stays as it is.
+///
+/// # Errors
+/// Code 2 when there is none of that name.
+pub fn forget_target(paths: &Paths, volume: &VolumeName, target: &TargetName) -> Result<(), Failure> {
+    let file = VolumeFile::load(paths, volume)?;
+    if file.target(target).is_none() {
+        let known: Vec<&str> = file.targets.iter().map(|t| t.name.as_str()).collect();
+        let remedy = match nearest(target.as_str(), known.iter().copied()) {
+            Some(name) => format!("did you mean \"{name}\"?"),
+            None if known.is_empty() => "the volume has no targets".to_owned(),
+            None => format!("targets of {volume}: {}", known.join(", ")),
+        };
+        return Err(Failure::new(ExitCode::Usage, format!("{volume} has no target {target}")).with_remedy(remedy));
+    }
+    if let Some(mut client) = try_connect(paths)? {
+        client.call(&Request::Forget { volume: volume.clone(), target: Some(target.clone()) })?;
+    }
+    let lock = EditLock::take(paths)?;
+    remove_target(&lock, paths, volume, target)?;
+    Ok(())
+}

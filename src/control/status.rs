@@ -1,0 +1,192 @@
+//! The answer to `status`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::tid_text;
+use crate::base::{Tid, Timespec};
+use crate::config::{TargetName, VolumeName};
+
+/// Every volume that was asked for.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct StatusReply {
+    /// In the order of `dtfs_mounts`.
+    pub volumes: Vec<VolumeStatus>,
+}
+
+/// One volume now.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct VolumeStatus {
+    /// Its name on this host.
+    pub name: VolumeName,
+    /// The directory it is mounted at.
+    pub path: PathBuf,
+    /// The volume's uuid; `None` before it was mounted for the first time.
+    pub uuid: Option<String>,
+    /// Mounted or why not.
+    #[serde(flatten)]
+    pub state: VolumeState,
+    /// The newest change.
+    #[serde(with = "tid_text")]
+    pub last_tid: Tid,
+    /// The newest change that is on disk in the journal.
+    #[serde(with = "tid_text")]
+    pub durable_tid: Tid,
+    /// Bytes that the journal takes on disk.
+    pub journal_bytes: u64,
+    /// In the order of the volume's file.
+    pub targets: Vec<TargetStatus>,
+}
+
+/// Whether a volume is mounted. In JSON the key `state`, with `reason` beside it where there is one.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum VolumeState {
+    /// Changes pass through it.
+    Mounted,
+    /// It is defined and not mounted.
+    Unmounted,
+    /// It was not mounted, because that would endanger data.
+    Refused {
+        /// Why, in one sentence.
+        reason: String,
+    },
+    /// It stopped by itself: a disk refused to sync, the journal is damaged.
+    Failed {
+        /// Why, in one sentence.
+        reason: String,
+    },
+}
+
+impl VolumeState {
+    /// The word and the reason, for tables.
+    pub fn parts(&self) -> (&'static str, Option<&str>) {
+        match self {
+            VolumeState::Mounted => ("mounted", None),
+            VolumeState::Unmounted => ("unmounted", None),
+            VolumeState::Refused { reason } => ("refused", Some(reason)),
+            VolumeState::Failed { reason } => ("failed", Some(reason)),
+        }
+    }
+}
+
+/// One target now.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct TargetStatus {
+    /// Its name within the volume.
+    pub name: TargetName,
+    /// Where it is, as in the volume's file.
+    pub url: String,
+    /// What it does now.
+    #[serde(flatten)]
+    pub state: TargetState,
+    /// Up to here its inbox is durable.
+    #[serde(with = "tid_text")]
+    pub received_tid: Tid,
+    /// Up to here its tree is durable.
+    #[serde(with = "tid_text")]
+    pub applied_tid: Tid,
+    /// Changes in the journal that it has not applied.
+    pub lag_changes: u64,
+    /// Objects that it must still compare or fetch (initial mirror, repair, overflow).
+    pub work_left: u64,
+    /// Its tree is the source's tree after this change; `None` while it converges.
+    #[serde(with = "tid_text::option")]
+    pub consistent_at: Option<Tid>,
+    /// Bytes sent to it since the daemon started, after compression.
+    pub bytes_sent: u64,
+    /// The last thing that went wrong, also when it was overcome.
+    pub last_error: Option<LastError>,
+}
+
+/// What a target does now. In JSON the key `state`, with `reason` beside it where there is one.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum TargetState {
+    /// Defined, and no session was up yet.
+    New,
+    /// The bulk copy runs, beside live changes.
+    Mirroring,
+    /// Work rows are left after the mirror (repair, overflow): not yet consistent at any TID.
+    Converging,
+    /// Consistent, and following the journal.
+    Replicating,
+    /// No session; it is tried again.
+    Offline {
+        /// Why, in one sentence.
+        reason: String,
+    },
+    /// The target or the source refused the session; it needs the operator.
+    Refused {
+        /// Why, in one sentence.
+        reason: String,
+    },
+}
+
+impl TargetState {
+    /// The word and the reason, for tables.
+    pub fn parts(&self) -> (&'static str, Option<&str>) {
+        match self {
+            TargetState::New => ("new", None),
+            TargetState::Mirroring => ("mirroring", None),
+            TargetState::Converging => ("converging", None),
+            TargetState::Replicating => ("replicating", None),
+            TargetState::Offline { reason } => ("offline", Some(reason)),
+            TargetState::Refused { reason } => ("refused", Some(reason)),
+        }
+    }
+}
+
+/// Something that went wrong, and when.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LastError {
+    /// RFC 3339, as [`rfc3339`] writes it.
+    pub time: String,
+    /// What happened, in one sentence.
+    pub message: String,
+}
+
+impl LastError {
+    /// `message`, now.
+    pub fn now(message: impl Into<String>) -> LastError {
+        LastError { time: rfc3339(Timespec::now()), message: message.into() }
+    }
+}
+
+/// A time as RFC 3339 in UTC with milliseconds. A time outside the years -9999 to 9999 is written as its seconds.
+pub fn rfc3339(time: Timespec) -> String {
+    match jiff::Timestamp::new(time.sec, time.nsec as i32) {
+        Ok(stamp) => format!("{stamp:.3}"),
+        Err(_) => time.sec.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_tids_as_text_and_states_as_words() {
+        let status = VolumeStatus {
+            name: VolumeName::new("data").unwrap(),
+            path: "/srv/data".into(),
+            uuid: None,
+            state: VolumeState::Refused { reason: "no".to_owned() },
+            last_tid: Tid(u64::MAX),
+            durable_tid: Tid(16),
+            journal_bytes: 1,
+            targets: Vec::new(),
+        };
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["state"], "refused");
+        assert_eq!(json["reason"], "no");
+        assert_eq!(json["last_tid"], "0xffffffffffffffff");
+        assert_eq!(serde_json::from_value::<VolumeStatus>(json).unwrap(), status);
+    }
+
+    #[test]
+    fn times() {
+        assert_eq!(rfc3339(Timespec { sec: 0, nsec: 5_000_000 }), "1970-01-01T00:00:00.005Z");
+    }
+}

@@ -1,0 +1,253 @@
+//! Appending, syncing, going on to the next segment, trimming.
+
+use std::sync::Arc;
+
+use super::layout::{BLOCK, FRAME_HEADER, FrameHeader, MAX_BODY, frame_bytes};
+use super::open::new_segment;
+use super::{MOST_FREE, Position, Room, Segment, SegmentLog, Writer};
+use crate::base::Tid;
+use crate::journal::error::JournalError;
+
+const PADDING: [u8; BLOCK as usize] = [0; BLOCK as usize];
+
+impl SegmentLog {
+    /// Longest body that one frame of this log takes.
+    pub fn max_body(&self) -> usize {
+        let room = self.options.segment_bytes - BLOCK - FRAME_HEADER as u64;
+        MAX_BODY.min(usize::try_from(room).unwrap_or(MAX_BODY))
+    }
+
+    /// Appends one frame: `count` encoded records with TIDs `first` to `last`, `parts` put together. `prev` must be the
+    /// log's last TID. Durable after [`SegmentLog::sync`]; nothing of `parts` is copied.
+    ///
+    /// # Errors
+    /// `Order` and `TooLarge` change nothing, nor does a disk that has no space for another segment (`Io` with ENOSPC).
+    /// Any other `Io` latches the log: every later call answers `Failed`.
+    pub fn append(
+        &self,
+        prev: Tid,
+        first: Tid,
+        last: Tid,
+        count: u32,
+        parts: &[&[u8]],
+    ) -> Result<Position, JournalError> {
+        let body: usize = parts.iter().map(|part| part.len()).sum();
+        let mut writer = self.writer.lock();
+        writer.check()?;
+        self.check_frame(&writer, prev, first, last, body)?;
+        if writer.link.offset + frame_bytes(body) > writer.file.capacity {
+            self.next_segment(&mut writer)?;
+        }
+        let crc = parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part));
+        let header = FrameHeader {
+            segment: writer.link.segment,
+            frame: writer.link.frame,
+            prev,
+            first,
+            last,
+            count,
+            body_bytes: body as u32,
+            chain: writer.link.chain,
+            body_crc: crc,
+        };
+        self.write_frame(&mut writer, &header, parts)
+    }
+
+    /// Makes every frame durable; returns the last durable TID.
+    ///
+    /// # Errors
+    /// `Io` latches the log: what was written may be lost although a second sync would say otherwise.
+    pub fn sync(&self) -> Result<Tid, JournalError> {
+        let mut writer = self.writer.lock();
+        writer.check()?;
+        self.sync_file(&mut writer)?;
+        Ok(writer.link.last)
+    }
+
+    /// Goes on in a new segment, so that the one that is open now can be trimmed.
+    ///
+    /// # Errors
+    /// As [`SegmentLog::append`].
+    pub(in crate::journal) fn seal(&self) -> Result<(), JournalError> {
+        let mut writer = self.writer.lock();
+        writer.check()?;
+        match writer.link.offset > BLOCK {
+            true => self.next_segment(&mut writer),
+            false => Ok(()),
+        }
+    }
+
+    /// Sees to it that a free file waits for the next segment.
+    ///
+    /// # Errors
+    /// `Io` with ENOSPC when the disk has no room for one; nothing is changed then.
+    pub(in crate::journal) fn prepare(&self) -> Result<(), JournalError> {
+        let mut writer = self.writer.lock();
+        writer.check()?;
+        self.need_free(&mut writer)
+    }
+
+    /// Room that is allocated for what comes next.
+    pub(in crate::journal) fn room(&self) -> Room {
+        let writer = self.writer.lock();
+        match writer.free.is_empty() {
+            true => Room::Rest(writer.file.capacity.saturating_sub(writer.link.offset)),
+            false => Room::Segment(self.options.segment_bytes - BLOCK),
+        }
+    }
+
+    /// Frees the sealed segments whose records all have TIDs up to `tid`.
+    ///
+    /// # Errors
+    /// `Io`; then some segments may be freed and others not, which a later call makes good.
+    pub fn trim_upto(&self, tid: Tid) -> Result<(), JournalError> {
+        let mut writer = self.writer.lock();
+        while let Some(segment) = self.take_oldest(tid) {
+            self.free_segment(&mut writer, segment)?;
+        }
+        Ok(())
+    }
+
+    /// Throws all records away; the next frame follows `base`.
+    ///
+    /// # Errors
+    /// `Io`; `Failed`.
+    pub fn reset(&self, base: Tid) -> Result<(), JournalError> {
+        let mut writer = self.writer.lock();
+        writer.check()?;
+        self.need_free(&mut writer)?;
+        // The oldest first: whatever a crash leaves is a shorter log without a gap.
+        while let Some(segment) = self.take_oldest(Tid(u64::MAX)) {
+            self.free_segment(&mut writer, segment)?;
+        }
+        std::fs::remove_file(&writer.file.path).map_err(crate::journal::error::std_io("remove", &writer.file.path))?;
+        self.dir.sync()?;
+        writer.link.last = base;
+        self.begin_segment(&mut writer)?;
+        let mut index = self.index.lock();
+        index.segments.pop_front();
+        index.durable = base;
+        Ok(())
+    }
+
+    fn check_frame(&self, writer: &Writer, prev: Tid, first: Tid, last: Tid, body: usize) -> Result<(), JournalError> {
+        if prev != writer.link.last || first <= prev || last < first {
+            return Err(JournalError::Order { prev, expected: writer.link.last });
+        }
+        match self.max_body() {
+            most if body > most => Err(JournalError::TooLarge { bytes: body, most }),
+            _ => Ok(()),
+        }
+    }
+
+    fn write_frame(
+        &self,
+        writer: &mut Writer,
+        header: &FrameHeader,
+        parts: &[&[u8]],
+    ) -> Result<Position, JournalError> {
+        let offset = writer.link.offset;
+        let encoded = header.encode();
+        let body = header.body_bytes as usize;
+        let padding = frame_bytes(body) as usize - FRAME_HEADER - body;
+        let mut all = Vec::with_capacity(parts.len() + 2);
+        all.push(&encoded[..]);
+        all.extend_from_slice(parts);
+        all.push(&PADDING[..padding]);
+        let written = writer.file.write(&all, offset);
+        writer.latch(written)?;
+        writer.unsynced = true;
+        writer.link = header.link(offset);
+        let mut index = self.index.lock();
+        if let Some(open) = index.segments.back_mut() {
+            open.last = writer.link.last;
+            open.end = writer.link.offset;
+        }
+        Ok(Position { segment: header.segment, offset })
+    }
+
+    fn sync_file(&self, writer: &mut Writer) -> Result<(), JournalError> {
+        if writer.unsynced {
+            let synced = writer.file.sync();
+            writer.latch(synced)?;
+            writer.unsynced = false;
+        }
+        self.index.lock().durable = writer.link.last;
+        Ok(())
+    }
+
+    /// The open segment is full: seals it and goes on in the next.
+    fn next_segment(&self, writer: &mut Writer) -> Result<(), JournalError> {
+        self.need_free(writer)?;
+        self.sync_file(writer)?;
+        self.begin_segment(writer)
+    }
+
+    /// Takes a free file as the next segment. A failure latches: names and headers are in doubt then.
+    fn begin_segment(&self, writer: &mut Writer) -> Result<(), JournalError> {
+        let file = match writer.free.pop() {
+            Some(file) => file,
+            None => self.dir.create_free(writer.link.segment + 1, self.options.segment_bytes)?,
+        };
+        let header = self.new_header(writer.link.segment + 1, writer.link.last);
+        let activated = self.dir.activate(file, &header);
+        let file = Arc::new(writer.latch(activated)?);
+        writer.file = Arc::clone(&file);
+        writer.link = header.link();
+        writer.unsynced = false;
+        let segment = new_segment(self.epoch, writer.link, file);
+        self.index.lock().segments.push_back(segment);
+        Ok(())
+    }
+
+    fn need_free(&self, writer: &mut Writer) -> Result<(), JournalError> {
+        if writer.free.is_empty() {
+            let bytes = self.options.segment_bytes;
+            let file = self.dir.create_free(writer.link.segment + 1, bytes)?;
+            writer.free.push(file);
+        }
+        Ok(())
+    }
+
+    /// Takes the oldest segment out of the index when it is sealed and ends by `tid`. Readers see it no more.
+    fn take_oldest(&self, tid: Tid) -> Option<Segment> {
+        let mut index = self.index.lock();
+        match index.segments.len() > 1 && index.segments[0].last <= tid {
+            true => index.segments.pop_front(),
+            false => None,
+        }
+    }
+
+    /// Keeps the file for a later segment. One that a reader still holds is removed instead: it must not see its bytes
+    /// change.
+    fn free_segment(&self, writer: &mut Writer, segment: Segment) -> Result<(), JournalError> {
+        let usable = writer.free.len() < MOST_FREE && segment.file.capacity == self.options.segment_bytes;
+        match Arc::try_unwrap(segment.file) {
+            Ok(file) if usable => {
+                let file = self.dir.retire(file, segment.no)?;
+                writer.free.push(file);
+                Ok(())
+            }
+            Ok(file) => self.dir.remove(file),
+            Err(shared) => {
+                std::fs::remove_file(&shared.path).map_err(crate::journal::error::std_io("remove", &shared.path))
+            }
+        }
+    }
+}
+
+impl Writer {
+    fn check(&self) -> Result<(), JournalError> {
+        match &self.failed {
+            None => Ok(()),
+            Some(reason) => Err(JournalError::Failed { reason: reason.clone() }),
+        }
+    }
+
+    fn latch<T>(&mut self, result: Result<T, JournalError>) -> Result<T, JournalError> {
+        if let Err(error) = &result {
+            self.failed = Some(error.to_string());
+        }
+        result
+    }
+}

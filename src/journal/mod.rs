@@ -1,0 +1,23 @@
+//! The journal: a volume's changes in one order, durable, and the state that decides what may be forgotten.
+//!
+//! Records lie in segment files (SEGMENTS.md), one frame per group commit; everything small and transactional lies in
+//! SQLite (SCHEMA.md).
+//!
+//! Invariants:
+//! - A TID is given under the ring's lock, so the order of TIDs is the order of the log.
+//! - A change reserves room before the backing tree is touched; whoever holds a [`Reservation`] can record its change.
+//! - Readers see durable records only: otherwise a crash would leave a target ahead of its source.
+//! - A torn end is found, never guessed. A log that ends below what was known to be durable is damage.
+//! - After a failed write or sync nothing is tried again: the volume is Failed until it is opened anew.
+//! - Full rings and disks stop the writer who asks; a slow target never does: it loses its place in the log, and what it
+//!   missed becomes work.
+
+mod error;
+mod log;
+mod store;
+mod volume;
+
+pub use error::JournalError;
+pub use log::{Chunk, LogOptions, Position, SegmentLog, SegmentReader};
+pub use store::{EventRow, Level, NewWork, Store, TargetId, TargetRow, WorkKind, WorkReason, WorkRow, open_database};
+pub use volume::{Identity, Journal, JournalOptions, JournalReader, LastStop, Reservation};

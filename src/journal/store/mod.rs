@@ -1,0 +1,119 @@
+//! `state.db`: everything of a volume that is small and transactional. SCHEMA.md has the tables.
+
+mod database;
+mod events;
+mod schema;
+mod segments;
+mod targets;
+mod work;
+
+use std::path::Path;
+
+use parking_lot::Mutex;
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
+
+use super::error::{JournalError, sql};
+use crate::base::faults;
+
+pub use database::open_database;
+pub(super) use events::put_event;
+pub use events::{EventRow, Level};
+pub(super) use segments::{Sealed, SegmentRow};
+pub use targets::{TargetId, TargetRow};
+pub(super) use targets::{all_targets, lose_place};
+pub use work::{NewWork, WorkKind, WorkReason, WorkRow};
+
+/// The one connection to a volume's `state.db`. Every method is one short transaction, durable when it returns.
+pub struct Store {
+    /// Protects the connection. Rank: below the log's writer and the ring; no other lock is taken while it is held.
+    /// Held across one transaction (a disk sync), so nobody may want it while holding an object lock.
+    connection: Mutex<Connection>,
+}
+
+impl Store {
+    /// Opens or creates the database at `path`.
+    ///
+    /// # Errors
+    /// [`JournalError::Format`] for a newer schema; else as [`open_database`].
+    pub fn open(path: &Path) -> Result<Store, JournalError> {
+        let mut connection = open_database(path)?;
+        schema::prepare(&mut connection)?;
+        Ok(Store { connection: Mutex::new(connection) })
+    }
+
+    /// The value of `key`.
+    ///
+    /// # Errors
+    /// `Sqlite`, as for every method here.
+    pub fn meta_get(&self, key: &str) -> Result<Option<Vec<u8>>, JournalError> {
+        self.connection
+            .lock()
+            .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
+            .optional()
+            .map_err(sql("read meta"))
+    }
+
+    /// Sets `key`.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn meta_set(&self, key: &str, value: &[u8]) -> Result<(), JournalError> {
+        self.meta_set_all(&[(key, value)])
+    }
+
+    /// Sets several keys in one transaction.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn meta_set_all(&self, pairs: &[(&str, &[u8])]) -> Result<(), JournalError> {
+        self.write("write meta", |tx| put_meta(tx, pairs))
+    }
+
+    /// Runs `body` in one transaction that is durable when this returns.
+    pub(super) fn write<T>(
+        &self,
+        what: &'static str,
+        body: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, JournalError> {
+        faults::point("journal.sqlite").map_err(super::error::io(what, Path::new("state.db")))?;
+        let mut connection = self.connection.lock();
+        let run = || {
+            let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = body(&tx)?;
+            tx.commit()?;
+            Ok(value)
+        };
+        run().map_err(sql(what))
+    }
+
+    /// Runs `body` on the connection without a transaction.
+    fn read<T>(
+        &self,
+        what: &'static str,
+        body: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, JournalError> {
+        body(&self.connection.lock()).map_err(sql(what))
+    }
+}
+
+/// Sets keys of `meta`.
+pub(super) fn put_meta(tx: &Transaction<'_>, pairs: &[(&str, &[u8])]) -> rusqlite::Result<()> {
+    let mut statement = tx.prepare_cached(
+        "INSERT INTO meta (key, value) VALUES (?1, ?2)
+         ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+    )?;
+    for (key, value) in pairs {
+        statement.execute((key, value))?;
+    }
+    Ok(())
+}
+
+/// SQLite's integers are signed: a TID or offset is stored as the same 64 bits. Neither comes near 2^63.
+pub(super) fn to_sql(value: u64) -> i64 {
+    value as i64
+}
+
+/// The inverse of [`to_sql`].
+pub(super) fn from_sql(value: i64) -> u64 {
+    value as u64
+}

@@ -1,0 +1,220 @@
+//! Targets and their cursors.
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction};
+
+use super::work::{NewWork, put_compare_all, put_work};
+use super::{Store, from_sql, to_sql};
+use crate::base::{Tid, Timespec};
+use crate::journal::error::JournalError;
+
+/// Names a target within its volume, for the life of `state.db`; never used twice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct TargetId(pub i64);
+
+/// A target and its place.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TargetRow {
+    /// Its id.
+    pub id: TargetId,
+    /// Its name, unique in the volume.
+    pub name: String,
+    /// Where it is.
+    pub url: String,
+    /// A word of the operator's or the sender's: `active` when added.
+    pub state: String,
+    /// Durable in the target's inbox up to here.
+    pub received: Tid,
+    /// Durable in the target's tree up to here.
+    pub applied: Tid,
+    /// Whether the work of its initial mirror was queued.
+    pub mirrored: bool,
+    /// The last session's end, when it was an error.
+    pub last_error: Option<String>,
+    /// When the last ack came, nanoseconds since 1970.
+    pub last_ack_ns: Option<i64>,
+}
+
+const COLUMNS: &str = "id, name, url, state, received, applied, mirrored, last_error, last_ack_ns";
+
+impl Store {
+    /// Adds a target that has no place in the log yet: it holds no segment. [`Store::reset_target`] gives it a place and
+    /// work.
+    ///
+    /// # Errors
+    /// `Sqlite` also when the name is taken.
+    pub fn target_add(&self, name: &str, url: &str) -> Result<TargetId, JournalError> {
+        self.write("add target", |tx| {
+            tx.execute("INSERT INTO target (name, url) VALUES (?1, ?2)", (name, url))?;
+            Ok(TargetId(tx.last_insert_rowid()))
+        })
+    }
+
+    /// Adds a target with its cursor at `base` and `work` queued, in one transaction, so that trimming can never come
+    /// between. The target counts as mirrored: its initial work is queued. `base` must be durable: a cursor beyond the
+    /// end of the log is taken for damage of the log after a crash.
+    ///
+    /// # Errors
+    /// `Sqlite` also when the name is taken.
+    pub fn target_add_at(&self, name: &str, url: &str, base: Tid, work: &[NewWork]) -> Result<TargetId, JournalError> {
+        self.write("add target", |tx| {
+            tx.execute("INSERT INTO target (name, url) VALUES (?1, ?2)", (name, url))?;
+            let target = TargetId(tx.last_insert_rowid());
+            put_reset(tx, target, base, work)?;
+            Ok(target)
+        })
+    }
+
+    /// Removes a target and its work. Its place no longer holds the log.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn target_remove(&self, target: TargetId) -> Result<(), JournalError> {
+        self.write("remove target", |tx| {
+            tx.execute("DELETE FROM work WHERE target = ?1", [target.0])?;
+            tx.execute("DELETE FROM target WHERE id = ?1", [target.0])?;
+            Ok(())
+        })
+    }
+
+    /// All targets by id.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn targets(&self) -> Result<Vec<TargetRow>, JournalError> {
+        self.read("targets", all_targets)
+    }
+
+    /// The target called `name`.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn target(&self, name: &str) -> Result<Option<TargetRow>, JournalError> {
+        self.read("target", |connection| {
+            connection
+                .query_row(&format!("SELECT {COLUMNS} FROM target WHERE name = ?1"), [name], target_row)
+                .optional()
+        })
+    }
+
+    /// The target with this id.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn target_by_id(&self, target: TargetId) -> Result<Option<TargetRow>, JournalError> {
+        self.read("target", |connection| {
+            connection
+                .query_row(&format!("SELECT {COLUMNS} FROM target WHERE id = ?1"), [target.0], target_row)
+                .optional()
+        })
+    }
+
+    /// Moves the cursor. That it moves forward only is the caller's to check.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn cursor_set(&self, target: TargetId, received: Tid, applied: Tid) -> Result<(), JournalError> {
+        self.write("cursor", |tx| put_cursor(tx, target, received, applied))
+    }
+
+    /// Gives the target a new place and replaces all its work, in one transaction; it counts as mirrored from now on.
+    /// `base` must be durable, as for [`Store::target_add_at`].
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn reset_target(&self, target: TargetId, base: Tid, work: &[NewWork]) -> Result<(), JournalError> {
+        self.write("reset target", |tx| put_reset(tx, target, base, work))
+    }
+
+    /// Remembers how the last session ended; `None` clears it.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn target_error(&self, target: TargetId, error: Option<&str>) -> Result<(), JournalError> {
+        self.write("target error", |tx| {
+            tx.execute("UPDATE target SET last_error = ?2 WHERE id = ?1", (target.0, error))?;
+            Ok(())
+        })
+    }
+
+    /// Sets the target's state word (such as `active` or `paused`).
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn target_state(&self, target: TargetId, state: &str) -> Result<(), JournalError> {
+        self.write("target state", |tx| {
+            tx.execute("UPDATE target SET state = ?2 WHERE id = ?1", (target.0, state))?;
+            Ok(())
+        })
+    }
+}
+
+/// All targets, as part of a larger transaction.
+pub(in crate::journal) fn all_targets(connection: &Connection) -> rusqlite::Result<Vec<TargetRow>> {
+    let mut statement = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM target ORDER BY id"))?;
+    let rows = statement.query_map([], target_row)?;
+    rows.collect()
+}
+
+/// Sets a cursor as part of a larger transaction.
+pub(in crate::journal) fn put_cursor(
+    tx: &Transaction<'_>,
+    target: TargetId,
+    received: Tid,
+    applied: Tid,
+) -> rusqlite::Result<()> {
+    tx.prepare_cached("UPDATE target SET received = ?2, applied = ?3, last_ack_ns = ?4 WHERE id = ?1")?.execute((
+        target.0,
+        to_sql(received.0),
+        to_sql(applied.0),
+        Timespec::now().as_nanos(),
+    ))?;
+    Ok(())
+}
+
+/// As [`put_cursor`] for an ack: an ack that was under way while the cursor was moved on does not move it back.
+pub(in crate::journal) fn advance_cursor(
+    tx: &Transaction<'_>,
+    target: TargetId,
+    received: Tid,
+    applied: Tid,
+) -> rusqlite::Result<()> {
+    tx.prepare_cached(
+        "UPDATE target SET received = max(received, ?2), applied = max(applied, ?3), last_ack_ns = ?4
+         WHERE id = ?1",
+    )?
+    .execute((target.0, to_sql(received.0), to_sql(applied.0), Timespec::now().as_nanos()))?;
+    Ok(())
+}
+
+/// The target has lost its place: it goes on at `to`, at least, and its whole tree becomes compare work.
+pub(in crate::journal) fn lose_place(tx: &Transaction<'_>, target: &TargetRow, to: Tid) -> rusqlite::Result<()> {
+    tx.execute(
+        "UPDATE target SET received = max(received, ?2), applied = max(applied, ?2) WHERE id = ?1",
+        (target.id.0, to_sql(to.0)),
+    )?;
+    put_compare_all(tx, target.id, target.applied)
+}
+
+fn put_reset(tx: &Transaction<'_>, target: TargetId, base: Tid, work: &[NewWork]) -> rusqlite::Result<()> {
+    tx.execute(
+        "UPDATE target SET received = ?2, applied = ?2, mirrored = 1 WHERE id = ?1",
+        (target.0, to_sql(base.0)),
+    )?;
+    tx.execute("DELETE FROM work WHERE target = ?1", [target.0])?;
+    put_work(tx, target, work)?;
+    Ok(())
+}
+
+fn target_row(row: &Row<'_>) -> rusqlite::Result<TargetRow> {
+    Ok(TargetRow {
+        id: TargetId(row.get(0)?),
+        name: row.get(1)?,
+        url: row.get(2)?,
+        state: row.get(3)?,
+        received: Tid(from_sql(row.get(4)?)),
+        applied: Tid(from_sql(row.get(5)?)),
+        mirrored: row.get(6)?,
+        last_error: row.get(7)?,
+        last_ack_ns: row.get(8)?,
+    })
+}

@@ -1,0 +1,282 @@
+//! Work: the objects that a target must fetch or compare.
+
+use rusqlite::types::Type;
+use rusqlite::{Row, Transaction};
+
+use super::targets::advance_cursor;
+use super::{Store, TargetId, from_sql, to_sql};
+use crate::base::{Oid, Tid};
+use crate::journal::error::JournalError;
+
+/// What a row covers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum WorkKind {
+    /// A directory and everything below it.
+    Tree,
+    /// One object that is not a directory, whole.
+    Object,
+    /// `len` bytes of a file from `offset`.
+    Range,
+}
+
+/// Why it is work, which decides how it is done.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum WorkReason {
+    /// The target has nothing yet: send without comparing.
+    Mirror,
+    /// The target may have something else: compare, send what differs.
+    Verify,
+    /// The target asked for it.
+    Need,
+}
+
+/// A row to insert.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NewWork {
+    /// The object.
+    pub oid: Oid,
+    /// What of it.
+    pub kind: WorkKind,
+    /// Why.
+    pub reason: WorkReason,
+    /// First byte (0 for `Tree` and a whole `Object`).
+    pub offset: u64,
+    /// Bytes of a `Range`, else 0.
+    pub len: u64,
+    /// The target is not consistent at this TID or later while the row is there.
+    pub created_tid: Tid,
+}
+
+/// A row of the queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WorkRow {
+    /// Its number; higher is newer. Never used twice.
+    pub id: i64,
+    /// The object.
+    pub oid: Oid,
+    /// What of it.
+    pub kind: WorkKind,
+    /// Why.
+    pub reason: WorkReason,
+    /// First byte that is still to do.
+    pub offset: u64,
+    /// Bytes of a `Range` that are still to do, else 0.
+    pub len: u64,
+    /// The target is not consistent at this TID or later while the row is there.
+    pub created_tid: Tid,
+}
+
+impl NewWork {
+    /// The whole tree, from the root.
+    pub fn whole_tree(reason: WorkReason, created_tid: Tid) -> NewWork {
+        NewWork { oid: Oid::ROOT, kind: WorkKind::Tree, reason, offset: 0, len: 0, created_tid }
+    }
+}
+
+impl Store {
+    /// Up to `limit` rows, newest first (a tree walk then goes deep before wide, which keeps the queue short). `before`
+    /// is the last row of the page before; `None` starts at the newest.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn work_next(&self, target: TargetId, before: Option<i64>, limit: usize) -> Result<Vec<WorkRow>, JournalError> {
+        self.read("work", |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT seq, oid, kind, reason, \"offset\", len, created_tid FROM work
+                 WHERE target = ?1 AND seq < ?2 ORDER BY seq DESC LIMIT ?3",
+            )?;
+            let rows = statement.query_map((target.0, before.unwrap_or(i64::MAX), limit as i64), work_row)?;
+            rows.collect()
+        })
+    }
+
+    /// Adds rows; one that is there already stays as it is. Returns how many are new.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn work_insert(&self, target: TargetId, work: &[NewWork]) -> Result<usize, JournalError> {
+        self.write("insert work", |tx| put_work(tx, target, work))
+    }
+
+    /// A directory's row becomes rows for its children: deletes `done` and inserts `children` in one transaction.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn work_expand(&self, target: TargetId, done: i64, children: &[NewWork]) -> Result<(), JournalError> {
+        self.write("expand work", |tx| {
+            delete_work(tx, target, &[done])?;
+            put_work(tx, target, children)?;
+            Ok(())
+        })
+    }
+
+    /// What an ack changes, in one transaction: the cursor, which never goes back; `finished` rows go; rows in `progress` (id, first byte still
+    /// to do) shrink; `needs` are queued.
+    ///
+    /// # Errors
+    /// `Sqlite`; then nothing is changed.
+    pub fn ack(
+        &self,
+        target: TargetId,
+        received: Tid,
+        applied: Tid,
+        finished: &[i64],
+        progress: &[(i64, u64)],
+        needs: &[NewWork],
+    ) -> Result<(), JournalError> {
+        self.write("ack", |tx| {
+            advance_cursor(tx, target, received, applied)?;
+            delete_work(tx, target, finished)?;
+            shrink_work(tx, target, progress)?;
+            put_work(tx, target, needs)?;
+            Ok(())
+        })
+    }
+
+    /// Rows in the target's queue.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn work_count(&self, target: TargetId) -> Result<u64, JournalError> {
+        self.work_count_upto(target, Tid(i64::MAX as u64))
+    }
+
+    /// Rows that stand against being consistent at `tid`: those created at or before it.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn work_count_upto(&self, target: TargetId, tid: Tid) -> Result<u64, JournalError> {
+        let tid = tid.0.min(i64::MAX as u64);
+        self.read("count work", |connection| {
+            connection.query_row(
+                "SELECT count(*) FROM work WHERE target = ?1 AND created_tid <= ?2",
+                (target.0, to_sql(tid)),
+                |row| Ok(from_sql(row.get(0)?)),
+            )
+        })
+    }
+}
+
+/// Adds rows as part of a larger transaction; returns how many are new.
+///
+/// A range that begins where an older, shorter one begins replaces it under a new id: the older one may be under way,
+/// and its end must not take the longer one with it.
+pub(in crate::journal) fn put_work(
+    tx: &Transaction<'_>,
+    target: TargetId,
+    work: &[NewWork],
+) -> rusqlite::Result<usize> {
+    let mut shorter = tx.prepare_cached(
+        "DELETE FROM work WHERE target = ?1 AND oid = ?2 AND kind = ?3 AND \"offset\" = ?4 AND len < ?5",
+    )?;
+    let mut insert = tx.prepare_cached(
+        "INSERT OR IGNORE INTO work (target, oid, kind, \"offset\", len, reason, created_tid)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+    )?;
+    let mut inserted = 0;
+    for row in work {
+        let oid = row.oid.to_bytes();
+        let (kind, offset, len) = (kind_code(row.kind), to_sql(row.offset), to_sql(row.len));
+        shorter.execute((target.0, &oid[..], kind, offset, len))?;
+        inserted += insert.execute((
+            target.0,
+            &oid[..],
+            kind,
+            offset,
+            len,
+            reason_code(row.reason),
+            to_sql(row.created_tid.0),
+        ))?;
+    }
+    Ok(inserted)
+}
+
+/// Queues the whole tree for comparison anew, as part of a larger transaction. A root row that is there is replaced and
+/// gets a new id: it may be under way, and what it has read is older than what is lost now.
+pub(super) fn put_compare_all(tx: &Transaction<'_>, target: TargetId, created_tid: Tid) -> rusqlite::Result<()> {
+    let row = NewWork::whole_tree(WorkReason::Verify, created_tid);
+    let created: Option<i64> = tx.query_row(
+        "SELECT min(created_tid) FROM work WHERE target = ?1 AND oid = ?2 AND kind = ?3",
+        (target.0, &row.oid.to_bytes()[..], kind_code(row.kind)),
+        |found| found.get(0),
+    )?;
+    tx.execute(
+        "DELETE FROM work WHERE target = ?1 AND oid = ?2 AND kind = ?3",
+        (target.0, &row.oid.to_bytes()[..], kind_code(row.kind)),
+    )?;
+    let created_tid = created.map_or(created_tid, |old| created_tid.min(Tid(from_sql(old))));
+    put_work(tx, target, &[NewWork { created_tid, ..row }])?;
+    Ok(())
+}
+
+fn delete_work(tx: &Transaction<'_>, target: TargetId, rows: &[i64]) -> rusqlite::Result<()> {
+    let mut statement = tx.prepare_cached("DELETE FROM work WHERE target = ?1 AND seq = ?2")?;
+    for row in rows {
+        statement.execute((target.0, row))?;
+    }
+    Ok(())
+}
+
+/// A row whose new place is taken by another keeps its old one and is done again from there: repeated, never lost.
+fn shrink_work(tx: &Transaction<'_>, target: TargetId, progress: &[(i64, u64)]) -> rusqlite::Result<()> {
+    let mut statement = tx.prepare_cached(
+        "UPDATE OR IGNORE work
+         SET len = CASE WHEN len > 0 THEN max(0, \"offset\" + len - ?3) ELSE 0 END, \"offset\" = ?3
+         WHERE target = ?1 AND seq = ?2 AND \"offset\" < ?3",
+    )?;
+    for (row, offset) in progress {
+        statement.execute((target.0, row, to_sql(*offset)))?;
+    }
+    Ok(())
+}
+
+fn work_row(row: &Row<'_>) -> rusqlite::Result<WorkRow> {
+    Ok(WorkRow {
+        id: row.get(0)?,
+        oid: Oid::from_bytes(row.get::<_, [u8; Oid::LEN]>(1)?),
+        kind: kind_from(row.get(2)?)?,
+        reason: reason_from(row.get(3)?)?,
+        offset: from_sql(row.get(4)?),
+        len: from_sql(row.get(5)?),
+        created_tid: Tid(from_sql(row.get(6)?)),
+    })
+}
+
+fn kind_code(kind: WorkKind) -> i64 {
+    match kind {
+        WorkKind::Tree => 1,
+        WorkKind::Object => 2,
+        WorkKind::Range => 3,
+    }
+}
+
+fn kind_from(code: i64) -> rusqlite::Result<WorkKind> {
+    match code {
+        1 => Ok(WorkKind::Tree),
+        2 => Ok(WorkKind::Object),
+        3 => Ok(WorkKind::Range),
+        other => Err(unknown(2, "work.kind", other)),
+    }
+}
+
+fn reason_code(reason: WorkReason) -> i64 {
+    match reason {
+        WorkReason::Mirror => 1,
+        WorkReason::Verify => 2,
+        WorkReason::Need => 3,
+    }
+}
+
+fn reason_from(code: i64) -> rusqlite::Result<WorkReason> {
+    match code {
+        1 => Ok(WorkReason::Mirror),
+        2 => Ok(WorkReason::Verify),
+        3 => Ok(WorkReason::Need),
+        other => Err(unknown(3, "work.reason", other)),
+    }
+}
+
+fn unknown(column: usize, what: &'static str, value: i64) -> rusqlite::Error {
+    let cause = JournalError::Row { what, value: value.to_string() };
+    rusqlite::Error::FromSqlConversionFailure(column, Type::Integer, Box::new(cause))
+}

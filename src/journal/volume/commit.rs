@@ -1,0 +1,196 @@
+//! Group commit: whoever must wait writes everything that waits, in one go.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::MutexGuard;
+
+use super::mark::{self, Mark};
+use super::ring::{Batch, Leader, Ring};
+use super::{Core, Journal};
+use crate::base::Tid;
+use crate::journal::error::JournalError;
+
+/// How long a clean stop waits for changes that are under way.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Journal {
+    /// Returns when every record up to `upto` (at most the last given) is durable: at once when it is, else as the
+    /// leader of a group commit or behind the one that runs.
+    ///
+    /// # Errors
+    /// `Failed`: the records may or may not be on the disk, and the volume takes no more changes.
+    pub fn commit(&self, upto: Tid) -> Result<(), JournalError> {
+        let core = &*self.core;
+        let mut ring = core.ring.lock();
+        let upto = upto.min(ring.last);
+        while ring.durable < upto {
+            ring.sound()?;
+            match ring.leader {
+                Leader::None => core.lead_commit(&mut ring),
+                Leader::Busy => core.done.wait(&mut ring),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes no more changes, commits everything and writes down that the log ends here, so that the next open need not
+    /// compare anything. The caller has ended its changes before.
+    ///
+    /// # Errors
+    /// `Failed`, also when a change is still under way after ten seconds; then the stop is not clean.
+    pub fn close_clean(&self) -> Result<(), JournalError> {
+        let core = &*self.core;
+        {
+            let mut ring = core.ring.lock();
+            ring.sound()?;
+            ring.closed = true;
+        }
+        core.space.notify_all();
+        core.done.notify_all();
+        self.commit(Tid(u64::MAX))?;
+        core.wait_unused()?;
+        // Under the leader's role, so that the committer does not move the log's end meanwhile.
+        let mut ring = core.lead();
+        let tid = ring.last;
+        let written = MutexGuard::unlocked(&mut ring, || {
+            let mark = Mark::of(&core.log, tid);
+            core.store.write("clean stop", |tx| mark.put(tx, mark::Stop::Clean))
+        });
+        core.end_lead(&mut ring);
+        written
+    }
+}
+
+impl Core {
+    /// Waits until no change is under way, committing what comes.
+    fn wait_unused(&self) -> Result<(), JournalError> {
+        let until = Instant::now() + CLOSE_PATIENCE;
+        let mut ring = self.ring.lock();
+        while ring.in_use() {
+            ring.sound()?;
+            if ring.pending() > 0 && ring.leader == Leader::None {
+                self.lead_commit(&mut ring);
+            } else if self.space.wait_until(&mut ring, until).timed_out() {
+                return Err(JournalError::Failed { reason: "changes are still under way".to_owned() });
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until nobody else writes to the log, and takes that role.
+    pub(super) fn lead(&self) -> MutexGuard<'_, Ring> {
+        let mut ring = self.ring.lock();
+        while ring.leader == Leader::Busy {
+            self.done.wait(&mut ring);
+        }
+        ring.leader = Leader::Busy;
+        ring
+    }
+
+    /// Gives the role back.
+    pub(super) fn end_lead(&self, ring: &mut MutexGuard<'_, Ring>) {
+        ring.leader = Leader::None;
+        self.done.notify_all();
+        self.space.notify_all();
+        if ring.pending() > 0 || ring.rolled {
+            self.work.notify_one();
+        }
+    }
+
+    /// Commits everything that waits. The ring is unlocked meanwhile; nobody may be leading.
+    pub(super) fn lead_commit(&self, ring: &mut MutexGuard<'_, Ring>) {
+        ring.leader = Leader::Busy;
+        let mut batch = ring.take_batch();
+        let result = MutexGuard::unlocked(ring, || {
+            let before = self.log.end().segment;
+            let written = self.write_batch(&batch);
+            // Freed here and not under the lock: it may be megabytes in thousands of pieces.
+            drop(std::mem::take(&mut batch.records));
+            written.map(|()| (self.log.room(), self.log.end().segment != before))
+        });
+        match result {
+            Ok((room, rolled)) => {
+                ring.settle(&batch);
+                ring.room = room;
+                ring.rolled |= rolled;
+            }
+            Err(error) => self.fail(ring, &error),
+        }
+        ring.last_commit = Some(Instant::now());
+        self.end_lead(ring);
+    }
+
+    /// Allocates the next segment. The ring is unlocked meanwhile; nobody may be leading.
+    pub(super) fn lead_prepare(&self, ring: &mut MutexGuard<'_, Ring>) -> Result<(), JournalError> {
+        ring.leader = Leader::Busy;
+        let (prepared, room) = MutexGuard::unlocked(ring, || (self.log.prepare(), self.log.room()));
+        ring.room = room;
+        self.end_lead(ring);
+        prepared
+    }
+
+    /// Latches the volume: nothing is recorded, acknowledged or trimmed any more.
+    fn fail(&self, ring: &mut MutexGuard<'_, Ring>, error: &JournalError) {
+        tracing::error!(%error, "the journal has failed");
+        ring.failed.get_or_insert_with(|| error.to_string());
+    }
+
+    fn write_batch(&self, batch: &Batch) -> Result<(), JournalError> {
+        let most = self.log.max_body();
+        let mut parts: Vec<&[u8]> = Vec::with_capacity(batch.records.len());
+        let mut bytes = 0;
+        let mut tid = Tid(batch.first.0 - 1);
+        for record in &batch.records {
+            let record = record.bytes();
+            if bytes + record.len() > most {
+                self.write_frame(&parts, tid)?;
+                parts.clear();
+                bytes = 0;
+            }
+            parts.push(record);
+            bytes += record.len();
+            tid = tid.next();
+        }
+        self.write_frame(&parts, tid)?;
+        self.log.sync().map(drop)
+    }
+
+    /// Appends records with the TIDs that end with `last`.
+    fn write_frame(&self, parts: &[&[u8]], last: Tid) -> Result<(), JournalError> {
+        if parts.is_empty() {
+            return Ok(());
+        }
+        let first = Tid(last.0 - parts.len() as u64 + 1);
+        let count = parts.len() as u32;
+        self.log.append(self.log.last_tid(), first, last, count, parts).map(drop)
+    }
+
+    /// The committer's life: at once when the journal was idle, else every interval.
+    pub(super) fn run_committer(&self) {
+        let mut ring = self.ring.lock();
+        while !ring.stop {
+            if ring.failed.is_some() {
+                self.work.wait(&mut ring);
+            } else if ring.leader == Leader::Busy {
+                self.done.wait(&mut ring);
+            } else if ring.rolled {
+                ring.rolled = false;
+                MutexGuard::unlocked(&mut ring, || self.housekeep());
+            } else if ring.pending() == 0 {
+                self.work.wait(&mut ring);
+            } else {
+                self.commit_when_due(&mut ring);
+            }
+        }
+    }
+
+    fn commit_when_due(&self, ring: &mut MutexGuard<'_, Ring>) {
+        let due = ring.last_commit.map(|last| last + self.options.commit_interval);
+        match due {
+            Some(due) if Instant::now() < due => {
+                self.work.wait_until(ring, due);
+            }
+            _ => self.lead_commit(ring),
+        }
+    }
+}

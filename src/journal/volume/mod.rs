@@ -1,0 +1,186 @@
+//! A source's journal: the ring that gives TIDs, group commit, the log and the store together.
+
+mod commit;
+mod mark;
+mod open;
+mod reserve;
+mod retention;
+mod ring;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::Flock;
+use parking_lot::{Condvar, Mutex};
+
+use super::error::JournalError;
+use super::log::{Chunk, SegmentLog, SegmentReader};
+use super::store::Store;
+use crate::base::{EpochId, Space, Tid, VolumeUuid};
+use ring::Ring;
+
+pub use open::LastStop;
+pub use reserve::Reservation;
+
+/// Sizes and times.
+#[derive(Clone, Copy, Debug)]
+pub struct JournalOptions {
+    /// Size of a segment file in bytes, a multiple of 4096. No record can be longer than half of it: below 8 MiB some
+    /// changes that the kernel can ask for are refused.
+    pub segment_bytes: u64,
+    /// Most bytes of segments; above it the slowest targets lose their place.
+    pub cap_bytes: u64,
+    /// Most bytes of records that are not durable yet; at most half a segment counts.
+    pub ring_bytes: usize,
+    /// Longest time that a record waits for its commit under load.
+    pub commit_interval: Duration,
+}
+
+impl Default for JournalOptions {
+    fn default() -> JournalOptions {
+        JournalOptions {
+            segment_bytes: 64 << 20,
+            cap_bytes: 8 << 30,
+            ring_bytes: 32 << 20,
+            commit_interval: Duration::from_millis(20),
+        }
+    }
+}
+
+/// Whose journal it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// The volume.
+    pub volume: VolumeUuid,
+    /// The volume instance, for the oids of objects that are born here.
+    pub space: Space,
+    /// The current epoch.
+    pub epoch: EpochId,
+    /// Version of the record encoding.
+    pub format: u16,
+}
+
+/// A volume's journal, open for changes. One per directory: the lock file sees to that, until the journal and all its
+/// readers are dropped.
+pub struct Journal {
+    core: Arc<Core>,
+    /// The committer, until the journal is dropped.
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the journal, its readers and its committer thread share.
+struct Core {
+    identity: Identity,
+    options: JournalOptions,
+    log: SegmentLog,
+    store: Store,
+    /// Protects the order of TIDs, the records that wait and the room. Rank: below the object locks, above the log's
+    /// writer and the store in the sense that neither may be taken while it is held. Held for a few copies of words and
+    /// the checksum of one header; never across a system call, never while payload is copied.
+    ring: Mutex<Ring>,
+    /// Room was given back. With `ring`.
+    space: Condvar,
+    /// A commit ended, well or not. With `ring`.
+    done: Condvar,
+    /// The committer has something to do. With `ring`.
+    work: Condvar,
+    /// Only for its lock, which ends with it.
+    _lock: Flock<File>,
+}
+
+/// Reads the durable records after a place. Independent of the journal's locks; belongs to one thread.
+pub struct JournalReader {
+    core: Arc<Core>,
+    inner: SegmentReader,
+}
+
+impl Journal {
+    /// Whose journal it is.
+    pub fn identity(&self) -> Identity {
+        self.core.identity
+    }
+
+    /// Last TID given. Exact for a caller who holds the lock of the object in question.
+    pub fn last_tid(&self) -> Tid {
+        self.core.ring.lock().last
+    }
+
+    /// Every record up to here is on the disk.
+    pub fn durable_tid(&self) -> Tid {
+        self.core.ring.lock().durable
+    }
+
+    /// Waits until something after `tid` is durable, the journal fails or closes, or `timeout` has passed. Returns the
+    /// last durable TID.
+    pub fn wait_durable_past(&self, tid: Tid, timeout: Duration) -> Tid {
+        let until = Instant::now() + timeout;
+        let mut ring = self.core.ring.lock();
+        while ring.durable <= tid && ring.open().is_ok() {
+            if self.core.done.wait_until(&mut ring, until).timed_out() {
+                break;
+            }
+        }
+        ring.durable
+    }
+
+    /// Reads from the first record after `after`.
+    ///
+    /// # Errors
+    /// [`JournalError::Trimmed`] when `after` is older than what is kept.
+    pub fn reader(&self, after: Tid) -> Result<JournalReader, JournalError> {
+        Ok(JournalReader { core: Arc::clone(&self.core), inner: self.core.log.reader(after)? })
+    }
+
+    /// The oldest cursor that can be served: every record after it is there.
+    pub fn oldest_kept(&self) -> Tid {
+        self.core.log.oldest_kept()
+    }
+
+    /// Size of the segments in use, in bytes.
+    pub fn bytes_used(&self) -> u64 {
+        self.core.log.bytes_used()
+    }
+
+    /// Why the volume is Failed, if it is. Opening it anew clears that.
+    pub fn failed(&self) -> Option<String> {
+        self.core.ring.lock().failed.clone()
+    }
+
+    /// Targets, cursors, work and events.
+    pub fn store(&self) -> &Store {
+        &self.core.store
+    }
+}
+
+impl JournalReader {
+    /// The next durable records: at most `max_bytes` of them, but at least one. `None` when there is none yet; then
+    /// [`Journal::wait_durable_past`] waits.
+    ///
+    /// # Errors
+    /// [`JournalError::Trimmed`] when the cap has taken the reader's place. `Damaged` or `Record` when durable bytes are
+    /// not what was written; then every target that still needed them has been moved behind them, with compare work.
+    /// After any of these the cursor in the store says where to go on.
+    pub fn next_chunk(&mut self, max_bytes: usize) -> Result<Option<Chunk>, JournalError> {
+        let result = self.inner.next_chunk(Tid(u64::MAX), max_bytes);
+        if let Err(error @ (JournalError::Damaged { .. } | JournalError::Record { .. })) = &result {
+            self.core.skip_damage(self.inner.at(), &error.to_string())?;
+        }
+        result
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.core.ring.lock().stop = true;
+        self.core.work.notify_all();
+        self.core.done.notify_all();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

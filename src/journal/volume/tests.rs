@@ -1,0 +1,252 @@
+//! The journal of a volume: commits by many threads, retention, the store.
+
+mod recovery;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::{Journal, JournalOptions, LastStop};
+use crate::base::{Oid, Tid};
+use crate::journal::{JournalError, NewWork, TargetId, WorkKind, WorkReason};
+use crate::record::{Draft, Op, RecordIter};
+
+fn options() -> JournalOptions {
+    JournalOptions {
+        segment_bytes: 256 << 10,
+        cap_bytes: 1 << 30,
+        ring_bytes: 64 << 10,
+        commit_interval: Duration::from_millis(2),
+    }
+}
+
+fn open(dir: &TempDir) -> (Arc<Journal>, LastStop) {
+    Journal::open(dir.path(), options()).unwrap()
+}
+
+fn draft(payload: usize) -> Draft {
+    let op = Op::Write { offset: 0, attrs: Default::default() };
+    Draft::new(Oid::ROOT, &op, &vec![1; payload])
+}
+
+fn change(journal: &Journal, payload: usize) -> Tid {
+    let draft = draft(payload);
+    journal.reserve(draft.len_bytes()).unwrap().commit(draft)
+}
+
+/// Changes until the log is in segment `no`.
+fn fill_to(journal: &Journal, no: u64) {
+    while journal.core.log.end().segment < no {
+        change(journal, 20_000);
+        journal.commit(journal.last_tid()).unwrap();
+    }
+}
+
+fn target_at(journal: &Journal, name: &str, base: Tid) -> TargetId {
+    journal.store().target_add_at(name, "local:/x", base, &[]).unwrap()
+}
+
+fn tids(journal: &Journal, after: Tid) -> Vec<Tid> {
+    let mut reader = journal.reader(after).unwrap();
+    let mut tids = Vec::new();
+    while let Some(chunk) = reader.next_chunk(1 << 20).unwrap() {
+        tids.extend(RecordIter::new(&chunk.body).map(|record| record.unwrap().tid));
+    }
+    tids
+}
+
+/// Waits until `done` says so; the committer's housekeeping runs beside the test.
+fn eventually(mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < until, "it did not happen in 20 seconds");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn unclean_reason(stop: LastStop) -> String {
+    match stop {
+        LastStop::Unclean { reason } => reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn compares_everything(journal: &Journal, target: TargetId) -> bool {
+    let work = journal.store().work_next(target, None, 10).unwrap();
+    work.iter().any(|row| (row.oid, row.kind, row.reason) == (Oid::ROOT, WorkKind::Tree, WorkReason::Verify))
+}
+
+#[test]
+fn many_threads_lose_nothing_and_tids_are_in_order() {
+    let dir = TempDir::new().unwrap();
+    let (journal, stop) = open(&dir);
+    assert_eq!(stop, LastStop::New);
+    target_at(&journal, "keeps-all", Tid::ZERO);
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let journal = &journal;
+            scope.spawn(move || {
+                for change_no in 0..400 {
+                    let tid = change(journal, 100 + thread * 300);
+                    if change_no % 16 == thread {
+                        journal.commit(tid).unwrap();
+                        assert!(journal.durable_tid() >= tid);
+                    }
+                }
+            });
+        }
+    });
+    journal.commit(journal.last_tid()).unwrap();
+    let wanted: Vec<Tid> = (1..=3200).map(Tid).collect();
+    assert_eq!(tids(&journal, Tid::ZERO), wanted);
+    assert!(!journal.core.ring.lock().in_use());
+    journal.close_clean().unwrap();
+    drop(journal);
+    let (journal, stop) = open(&dir);
+    assert_eq!(stop, LastStop::Clean);
+    assert_eq!(tids(&journal, Tid::ZERO), wanted);
+    assert_eq!(change(&journal, 10), Tid(3201));
+}
+
+#[test]
+fn the_committer_makes_records_durable_without_being_asked() {
+    let dir = TempDir::new().unwrap();
+    let (journal, _) = open(&dir);
+    for _ in 0..5 {
+        let tid = change(&journal, 10);
+        let durable = journal.wait_durable_past(Tid(tid.0 - 1), Duration::from_secs(10));
+        assert!(durable >= tid);
+    }
+    let start = Instant::now();
+    assert_eq!(journal.wait_durable_past(Tid(5), Duration::from_millis(20)), Tid(5));
+    assert!(start.elapsed() >= Duration::from_millis(20));
+}
+
+#[test]
+fn a_reservation_that_is_not_used_gives_its_room_back() {
+    let dir = TempDir::new().unwrap();
+    let (journal, _) = open(&dir);
+    for _ in 0..100 {
+        drop(journal.reserve(60_000).unwrap());
+    }
+    assert!(matches!(journal.reserve(options().ring_bytes + 1), Err(JournalError::TooLarge { .. })));
+    let held = journal.reserve(60_000).unwrap();
+    let waiter = {
+        let journal = Arc::clone(&journal);
+        std::thread::spawn(move || change(&journal, 30_000))
+    };
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(!waiter.is_finished());
+    drop(held);
+    assert_eq!(waiter.join().unwrap(), Tid(1));
+}
+
+#[test]
+fn only_one_opener_and_nobody_else_can_read_it() {
+    let dir = TempDir::new().unwrap();
+    let (journal, _) = open(&dir);
+    assert!(matches!(Journal::open(dir.path(), options()), Err(JournalError::Busy { .. })));
+    let mode = |name: &str| {
+        let path = dir.path().join(name);
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    };
+    assert_eq!(mode("seg"), 0o700);
+    for name in ["state.db", "state.db-wal", "lock", "seg/00000001.seg"] {
+        assert_eq!(mode(name), 0o600, "{name}");
+    }
+    drop(journal);
+    open(&dir);
+}
+
+#[test]
+fn trimming_waits_for_the_slowest_target() {
+    let dir = TempDir::new().unwrap();
+    let (journal, _) = open(&dir);
+    let store = journal.store();
+    let (fast, slow) = (target_at(&journal, "fast", Tid::ZERO), target_at(&journal, "slow", Tid::ZERO));
+    fill_to(&journal, 5);
+    let last = journal.last_tid();
+    store.ack(fast, last, last, &[], &[], &[]).unwrap();
+    store.ack(slow, last, Tid(1), &[], &[], &[]).unwrap();
+    journal.trim().unwrap();
+    assert_eq!(journal.oldest_kept(), Tid::ZERO);
+    let end = journal.core.log.oldest_sealed_end().unwrap();
+    store.ack(slow, last, end, &[], &[], &[]).unwrap();
+    journal.trim().unwrap();
+    assert_eq!(journal.oldest_kept(), end);
+    store.target_remove(slow).unwrap();
+    journal.trim().unwrap();
+    assert_eq!(journal.bytes_used(), options().segment_bytes);
+    drop(journal);
+    assert_eq!(unclean_reason(open(&dir).1), "the last stop was not clean");
+}
+
+#[test]
+fn above_the_cap_the_slowest_target_loses_its_place_and_nobody_waits() {
+    let dir = TempDir::new().unwrap();
+    let options = JournalOptions { cap_bytes: 3 * options().segment_bytes, ..options() };
+    let (journal, _) = Journal::open(dir.path(), options).unwrap();
+    let (fast, slow) = (target_at(&journal, "fast", Tid::ZERO), target_at(&journal, "slow", Tid::ZERO));
+    for no in 2..9 {
+        fill_to(&journal, no);
+        let last = journal.durable_tid();
+        journal.store().ack(fast, last, last, &[], &[], &[]).unwrap();
+        eventually(|| journal.bytes_used() <= options.cap_bytes);
+    }
+    assert!(compares_everything(&journal, slow));
+    assert_eq!(journal.store().work_count(slow).unwrap(), 1);
+    assert!(!compares_everything(&journal, fast));
+    let row = journal.store().target("slow").unwrap().unwrap();
+    assert_eq!(row.applied, journal.oldest_kept());
+    assert_eq!(tids(&journal, row.applied).last(), Some(&journal.last_tid()));
+    // Its tree cannot be called consistent at any TID that it had not applied before.
+    assert_eq!(journal.store().work_count_upto(slow, Tid(1)).unwrap(), 1);
+    assert!(journal.store().events(5).unwrap()[0].text.contains("slow had applied"));
+    // Files are recycled: those of the cap and a few free ones.
+    assert!(fs::read_dir(dir.path().join("seg")).unwrap().count() <= 8);
+}
+
+#[test]
+fn work_rows_live_by_their_rules() {
+    let dir = TempDir::new().unwrap();
+    let (journal, _) = open(&dir);
+    let store = journal.store();
+    let target = target_at(&journal, "a", Tid::ZERO);
+    let range = |offset, len, created| NewWork {
+        oid: Oid::ROOT,
+        kind: WorkKind::Range,
+        reason: WorkReason::Need,
+        offset,
+        len,
+        created_tid: Tid(created),
+    };
+    assert_eq!(store.work_insert(target, &[range(0, 10, 1), range(50, 10, 2)]).unwrap(), 2);
+    assert_eq!(store.work_insert(target, &[range(0, 10, 3)]).unwrap(), 0);
+    let rows = store.work_next(target, None, 10).unwrap();
+    assert_eq!(rows.iter().map(|r| r.offset).collect::<Vec<_>>(), [50, 0]);
+    assert_eq!(store.work_next(target, Some(rows[0].id), 10).unwrap(), rows[1..]);
+
+    // Progress shrinks a row; a longer range that begins at the same place is a new row.
+    store.ack(target, Tid(4), Tid(3), &[rows[0].id], &[(rows[1].id, 4)], &[range(4, 20, 5)]).unwrap();
+    let now = store.work_next(target, None, 10).unwrap();
+    assert_eq!((now.len(), now[0].offset, now[0].len), (1, 4, 20));
+    assert!(now[0].id > rows[0].id);
+    assert_eq!(store.work_count_upto(target, Tid(4)).unwrap(), 0);
+    assert_eq!(store.work_count_upto(target, Tid(5)).unwrap(), 1);
+
+    let whole = NewWork::whole_tree(WorkReason::Mirror, Tid(9));
+    store.reset_target(target, Tid(9), &[whole]).unwrap();
+    let row = store.target("a").unwrap().unwrap();
+    assert_eq!((row.received, row.applied, row.mirrored), (Tid(9), Tid(9), true));
+    // An ack that was under way does not move the cursor back.
+    store.ack(target, Tid(4), Tid(4), &[], &[], &[]).unwrap();
+    assert_eq!(store.target("a").unwrap().unwrap().received, Tid(9));
+    let tree = store.work_next(target, None, 10).unwrap()[0].id;
+    store.work_expand(target, tree, &[range(1, 1, 9), range(2, 1, 9)]).unwrap();
+    assert_eq!(store.work_count(target).unwrap(), 2);
+    store.target_remove(target).unwrap();
+    assert_eq!(store.targets().unwrap(), []);
+}

@@ -1,0 +1,386 @@
+//! The messages of a session.
+
+use crate::base::{EpochId, Oid, Tid, VolumeUuid};
+use crate::record::{DecodeError, FieldReader, FieldWriter};
+
+/// What the source says first.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hello {
+    /// Protocol version it speaks.
+    pub version: u16,
+    /// The volume it wants to replicate.
+    pub volume: VolumeUuid,
+    /// The run of history its TIDs belong to.
+    pub epoch: EpochId,
+    /// Last TID that is durable at the source.
+    pub durable: Tid,
+    /// Name of the volume, for people.
+    pub label: String,
+}
+
+/// What the target's tree is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ReplicaState {
+    /// It has nothing yet: an empty directory, or one that is taken over.
+    Fresh,
+    /// It is a replica of this volume.
+    Replica,
+    /// A directory with files that an operator allowed to be taken over.
+    Adopted,
+}
+
+/// What the target answers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HelloReply {
+    /// Protocol version it speaks.
+    pub version: u16,
+    /// Unique id of this copy.
+    pub replica: VolumeUuid,
+    /// What its tree is.
+    pub state: ReplicaState,
+    /// Last TID that is durable in its inbox.
+    pub received: Tid,
+    /// Last TID that is durable in its tree.
+    pub applied: Tid,
+}
+
+/// Something the target must have to go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Need {
+    /// The object.
+    pub oid: Oid,
+    /// First byte of the range, 0 with `len` 0 for the whole object.
+    pub offset: u64,
+    /// Length of the range; 0 for the whole object.
+    pub len: u64,
+}
+
+/// How far the target is. All positions are cumulative.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Ack {
+    /// Every batch up to this one was taken in (in the inbox, or applied): it no longer fills the window.
+    pub batch_taken: u64,
+    /// Every batch up to this one is durable in the tree.
+    pub batch_durable: u64,
+    /// Last TID durable in the inbox.
+    pub received: Tid,
+    /// Last TID durable in the tree.
+    pub applied: Tid,
+    /// Objects that could not be brought to their state, with the errno of the first.
+    pub blocked: u32,
+    /// Errno of the first blocked object, else 0.
+    pub blocked_errno: i32,
+    /// What the target must be sent.
+    pub needs: Vec<Need>,
+}
+
+/// Why a session is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RefuseCode {
+    /// Another session is there.
+    Busy,
+    /// The target belongs to another volume, or is not a replica and not empty.
+    Wrong,
+    /// The versions do not fit.
+    Version,
+    /// The target cannot go on (disk full, I/O error).
+    Failed,
+}
+
+/// One message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(missing_docs)] // each variant names its fields
+pub enum Message {
+    /// Source: who I am.
+    Hello(Hello),
+    /// Target: who I am and where I stand.
+    HelloReply(HelloReply),
+    /// Either: no, and why.
+    Refuse { code: RefuseCode, text: String },
+    /// Source: the next record follows TID `after`. `jump` when the target must take that as its position although it
+    /// did not receive everything up to there (the difference comes as state).
+    Start { after: Tid, jump: bool },
+    /// Source: records, encoded one behind the other. `prev` is the TID before the first.
+    Records { batch: u64, prev: Tid, first: Tid, last: Tid, count: u32, body: Vec<u8> },
+    /// Source: state records, encoded one behind the other. They go where they stand in the stream.
+    State { batch: u64, body: Vec<u8> },
+    /// Target: how far I am.
+    Ack(Ack),
+    /// Source: make everything durable now and say so.
+    Flush,
+    /// Either: are you there?
+    Ping,
+    /// Either: yes.
+    Pong,
+    /// Source: the session is over.
+    Bye,
+}
+
+/// Most needs in one ack.
+const MAX_NEEDS: u32 = 4096;
+const MAX_TEXT_BYTES: usize = 1024;
+
+impl Message {
+    /// Number of the kind in the frame header.
+    pub fn kind(&self) -> u8 {
+        match self {
+            Message::Hello(_) => 1,
+            Message::HelloReply(_) => 2,
+            Message::Refuse { .. } => 3,
+            Message::Start { .. } => 4,
+            Message::Records { .. } => 5,
+            Message::State { .. } => 6,
+            Message::Ack(_) => 7,
+            Message::Flush => 8,
+            Message::Ping => 9,
+            Message::Pong => 10,
+            Message::Bye => 11,
+        }
+    }
+
+    /// The frame body.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = FieldWriter::default();
+        match self {
+            Message::Hello(hello) => hello.encode(&mut out),
+            Message::HelloReply(reply) => reply.encode(&mut out),
+            Message::Refuse { code, text } => {
+                out.u8(*code as u8);
+                out.short_bytes(clip(text));
+            }
+            Message::Start { after, jump } => {
+                out.u64(after.0);
+                out.u8(u8::from(*jump));
+            }
+            Message::Records { batch, prev, first, last, count, body } => {
+                out.0.reserve(body.len() + 40);
+                out.u64(*batch);
+                out.u64(prev.0);
+                out.u64(first.0);
+                out.u64(last.0);
+                out.u32(*count);
+                out.0.extend_from_slice(body);
+            }
+            Message::State { batch, body } => {
+                out.0.reserve(body.len() + 8);
+                out.u64(*batch);
+                out.0.extend_from_slice(body);
+            }
+            Message::Ack(ack) => ack.encode(&mut out),
+            Message::Flush | Message::Ping | Message::Pong | Message::Bye => {}
+        }
+        out.0
+    }
+
+    /// The inverse of [`Message::encode`].
+    ///
+    /// # Errors
+    /// [`DecodeError`] says what is wrong where.
+    pub fn decode(kind: u8, mut body: Vec<u8>) -> Result<Message, DecodeError> {
+        let mut r = FieldReader::new(&body);
+        let message = match kind {
+            1 => Message::Hello(Hello::decode(&mut r)?),
+            2 => Message::HelloReply(HelloReply::decode(&mut r)?),
+            3 => Message::Refuse { code: refuse_code(&mut r)?, text: text(&mut r)? },
+            4 => Message::Start { after: Tid(r.u64("after")?), jump: r.flag("jump")? },
+            5 => {
+                let (batch, prev) = (r.u64("batch")?, Tid(r.u64("previous TID")?));
+                let (first, last, count) = (Tid(r.u64("first TID")?), Tid(r.u64("last TID")?), r.u32("count")?);
+                if !(prev < first && first <= last) {
+                    return Err(DecodeError::Value { what: "first TID", offset: 16, value: first.0 });
+                }
+                let at = r.offset();
+                return Ok(Message::Records { batch, prev, first, last, count, body: body.split_off(at) });
+            }
+            6 => {
+                let batch = r.u64("batch")?;
+                let at = r.offset();
+                return Ok(Message::State { batch, body: body.split_off(at) });
+            }
+            7 => Message::Ack(Ack::decode(&mut r)?),
+            8 => Message::Flush,
+            9 => Message::Ping,
+            10 => Message::Pong,
+            11 => Message::Bye,
+            _ => {
+                return Err(DecodeError::Value { what: "message kind", offset: 0, value: u64::from(kind) });
+            }
+        };
+        r.end()?;
+        Ok(message)
+    }
+}
+
+impl Hello {
+    fn encode(&self, out: &mut FieldWriter) {
+        out.u16(self.version);
+        out.0.extend_from_slice(&self.volume.0);
+        out.0.extend_from_slice(&self.epoch.0);
+        out.u64(self.durable.0);
+        out.short_bytes(clip(&self.label));
+    }
+
+    fn decode(r: &mut FieldReader<'_>) -> Result<Hello, DecodeError> {
+        Ok(Hello {
+            version: r.u16("version")?,
+            volume: VolumeUuid(r.fixed("volume")?),
+            epoch: EpochId(r.fixed("epoch")?),
+            durable: Tid(r.u64("durable TID")?),
+            label: text(r)?,
+        })
+    }
+}
+
+impl HelloReply {
+    fn encode(&self, out: &mut FieldWriter) {
+        out.u16(self.version);
+        out.0.extend_from_slice(&self.replica.0);
+        out.u8(self.state as u8);
+        out.u64(self.received.0);
+        out.u64(self.applied.0);
+    }
+
+    fn decode(r: &mut FieldReader<'_>) -> Result<HelloReply, DecodeError> {
+        let version = r.u16("version")?;
+        let replica = VolumeUuid(r.fixed("replica")?);
+        let offset = r.offset();
+        let state = match r.u8("state")? {
+            0 => ReplicaState::Fresh,
+            1 => ReplicaState::Replica,
+            2 => ReplicaState::Adopted,
+            other => {
+                return Err(DecodeError::Value { what: "state", offset, value: u64::from(other) });
+            }
+        };
+        let (received, applied) = (Tid(r.u64("received")?), Tid(r.u64("applied")?));
+        Ok(HelloReply { version, replica, state, received, applied })
+    }
+}
+
+impl Ack {
+    fn encode(&self, out: &mut FieldWriter) {
+        out.u64(self.batch_taken);
+        out.u64(self.batch_durable);
+        out.u64(self.received.0);
+        out.u64(self.applied.0);
+        out.u32(self.blocked);
+        out.u32(self.blocked_errno as u32);
+        out.u32(self.needs.len() as u32);
+        for need in &self.needs {
+            out.oid(need.oid);
+            out.u64(need.offset);
+            out.u64(need.len);
+        }
+    }
+
+    fn decode(r: &mut FieldReader<'_>) -> Result<Ack, DecodeError> {
+        let (batch_taken, batch_durable) = (r.u64("batch taken")?, r.u64("batch durable")?);
+        let (received, applied) = (Tid(r.u64("received")?), Tid(r.u64("applied")?));
+        let (blocked, blocked_errno) = (r.u32("blocked")?, r.u32("errno")? as i32);
+        let count = r.bounded_u32("need count", MAX_NEEDS)?;
+        let needs = (0..count)
+            .map(|_| Ok(Need { oid: r.oid("need")?, offset: r.file_u64("offset")?, len: r.file_u64("length")? }))
+            .collect::<Result<_, DecodeError>>()?;
+        Ok(Ack { batch_taken, batch_durable, received, applied, blocked, blocked_errno, needs })
+    }
+}
+
+impl Ack {
+    /// Most needs that one ack can carry; the rest goes with the next.
+    pub const MAX_NEEDS: usize = MAX_NEEDS as usize;
+}
+
+fn refuse_code(r: &mut FieldReader<'_>) -> Result<RefuseCode, DecodeError> {
+    let offset = r.offset();
+    match r.u8("reason")? {
+        0 => Ok(RefuseCode::Busy),
+        1 => Ok(RefuseCode::Wrong),
+        2 => Ok(RefuseCode::Version),
+        3 => Ok(RefuseCode::Failed),
+        other => Err(DecodeError::Value { what: "reason", offset, value: u64::from(other) }),
+    }
+}
+
+fn clip(text: &str) -> &[u8] {
+    let bytes = text.as_bytes();
+    &bytes[..bytes.len().min(MAX_TEXT_BYTES)]
+}
+
+/// Text from a peer is shown to people: control characters do not get through.
+fn text(r: &mut FieldReader<'_>) -> Result<String, DecodeError> {
+    let offset = r.offset();
+    let bytes = r.short_bytes("text")?;
+    if bytes.len() > MAX_TEXT_BYTES {
+        return Err(DecodeError::Value { what: "text length", offset, value: bytes.len() as u64 });
+    }
+    Ok(String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { '?' } else { c }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Space;
+
+    fn samples() -> Vec<Message> {
+        let oid = Oid { space: Space(9), generation: 8, ino: 7 };
+        vec![
+            Message::Hello(Hello {
+                version: 1,
+                volume: VolumeUuid([1; 16]),
+                epoch: EpochId([2; 16]),
+                durable: Tid(77),
+                label: "data".into(),
+            }),
+            Message::HelloReply(HelloReply {
+                version: 1,
+                replica: VolumeUuid([3; 16]),
+                state: ReplicaState::Replica,
+                received: Tid(5),
+                applied: Tid(4),
+            }),
+            Message::Refuse { code: RefuseCode::Wrong, text: "no".into() },
+            Message::Start { after: Tid(6), jump: true },
+            Message::Records { batch: 1, prev: Tid(6), first: Tid(7), last: Tid(9), count: 3, body: vec![1, 2, 3] },
+            Message::State { batch: 2, body: vec![4, 5] },
+            Message::Ack(Ack {
+                batch_taken: 2,
+                batch_durable: 1,
+                received: Tid(9),
+                applied: Tid(7),
+                blocked: 1,
+                blocked_errno: 27,
+                needs: vec![Need { oid, offset: 0, len: 0 }],
+            }),
+            Message::Flush,
+            Message::Ping,
+            Message::Pong,
+            Message::Bye,
+        ]
+    }
+
+    #[test]
+    fn every_message_round_trips() {
+        for message in samples() {
+            assert_eq!(Message::decode(message.kind(), message.encode()), Ok(message));
+        }
+    }
+
+    #[test]
+    fn a_cut_message_is_an_error_and_never_a_panic() {
+        for message in samples() {
+            let body = message.encode();
+            let keeps_rest = matches!(message, Message::Records { .. } | Message::State { .. });
+            for len in 0..body.len() {
+                let outcome = Message::decode(message.kind(), body[..len].to_vec());
+                assert!(outcome.is_err() || keeps_rest, "{message:?} cut at {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn text_from_a_peer_cannot_reach_the_terminal_raw() {
+        let message = Message::Refuse { code: RefuseCode::Busy, text: "a\x1b[2Jb".into() };
+        let decoded = Message::decode(message.kind(), message.encode()).unwrap();
+        assert_eq!(decoded, Message::Refuse { code: RefuseCode::Busy, text: "a?[2Jb".into() });
+    }
+}

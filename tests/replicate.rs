@@ -1,0 +1,176 @@
+//! The whole path: a mounted volume replicated to a local target by the real program.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics with the reason")]
+
+mod support;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use support::host::Host;
+use support::scratch::{FileSystem, Scratch};
+use support::workload::{Workload, worker_was_asked};
+use support::{ops, trees};
+
+const PROCESSES: u64 = 4;
+const OPS: u64 = 10_000;
+const WAIT_SECONDS: u32 = 300;
+/// For what travels when nothing changed: handshakes, heartbeats, positions.
+const QUIET_BYTES: u64 = 8 * 1024;
+
+/// A volume `data` with one target, mounted and mirrored. The fields are dropped in this order: host first.
+struct Pair {
+    host: Host,
+    source: PathBuf,
+    target: PathBuf,
+    _scratch: Scratch,
+}
+
+impl Pair {
+    /// On a filesystem of its own, with what `prepare` puts into the source before the volume exists.
+    fn new(kind: FileSystem, prepare: impl FnOnce(&PathBuf)) -> Pair {
+        let scratch = Scratch::with_size(kind, 4096);
+        let (source, target) = (scratch.dir("source"), scratch.dir("target"));
+        prepare(&source);
+        let mut host = Host::new();
+        host.define_volume("data", &source);
+        host.start_and_mount();
+        host.define_target("data", &target);
+        Pair { host, source, target, _scratch: scratch }
+    }
+
+    fn mirrored(kind: FileSystem, prepare: impl FnOnce(&PathBuf)) -> Pair {
+        let pair = Pair::new(kind, prepare);
+        pair.wait();
+        pair
+    }
+
+    fn wait(&self) {
+        self.host.wait("data", WAIT_SECONDS);
+    }
+
+    fn bytes_sent(&self) -> u64 {
+        self.host.bytes_sent("data")
+    }
+
+    /// Bytes and changes that `change` costs, up to the moment the target has it.
+    fn cost(&self, change: impl FnOnce()) -> (u64, u64) {
+        self.wait();
+        let (bytes, tid) = (self.bytes_sent(), self.host.tid("data"));
+        change();
+        self.wait();
+        (self.bytes_sent() - bytes, self.host.tid("data") - tid)
+    }
+
+    /// Stops the daemon and compares what is left on both sides.
+    fn stop_and_compare(mut self, context: &str) {
+        self.wait();
+        self.host.stop();
+        trees::assert_equal(&self.source, &self.target, context);
+    }
+}
+
+/// Not asked to be a worker, this checks the workload itself against native filesystems.
+#[test]
+fn workload_worker() {
+    if worker_was_asked() {
+        return;
+    }
+    for kind in [FileSystem::Ext4, FileSystem::Xfs, FileSystem::Btrfs] {
+        let scratch = Scratch::new(kind);
+        let done = Workload::start(&scratch.dir("native"), 1, PROCESSES, OPS).finish();
+        let never: Vec<_> = ops::kinds().filter(|name| !done.contains_key(*name)).collect();
+        assert!(never.is_empty(), "{kind:?}: these changes never succeeded: {never:?}");
+    }
+}
+
+/// How many seeds each filesystem gets: `DTFS_SEEDS` (20 before a release), by default a few. `DTFS_SEED` names one.
+fn seeds(default: u64) -> Vec<u64> {
+    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    match number("DTFS_SEED") {
+        Some(seed) => vec![seed],
+        None => (1..=number("DTFS_SEEDS").unwrap_or(default)).collect(),
+    }
+}
+
+/// A workload fills the source, a second one runs during the initial mirror, a third one after it.
+fn random_workload(kind: FileSystem, seed: u64) {
+    let pair = Pair::new(kind, |source| {
+        Workload::start(source, seed ^ 0x5eed, PROCESSES, 2_000).finish();
+        trees::fill(&source.join("many"), 2_000);
+    });
+    Workload::start(&pair.source, seed, PROCESSES, OPS).finish();
+    pair.wait();
+    Workload::start(&pair.source, seed.wrapping_add(1_000_000), PROCESSES, OPS / 4).finish();
+    pair.stop_and_compare(&format!("{kind:?}, seed {seed} (DTFS_SEED={seed} repeats it)"));
+}
+
+#[test]
+fn random_workload_on_ext4() {
+    seeds(2).into_iter().for_each(|seed| random_workload(FileSystem::Ext4, seed));
+}
+
+#[test]
+fn random_workload_on_xfs() {
+    seeds(2).into_iter().for_each(|seed| random_workload(FileSystem::Xfs, seed));
+}
+
+#[test]
+fn random_workload_on_btrfs() {
+    seeds(1).into_iter().for_each(|seed| random_workload(FileSystem::Btrfs, seed));
+}
+
+#[test]
+fn appending_a_kilobyte_to_a_gigabyte_sends_little() {
+    let pair = Pair::mirrored(FileSystem::Ext4, |source| {
+        let file = File::create(source.join("big")).unwrap();
+        file.set_len(1 << 30).unwrap();
+        for mib in [0, 500, 1023] {
+            file.write_all_at(&[7; 4096], mib << 20).unwrap();
+        }
+    });
+    let (bytes, _) = pair.cost(|| {
+        let mut file = File::options().append(true).open(pair.source.join("big")).unwrap();
+        file.write_all(&[9; 1024]).unwrap();
+    });
+    assert!(bytes < 8 * 1024, "{bytes} bytes were sent for 1 KiB");
+    assert!(bytes > 0, "the counter does not move: it proves nothing");
+    pair.stop_and_compare("append");
+}
+
+#[test]
+fn renaming_a_directory_of_ten_thousand_files_is_one_record() {
+    let pair = Pair::mirrored(FileSystem::Ext4, |source| trees::fill(&source.join("before"), 10_000));
+    let (bytes, changes) = pair.cost(|| fs::rename(pair.source.join("before"), pair.source.join("after")).unwrap());
+    assert_eq!(changes, 1, "a rename takes one TID");
+    assert!(bytes < QUIET_BYTES, "{bytes} bytes were sent for one rename");
+    pair.stop_and_compare("rename");
+}
+
+#[test]
+fn a_daemon_that_stops_and_starts_mirrors_nothing_again() {
+    let mut pair = Pair::mirrored(FileSystem::Ext4, |source| trees::fill(&source.join("many"), 3_000));
+    let mirror = pair.bytes_sent();
+    assert!(mirror > QUIET_BYTES, "the mirror itself must count: {mirror} bytes");
+    pair.host.stop();
+    pair.host.start_and_mount();
+    fs::write(pair.source.join("after"), b"written after the restart").unwrap();
+    pair.wait();
+    // The counter begins at 0 with each daemon.
+    let again = pair.bytes_sent();
+    assert!(again < QUIET_BYTES, "{again} bytes were sent after a quiet restart, the mirror took {mirror}");
+    pair.stop_and_compare("restart of the daemon");
+}
+
+#[test]
+fn a_target_process_that_is_killed_resumes_from_its_cursor() {
+    let pair = Pair::mirrored(FileSystem::Ext4, |source| trees::fill(&source.join("many"), 3_000));
+    let before = pair.bytes_sent();
+    pair.host.kill9_server();
+    fs::write(pair.source.join("after"), b"written after the kill").unwrap();
+    pair.wait();
+    let again = pair.bytes_sent() - before;
+    assert!(again < QUIET_BYTES, "{again} bytes were sent after the target process was killed");
+    pair.stop_and_compare("kill of the target process");
+}

@@ -1,0 +1,229 @@
+//! One dtfs host: the real program with all of its files below a temporary root, driven as an operator would.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::process::{Process, command_line, descendants, mounts_below, try_tool, wait_until};
+use super::scratch::utf8;
+
+const START_LIMIT: Duration = Duration::from_secs(30);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// For one command; longer than any `--timeout` that a test passes.
+const COMMAND_LIMIT: Duration = Duration::from_secs(330);
+
+/// What one command answered.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// A host. Dropping it kills its daemon, detaches what is still mounted, and shows the log of a test that fails.
+pub(crate) struct Host {
+    root: TempDir,
+    /// What the commands and the daemon print, outside the root so that tests can say "nothing changed" of it.
+    output: TempDir,
+    daemon: Option<Process>,
+    volumes: Vec<PathBuf>,
+    commands: AtomicU32,
+}
+
+impl Host {
+    /// A host without volumes, its daemon not started.
+    pub(crate) fn new() -> Host {
+        assert!(Path::new("/dev/fuse").exists(), "these tests mount: /dev/fuse is needed");
+        let scratch = || tempfile::Builder::new().prefix("dtfs-host-").tempdir().expect("a temporary directory");
+        Host { root: scratch(), output: scratch(), daemon: None, volumes: Vec::new(), commands: AtomicU32::new(0) }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// The configuration files with their content; the lock beside them does not count.
+    pub(crate) fn config(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut files = super::trees::contents(&self.root().join("etc"));
+        files.retain(|path, _| !path.ends_with(".lock"));
+        files
+    }
+
+    /// Writes the configuration of a volume, by the program itself.
+    pub(crate) fn define_volume(&mut self, volume: &str, dir: &Path) {
+        self.volumes.push(dir.to_owned());
+        self.must(&["define", "volume", volume, utf8(dir)]);
+    }
+
+    pub(crate) fn define_target(&self, volume: &str, dir: &Path) {
+        self.must(&["define", "target", volume, &format!("local:{}", utf8(dir))]);
+    }
+
+    /// Starts the daemon and returns when it answers.
+    pub(crate) fn start(&mut self) {
+        assert!(self.daemon.is_none(), "one daemon per host");
+        let log = File::options().create(true).append(true).open(self.log_path()).expect("a log file");
+        let mut command = self.command(&["daemon"]);
+        command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
+        self.daemon = Some(Process::spawn(&mut command));
+        wait_until("the daemon to answer", START_LIMIT, || {
+            if let Some(status) = self.daemon.as_mut().and_then(Process::ended) {
+                panic!("the daemon ended at its start: {status}");
+            }
+            (self.run(&["status", "--json"]).code == 0).then_some(())
+        });
+    }
+
+    /// Starts the daemon with every volume mounted.
+    pub(crate) fn start_and_mount(&mut self) {
+        self.start();
+        self.must(&["mounts", "mount", "--all"]);
+        for dir in &self.volumes {
+            assert!(is_dtfs(dir), "{} is not mounted", dir.display());
+        }
+    }
+
+    /// Stops the daemon by SIGTERM: it must end with 0 and leave no mount.
+    pub(crate) fn stop(&mut self) {
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        daemon.signal(Signal::SIGTERM);
+        let status = daemon.wait("the daemon to stop", STOP_LIMIT);
+        assert!(status.success(), "the daemon ended with {status}\n{}", self.log());
+        for dir in &self.volumes {
+            assert!(!is_dtfs(dir), "{} is still mounted after the daemon stopped", dir.display());
+        }
+    }
+
+    /// Kills the daemon as the kernel would.
+    pub(crate) fn kill9(&mut self) {
+        let mut daemon = self.daemon.take().expect("the daemon runs");
+        daemon.signal(Signal::SIGKILL);
+        daemon.wait("the killed daemon", STOP_LIMIT);
+    }
+
+    /// The `dtfs serve` processes of this host's sessions.
+    pub(crate) fn servers(&self) -> Vec<i32> {
+        let daemon = self.daemon.as_ref().expect("the daemon runs");
+        descendants(daemon.pid()).into_iter().filter(|(_, line)| line.contains(" serve ")).map(|(pid, _)| pid).collect()
+    }
+
+    /// Kills the only target process; returns when it is gone.
+    pub(crate) fn kill9_server(&self) {
+        let servers = self.servers();
+        let [pid] = servers[..] else { panic!("one target process expected, found {servers:?}") };
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("the target process was just there");
+        wait_until("the killed target process", STOP_LIMIT, || (!self.servers().contains(&pid)).then_some(()));
+    }
+
+    /// Runs `dtfs --root ROOT args...`.
+    pub(crate) fn run(&self, args: &[&str]) -> Answer {
+        let number = self.commands.fetch_add(1, Ordering::Relaxed);
+        let path = |stream: &str| self.output.path().join(format!("command-{number}.{stream}"));
+        let file = |stream: &str| File::create(path(stream)).expect("an output file");
+        let mut command = self.command(args);
+        command.stdin(Stdio::null()).stdout(file("out")).stderr(file("err"));
+        let status = Process::spawn(&mut command).wait(&format!("dtfs {args:?}"), COMMAND_LIMIT);
+        let read = |stream: &str| {
+            let text = fs::read_to_string(path(stream)).expect("what a command prints is UTF-8");
+            fs::remove_file(path(stream)).expect("the output file is there");
+            text
+        };
+        Answer { code: status.code().unwrap_or(-1), stdout: read("out"), stderr: read("err") }
+    }
+
+    /// As [`Host::run`]; panics unless it succeeds.
+    pub(crate) fn must(&self, args: &[&str]) -> String {
+        let answer = self.run(args);
+        assert_eq!(answer.code, 0, "dtfs {args:?}: {answer:#?}");
+        answer.stdout
+    }
+
+    /// Waits until every target of the volume holds everything up to now.
+    pub(crate) fn wait(&self, volume: &str, seconds: u32) {
+        self.must(&["wait", volume, "--timeout", &seconds.to_string()]);
+    }
+
+    /// What `status --json` says.
+    pub(crate) fn status(&self) -> Value {
+        let text = self.must(&["status", "--json"]);
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("status --json: {error}\n{text}"))
+    }
+
+    /// The status of the only target of `volume`.
+    pub(crate) fn target(&self, volume: &str) -> Value {
+        let status = self.status();
+        let targets = find_volume(&status, volume)["targets"].as_array().expect("a list of targets");
+        let [target] = &targets[..] else { panic!("one target expected: {status:#}") };
+        target.clone()
+    }
+
+    /// Bytes sent over the wire to the only target of `volume`, as the daemon counts them since it started.
+    pub(crate) fn bytes_sent(&self, volume: &str) -> u64 {
+        let target = self.target(volume);
+        target["bytes_sent"].as_u64().unwrap_or_else(|| panic!("no bytes_sent: {target:#}"))
+    }
+
+    /// The volume's last TID, after a barrier.
+    pub(crate) fn tid(&self, volume: &str) -> u64 {
+        let text = self.must(&["synctid", volume]);
+        text.trim().parse::<dtfs::base::Tid>().unwrap_or_else(|_| panic!("synctid prints a TID: {text}")).0
+    }
+
+    /// What the daemon wrote so far.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.output.path().join("daemon.log")
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dtfs"));
+        command.arg("--root").arg(self.root.path()).args(args).env_remove("DTFS_ROOT");
+        command
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of the daemon ---\n{}--- end of the log ---", self.log());
+        }
+        let below = self.daemon.as_ref().map(|daemon| descendants(daemon.pid())).unwrap_or_default();
+        drop(self.daemon.take());
+        for (pid, line) in below {
+            // Its number may have gone to a stranger meanwhile: only the same command line is ours.
+            if !line.is_empty() && command_line(pid) == line {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+        for dir in &self.volumes {
+            while is_dtfs(dir) && try_tool("umount", &["--lazy", utf8(dir)]).status.success() {}
+        }
+        for (path, _) in mounts_below(self.root.path()).iter().rev() {
+            try_tool("umount", &["--lazy", path]);
+        }
+    }
+}
+
+/// Whether the topmost mount at `dir` is one of dtfs.
+pub(crate) fn is_dtfs(dir: &Path) -> bool {
+    let mounts = mounts_below(dir);
+    let own = mounts.iter().rev().find(|(path, _)| Path::new(path) == dir);
+    own.is_some_and(|(_, kind)| kind.starts_with("fuse"))
+}
+
+fn find_volume<'a>(status: &'a Value, volume: &str) -> &'a Value {
+    let volumes = status["volumes"].as_array().unwrap_or_else(|| panic!("no list of volumes: {status:#}"));
+    let found = volumes.iter().find(|entry| entry["name"] == volume);
+    found.unwrap_or_else(|| panic!("volume {volume} is missing: {status:#}"))
+}

@@ -1,0 +1,25 @@
+//! Writing through a shared mapping: the one change of a file that is no system call.
+#![allow(unsafe_code, reason = "mmap cannot be had without; product code maps only in `sys`")]
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use dtfs::sys::{self, Errno};
+
+/// Maps the first `len` bytes of `file` (which has as many), writes `data` at `at`, and syncs when asked.
+pub(crate) fn write(file: BorrowedFd<'_>, at: u64, data: &[u8], len: u64, sync: bool) -> sys::Result<()> {
+    assert!(at + data.len() as u64 <= len, "the data fits the mapping");
+    let (len, at) = (len as usize, at as usize);
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a fresh mapping at an address of the kernel's choice; nothing is pointed to by us.
+    let map = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    if map == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    // SAFETY: `at + data.len()` lies in the mapping, and nobody truncates the file meanwhile.
+    unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), map.cast::<u8>().add(at), data.len()) };
+    // SAFETY: the mapping is whole and live.
+    let synced = if sync { Errno::result(unsafe { libc::msync(map, len, libc::MS_SYNC) }).map(drop) } else { Ok(()) };
+    // SAFETY: ours, and no reference into it is left.
+    Errno::result(unsafe { libc::munmap(map, len) })?;
+    synced
+}

@@ -1,0 +1,14 @@
+//! What the integration tests share: scratch filesystems, a workload, and a whole dtfs host.
+//!
+//! Everything here gives back what it took when it is dropped, also while a test fails: mounts, loop devices, processes.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics with the reason")]
+
+pub(crate) mod host;
+pub(crate) mod mapping;
+pub(crate) mod ops;
+pub(crate) mod prng;
+pub(crate) mod process;
+pub(crate) mod scratch;
+pub(crate) mod trees;
+pub(crate) mod workload;

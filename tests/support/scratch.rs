@@ -1,0 +1,119 @@
+//! Scratch filesystems of a chosen kind, on loop devices over sparse images in a temporary directory.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::process::{tool, try_tool};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FileSystem {
+    Ext4,
+    Xfs,
+    Btrfs,
+}
+
+impl FileSystem {
+    fn make(self, image: &str) {
+        match self {
+            FileSystem::Ext4 => tool("mkfs.ext4", &["-q", "-F", "-m", "0", image]),
+            FileSystem::Xfs => tool("mkfs.xfs", &["-q", image]),
+            FileSystem::Btrfs => tool("mkfs.btrfs", &["-q", image]),
+        };
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            FileSystem::Ext4 => "ext4",
+            FileSystem::Xfs => "xfs",
+            FileSystem::Btrfs => "btrfs",
+        }
+    }
+}
+
+/// A mounted filesystem of its own. The fields are dropped in this order: mount, device, image.
+pub(crate) struct Scratch {
+    mount: Mounted,
+    _device: LoopDevice,
+    _dir: TempDir,
+}
+
+impl Scratch {
+    /// xfs refuses images below 300 MiB.
+    pub(crate) const DEFAULT_MIB: u64 = 1024;
+
+    pub(crate) fn new(kind: FileSystem) -> Scratch {
+        Scratch::with_size(kind, Scratch::DEFAULT_MIB)
+    }
+
+    pub(crate) fn with_size(kind: FileSystem, mib: u64) -> Scratch {
+        let dir = tempfile::Builder::new().prefix("dtfs-scratch-").tempdir().expect("a temporary directory");
+        let image = dir.path().join("image");
+        File::create(&image).and_then(|file| file.set_len(mib << 20)).expect("a sparse image");
+        kind.make(utf8(&image));
+        let device = LoopDevice::attach(&image);
+        let point = dir.path().join("mnt");
+        fs::create_dir(&point).expect("a mount point");
+        tool("mount", &["-t", kind.name(), &device.0, utf8(&point)]);
+        let scratch = Scratch { mount: Mounted(point), _device: device, _dir: dir };
+        scratch.keep_holes(kind);
+        scratch
+    }
+
+    /// The root of the filesystem.
+    pub(crate) fn path(&self) -> &Path {
+        &self.mount.0
+    }
+
+    /// A new directory in it.
+    pub(crate) fn dir(&self, name: &str) -> PathBuf {
+        let path = self.path().join(name);
+        fs::create_dir(&path).expect("a new directory");
+        path
+    }
+
+    /// ext4 turns up to 32 KiB around a write into a preallocated range from "unwritten" into zeros, when the timing of
+    /// writeback has it so. Equal histories would then end with unequal hole maps.
+    fn keep_holes(&self, kind: FileSystem) {
+        if kind == FileSystem::Ext4 {
+            let device = Path::new(&self._device.0).file_name().expect("a device has a name");
+            let knob = Path::new("/sys/fs/ext4").join(device).join("extent_max_zeroout_kb");
+            fs::write(&knob, "0").unwrap_or_else(|error| panic!("{}: {error}", knob.display()));
+        }
+    }
+}
+
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let path = utf8(&self.0);
+        if !try_tool("umount", &[path]).status.success() {
+            // Someone still stands in it, in a test that fails: detach it now, the kernel finishes when they leave.
+            try_tool("umount", &["--lazy", path]);
+        }
+    }
+}
+
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn attach(image: &Path) -> LoopDevice {
+        let args = ["--find", "--show", utf8(image)];
+        // Tests run beside each other: another may take the free device between look-up and use.
+        let found = (0..20).map(|_| try_tool("losetup", &args)).find(|output| output.status.success());
+        let output = found.expect("losetup gives a loop device (needs root and /dev/loop-control)");
+        LoopDevice(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        try_tool("losetup", &["--detach", &self.0]);
+    }
+}
+
+pub(crate) fn utf8(path: &Path) -> &str {
+    path.to_str().expect("paths made by tests are UTF-8")
+}

@@ -1,0 +1,37 @@
+//! Making trees and comparing them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use dtfs::backing::compare::{CompareOptions, compare_trees};
+
+/// Panics with the list of differences unless both trees are equal in everything a target promises.
+pub(crate) fn assert_equal(source: &Path, target: &Path, context: &str) {
+    let report = compare_trees(source, target, &CompareOptions::default()).expect("both trees can be read");
+    assert!(report.is_equal(), "{context}: {} and {} differ:\n{report}", source.display(), target.display());
+    assert!(report.objects > 1, "{context}: nothing was compared");
+}
+
+/// `count` small files in `dir`, each with content of its own.
+pub(crate) fn fill(dir: &Path, count: usize) {
+    fs::create_dir_all(dir).expect("a directory");
+    for i in 0..count {
+        fs::write(dir.join(format!("file-{i:05}")), format!("content of file {i}\n")).expect("a small file");
+    }
+}
+
+/// Every plain file below `dir` with its content, by path; empty when there is no such directory.
+pub(crate) fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(dir).into_iter().flatten() {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else if path.is_file() {
+            let bytes = fs::read(&path).expect("a readable file");
+            found.insert(path, bytes);
+        }
+    }
+    found
+}
