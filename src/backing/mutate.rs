@@ -140,4 +140,9 @@ impl<'a> TreeMut<'a> {
     pub fn set_flags(&self, object: BorrowedFd<'_>, flags: FileFlags) -> Result<()> {
         sys::file_flags_set(object, flags)
     }
+
+    /// FS_IOC_FSSETXATTR; `object` must be open for reading.
+    pub fn set_fsxattr(&self, object: BorrowedFd<'_>, raw: &[u8; sys::FSXATTR_BYTES]) -> Result<()> {
+        sys::fsxattr_set(object, raw)
+    }
 }

@@ -230,3 +230,28 @@ pub fn file_flags_set(fd: BorrowedFd<'_>, flags: FileFlags) -> Result<()> {
     // SAFETY: the kernel reads an int from a live long.
     retry(|| check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_SETFLAGS, &raw const flags) })).map(drop)
 }
+
+/// The kernel's `struct fsxattr`, taken as bytes: flags, extent size hint, extents, project (ioctl_xfs_fsgetxattr(2)).
+pub const FSXATTR_BYTES: usize = 28;
+
+/// FS_IOC_FSGETXATTR; `fd` must be open for reading (not O_PATH).
+///
+/// # Errors
+/// ENOTTY or EOPNOTSUPP where the filesystem has none.
+pub fn fsxattr_get(fd: BorrowedFd<'_>) -> Result<[u8; FSXATTR_BYTES]> {
+    const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801c_581f;
+    let mut raw = [0u8; FSXATTR_BYTES];
+    // SAFETY: the command carries the size of the struct, 28 bytes, and the buffer has them.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSGETXATTR, raw.as_mut_ptr()) })?;
+    Ok(raw)
+}
+
+/// FS_IOC_FSSETXATTR; `fd` must be open for reading (not O_PATH).
+///
+/// # Errors
+/// As ioctl_xfs_fsgetxattr(2).
+pub fn fsxattr_set(fd: BorrowedFd<'_>, raw: &[u8; FSXATTR_BYTES]) -> Result<()> {
+    const FS_IOC_FSSETXATTR: libc::c_ulong = 0x401c_5820;
+    // SAFETY: as above; the kernel only reads.
+    retry(|| check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSSETXATTR, raw.as_ptr()) })).map(drop)
+}

@@ -16,8 +16,8 @@ mod shm;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 pub use attrs::{
-    FileFlags, Stat, TimeChange, fchmod, fchown, file_flags_get, file_flags_set, fstat, fstatat, getxattr, listxattr,
-    removexattr, setxattr, utimens,
+    FSXATTR_BYTES, FileFlags, Stat, TimeChange, fchmod, fchown, file_flags_get, file_flags_set, fstat, fstatat,
+    fsxattr_get, fsxattr_set, getxattr, listxattr, removexattr, setxattr, utimens,
 };
 pub use creds::{Dropped, ThreadCreds, drop_fsetid_thread, drop_resource_thread, set_io_flusher, set_umask};
 pub use dirs::{

@@ -1,0 +1,503 @@
+//! One method per request of the kernel: decode, one stack call, reply.
+
+use std::cell::{Cell, RefCell};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::init;
+use super::reply::{
+    KEEP, attr, bare_attr, caller, error, file, listed_type, node, open_flags, send_attr, send_empty, send_entry,
+    send_opened, send_value, time,
+};
+use crate::stack::{AttrChange, Listed, MAX_TRANSFER_BYTES, Privileges, Room, Stack, WriteMode};
+
+/// A stack as `fuser` wants to see a filesystem.
+pub(super) struct Adapter {
+    pub(super) stack: Arc<Stack>,
+}
+
+thread_local! {
+    static PREPARED: Cell<bool> = const { Cell::new(false) };
+    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A worker must not wait for dirty pages that only a worker can write back (PR_SET_IO_FLUSHER, prctl(2)).
+fn prepare_worker() {
+    if !PREPARED.replace(true)
+        && let Err(errno) = crate::sys::set_io_flusher()
+    {
+        tracing::warn!(%errno, "a worker cannot be kept out of memory reclaim");
+    }
+}
+
+impl Adapter {
+    /// Runs one request. A reply that a panic drops answers EIO.
+    fn serve(&self, act: impl FnOnce(&Stack)) {
+        prepare_worker();
+        if catch_unwind(AssertUnwindSafe(|| act(&self.stack))).is_err() {
+            self.stack.fail("a request panicked");
+        }
+    }
+}
+
+/// Writes are answered with a u32; none is longer than one transfer.
+fn send_written(outcome: crate::stack::Result<usize>, reply: ReplyWrite) {
+    match outcome {
+        Ok(written) => reply.written(written as u32),
+        Err(errno) => reply.error(error(errno)),
+    }
+}
+
+fn room(full: bool) -> Room {
+    match full {
+        true => Room::Full,
+        false => Room::Taken,
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        init::agree(config);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.serve(|stack| send_entry(stack.lookup(node(parent), name.as_bytes()), reply));
+    }
+
+    fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
+        self.serve(|stack| stack.forget(node(ino), lookups));
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.serve(|stack| send_attr(stack.getattr(node(ino), fh.map(file)), reply));
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let change = AttrChange { mode, uid, gid, size, atime: time(atime), mtime: time(mtime) };
+        let caller = caller(request, 0);
+        self.serve(|stack| {
+            let outcome = stack.setattr(&caller, node(ino), fh.map(file), &change);
+            send_attr(outcome, reply);
+        });
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        self.serve(|stack| match stack.readlink(node(ino)) {
+            Ok(text) => reply.data(&text),
+            Err(errno) => reply.error(error(errno)),
+        });
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let caller = caller(request, umask);
+        self.serve(|stack| {
+            let (parent, name) = (node(parent), name.as_bytes());
+            send_entry(stack.mknod(&caller, parent, name, mode, rdev.into()), reply);
+        });
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let caller = caller(request, umask);
+        self.serve(|stack| {
+            send_entry(stack.mkdir(&caller, node(parent), name.as_bytes(), mode), reply);
+        });
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let caller = caller(request, 0);
+        self.serve(|stack| {
+            send_empty(stack.unlink(&caller, node(parent), name.as_bytes()), reply);
+        });
+    }
+
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let caller = caller(request, 0);
+        self.serve(|stack| {
+            send_empty(stack.rmdir(&caller, node(parent), name.as_bytes()), reply);
+        });
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let caller = caller(request, 0);
+        self.serve(|stack| {
+            let (name, text) = (name.as_bytes(), target.as_os_str().as_bytes());
+            send_entry(stack.symlink(&caller, node(parent), name, text), reply);
+        });
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let caller = caller(request, 0);
+        let from = (node(parent), name.as_bytes());
+        let to = (node(new_parent), new_name.as_bytes());
+        self.serve(|stack| send_empty(stack.rename(&caller, from, to, flags.bits()), reply));
+    }
+
+    fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let caller = caller(request, 0);
+        self.serve(|stack| {
+            let outcome = stack.link(&caller, node(ino), node(parent), name.as_bytes());
+            send_entry(outcome, reply);
+        });
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let caller = caller(request, 0);
+        self.serve(|stack| send_opened(stack.open(&caller, node(ino), flags.0), reply));
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let size = (size as usize).min(MAX_TRANSFER_BYTES);
+        self.serve(|stack| {
+            READ_BUFFER.with_borrow_mut(|buffer| {
+                if buffer.len() < size {
+                    buffer.resize(size, 0);
+                }
+                match stack.read(node(ino), file(fh), flags.0, offset, &mut buffer[..size]) {
+                    Ok(len) => reply.data(&buffer[..len]),
+                    Err(errno) => reply.error(error(errno)),
+                }
+            });
+        });
+    }
+
+    fn write(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let caller = caller(request, 0);
+        let mode = WriteMode {
+            flags: flags.0,
+            privileges: match write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+                true => Privileges::Kill,
+                false => Privileges::Keep,
+            },
+        };
+        self.serve(|stack| {
+            let outcome = stack.write(&caller, node(ino), file(fh), offset, data, mode);
+            send_written(outcome, reply);
+        });
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.serve(|stack| send_empty(stack.flush(file(fh)), reply));
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.serve(|stack| {
+            stack.release(file(fh));
+            reply.ok();
+        });
+    }
+
+    fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, data: bool, reply: ReplyEmpty) {
+        self.serve(|stack| send_empty(stack.fsync(node(ino), file(fh), data), reply));
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.serve(|stack| match stack.opendir(node(ino)) {
+            Ok(id) => reply.opened(FileHandle(id.0), FopenFlags::empty()),
+            Err(errno) => reply.error(error(errno)),
+        });
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.serve(|stack| {
+            let mut any = false;
+            let outcome = stack.readdir(file(fh), node(ino), offset, &mut |listed| {
+                let full = reply.add(
+                    INodeNo(listed.ino),
+                    listed.next_offset,
+                    listed_type(listed.d_type),
+                    OsStr::from_bytes(listed.name),
+                );
+                any |= !full;
+                room(full)
+            });
+            match outcome {
+                Err(errno) if !any => reply.error(error(errno)),
+                // An error behind the first entries comes back when the kernel asks for the next ones.
+                _ => reply.ok(),
+            }
+        });
+    }
+
+    fn readdirplus(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        self.serve(|stack| {
+            let mut any = false;
+            let outcome = stack.readdirplus(file(fh), node(ino), offset, &mut |listed| {
+                let full = add_plus(&mut reply, listed);
+                any |= !full;
+                room(full)
+            });
+            match outcome {
+                Err(errno) if !any => reply.error(error(errno)),
+                _ => reply.ok(),
+            }
+        });
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.serve(|stack| {
+            stack.releasedir(file(fh));
+            reply.ok();
+        });
+    }
+
+    fn fsyncdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, data: bool, reply: ReplyEmpty) {
+        self.serve(|stack| send_empty(stack.fsyncdir(node(ino), file(fh), data), reply));
+    }
+
+    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.serve(|stack| match stack.statfs() {
+            Ok(fs) => reply.statfs(
+                fs.blocks,
+                fs.blocks_free,
+                fs.blocks_available,
+                fs.files,
+                fs.files_free,
+                fs.block_size,
+                fs.name_max,
+                fs.fragment_size,
+            ),
+            Err(errno) => reply.error(error(errno)),
+        });
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let caller = caller(request, 0);
+        self.serve(|stack| {
+            let outcome = stack.setxattr(&caller, node(ino), name.as_bytes(), value, flags);
+            send_empty(outcome, reply);
+        });
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.serve(|stack| send_value(stack.getxattr(node(ino), name.as_bytes()), size, reply));
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.serve(|stack| send_value(stack.listxattr(node(ino)), size, reply));
+    }
+
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let caller = caller(request, 0);
+        self.serve(|stack| {
+            send_empty(stack.removexattr(&caller, node(ino), name.as_bytes()), reply);
+        });
+    }
+
+    /// Never sent under `default_permissions`.
+    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let caller = caller(request, umask);
+        self.serve(|stack| match stack.create(&caller, node(parent), name.as_bytes(), mode, flags) {
+            Ok((entry, opened)) => reply.created(
+                &KEEP,
+                &attr(&entry.stat, entry.node.0),
+                Generation(u64::from(entry.generation)),
+                FileHandle(opened.file.0),
+                open_flags(opened.caching),
+            ),
+            Err(errno) => reply.error(error(errno)),
+        });
+    }
+
+    /// The kernel keeps locks itself: POSIX_LOCKS was not requested.
+    fn getlk(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: LockOwner,
+        _start: u64,
+        _end: u64,
+        _kind: i32,
+        _pid: u32,
+        reply: ReplyLock,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn setlk(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: LockOwner,
+        _start: u64,
+        _end: u64,
+        _kind: i32,
+        _pid: u32,
+        _sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: IoctlFlags,
+        command: u32,
+        input: &[u8],
+        out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        let caller = caller(request, 0);
+        self.serve(|stack| match stack.ioctl(&caller, node(ino), file(fh), command, input) {
+            Ok(output) => reply.ioctl(0, &output[..output.len().min(out_size as usize)]),
+            Err(errno) => reply.error(error(errno)),
+        });
+    }
+
+    fn fallocate(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        len: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let caller = caller(request, 0);
+        self.serve(|stack| {
+            let outcome = stack.fallocate(&caller, node(ino), file(fh), mode, offset, len);
+            send_empty(outcome, reply);
+        });
+    }
+
+    fn lseek(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        self.serve(|stack| match stack.lseek(node(ino), file(fh), offset, whence) {
+            Ok(at) => reply.offset(at),
+            Err(errno) => reply.error(error(errno)),
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        request: &Request,
+        ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let caller = caller(request, 0);
+        let from = (node(ino_in), file(fh_in), offset_in);
+        let to = (node(ino_out), file(fh_out), offset_out);
+        self.serve(|stack| send_written(stack.copy_file_range(&caller, from, to, len), reply));
+    }
+}
+
+/// Node 0 tells the kernel that an entry was listed without a look-up.
+fn add_plus(reply: &mut ReplyDirectoryPlus, listed: &Listed<'_>) -> bool {
+    let name = OsStr::from_bytes(listed.name);
+    let (ino, attr, generation) = match &listed.entry {
+        Some(entry) => (entry.node.0, attr(&entry.stat, listed.ino), entry.generation),
+        None => (0, bare_attr(listed), 0),
+    };
+    let generation = Generation(u64::from(generation));
+    reply.add(INodeNo(ino), listed.next_offset, name, &KEEP, &attr, generation)
+}

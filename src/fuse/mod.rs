@@ -1,0 +1,15 @@
+//! The kernel's door: /dev/fuse, mount(2), and the translation of each request into one call of the stack.
+//!
+//! Invariants:
+//! - The only room that knows `fuser`. It decides nothing about files: decode, one stack call, reply.
+//! - We mount and unmount ourselves, and only what is ours: fuser's own unmount could hit what lies below the mount.
+//! - A request that panics is answered with EIO and the volume fails: a worker never disappears unnoticed, and nothing
+//!   goes on from a state that is not known.
+
+mod adapter;
+mod init;
+mod mount;
+mod mountinfo;
+mod reply;
+
+pub use mount::{MountError, MountedVolume, Unmount, Unmounted, dead_mount_at, detach};

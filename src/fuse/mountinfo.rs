@@ -1,0 +1,69 @@
+//! The kernel's table of mounts (proc_pid_mountinfo(5)).
+
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// One mount.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Mount {
+    pub(super) id: u64,
+    /// MAJOR:MINOR of its device.
+    pub(super) device: String,
+    pub(super) point: PathBuf,
+    pub(super) kind: String,
+}
+
+/// The mount that a look-up of `path` ends on, when one lies exactly there: of several the last.
+pub(super) fn top_at(path: &Path) -> std::io::Result<Option<Mount>> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    Ok(table.split(|b| *b == b'\n').filter_map(parse).filter(|mount| mount.point == path).next_back())
+}
+
+fn parse(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|b| *b == b' ');
+    let text = |field: &[u8]| std::str::from_utf8(field).ok().map(str::to_owned);
+    let id = text(fields.next()?)?.parse().ok()?;
+    let device = text(fields.nth(1)?)?;
+    let point = PathBuf::from(std::ffi::OsStr::from_bytes(&unescape(fields.nth(1)?)));
+    // Optional fields end with a single hyphen; the type follows.
+    fields.find(|field| *field == b"-")?;
+    let kind = text(fields.next()?)?;
+    Some(Mount { id, device, point, kind })
+}
+
+/// Space, tab, newline and backslash are written as three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, tail)) = rest.split_first() {
+        let digits = tail.get(..3).filter(|d| byte == b'\\' && d.iter().all(|b| (b'0'..b'8').contains(b)));
+        match digits {
+            Some(digits) => {
+                let value = digits.iter().fold(0u32, |n, d| n * 8 + u32::from(d - b'0'));
+                out.push(value as u8);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_with_its_escapes() {
+        let line = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - fuse.dtfs dtfs:v rw,user_id=0";
+        let mount = parse(line).unwrap();
+        assert_eq!(mount.id, 36);
+        assert_eq!(mount.device, "98:0");
+        assert_eq!(mount.point, Path::new("/mnt 2"));
+        assert_eq!(mount.kind, "fuse.dtfs");
+        assert_eq!(parse(b""), None);
+    }
+}

@@ -1,0 +1,142 @@
+//! Between fuser's types and the stack's.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyXattr, Request, TimeOrNow,
+};
+
+use crate::stack::{Caching, Caller, Entry, Errno, FileId, Listed, NodeId, Opened, Result, Stat, TimeChange};
+
+/// How long the kernel may keep names and attributes: everything goes through the mount, so they do not go stale.
+pub(super) const KEEP: Duration = Duration::from_secs(3600);
+
+pub(super) fn node(ino: INodeNo) -> NodeId {
+    NodeId(ino.0)
+}
+
+pub(super) fn file(handle: FileHandle) -> FileId {
+    FileId(handle.0)
+}
+
+pub(super) fn caller(request: &Request, umask: u32) -> Caller {
+    Caller { unique: request.unique().0, uid: request.uid(), gid: request.gid(), pid: request.pid(), umask }
+}
+
+pub(super) fn error(errno: Errno) -> fuser::Errno {
+    fuser::Errno::from_i32(errno as i32)
+}
+
+pub(super) fn time(change: Option<TimeOrNow>) -> TimeChange {
+    match change {
+        None => TimeChange::Keep,
+        Some(TimeOrNow::Now) => TimeChange::Now,
+        Some(TimeOrNow::SpecificTime(time)) => TimeChange::Set(time.into()),
+    }
+}
+
+pub(super) fn file_type(mode: u32) -> FileType {
+    match mode & libc::S_IFMT {
+        libc::S_IFDIR => FileType::Directory,
+        libc::S_IFLNK => FileType::Symlink,
+        libc::S_IFIFO => FileType::NamedPipe,
+        libc::S_IFSOCK => FileType::Socket,
+        libc::S_IFCHR => FileType::CharDevice,
+        libc::S_IFBLK => FileType::BlockDevice,
+        _ => FileType::RegularFile,
+    }
+}
+
+/// DT_* types are the type bits of a mode, shifted (dirent.h, DTTOIF).
+pub(super) fn listed_type(d_type: u8) -> FileType {
+    file_type(u32::from(d_type) << 12)
+}
+
+/// fuser has one number for nodeid and st_ino; they differ for the root only, whose nodeid the kernel knows anyway.
+pub(super) fn attr(stat: &Stat, ino: u64) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(ino),
+        size: stat.size,
+        blocks: stat.blocks,
+        atime: stat.atime.into(),
+        mtime: stat.mtime.into(),
+        ctime: stat.ctime.into(),
+        crtime: UNIX_EPOCH,
+        kind: file_type(stat.mode),
+        perm: (stat.mode & 0o7777) as u16,
+        nlink: stat.nlink as u32,
+        uid: stat.uid,
+        gid: stat.gid,
+        // The low 32 bits of glibc's dev_t are the kernel's new_encode_dev form for all numbers that fit in it.
+        rdev: stat.rdev as u32,
+        blksize: stat.block_size,
+        flags: 0,
+    }
+}
+
+/// Attributes of an entry that was listed without a look-up: the kernel takes its number and type, nothing else.
+pub(super) fn bare_attr(listed: &Listed<'_>) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(listed.ino),
+        size: 0,
+        blocks: 0,
+        atime: SystemTime::UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: listed_type(listed.d_type),
+        perm: 0,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+pub(super) fn open_flags(caching: Caching) -> FopenFlags {
+    match caching {
+        Caching::Cached => FopenFlags::FOPEN_KEEP_CACHE,
+        Caching::Direct => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
+    }
+}
+
+pub(super) fn send_entry(outcome: Result<Entry>, reply: ReplyEntry) {
+    match outcome {
+        Ok(entry) => reply.entry(&KEEP, &attr(&entry.stat, entry.node.0), Generation(u64::from(entry.generation))),
+        Err(errno) => reply.error(error(errno)),
+    }
+}
+
+pub(super) fn send_attr(outcome: Result<Stat>, reply: ReplyAttr) {
+    match outcome {
+        Ok(stat) => reply.attr(&KEEP, &attr(&stat, stat.ino)),
+        Err(errno) => reply.error(error(errno)),
+    }
+}
+
+pub(super) fn send_empty(outcome: Result<()>, reply: ReplyEmpty) {
+    match outcome {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(error(errno)),
+    }
+}
+
+pub(super) fn send_opened(outcome: Result<Opened>, reply: ReplyOpen) {
+    match outcome {
+        Ok(opened) => reply.opened(FileHandle(opened.file.0), open_flags(opened.caching)),
+        Err(errno) => reply.error(error(errno)),
+    }
+}
+
+/// The value, or its size when the caller only asks for that (getxattr(2)).
+pub(super) fn send_value(outcome: Result<Vec<u8>>, room: u32, reply: ReplyXattr) {
+    match outcome {
+        Ok(value) if room == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > room as usize => reply.error(fuser::Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(errno) => reply.error(error(errno)),
+    }
+}

@@ -1,0 +1,173 @@
+//! New objects and new names: mknod, mkdir, symlink, create, link.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use super::lookup::shape_of;
+use super::mutation::{BIRTH_RECORD, Mutation, NAME_RECORD};
+use super::opens::{BackingMode, Handle, OpenFile};
+use super::types::{Caller, Entry, NodeId, Object, Opened, attrs};
+use super::{Stack, creds};
+use crate::backing::Found;
+use crate::base::Name;
+use crate::record::{Op, RESERVED_XATTR_PREFIX, Slot, Xattr};
+use crate::sys::{self, Errno, Result};
+
+/// What to make.
+enum Newborn<'a> {
+    Directory { mode: u32 },
+    Node { mode: u32, rdev: u64 },
+    Symlink { text: &'a CStr },
+}
+
+impl Stack {
+    /// mkdir(2).
+    ///
+    /// # Errors
+    /// As mkdir(2); EPERM for a reserved name.
+    pub fn mkdir(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32) -> Result<Entry> {
+        self.give_birth(caller, parent, name, &Newborn::Directory { mode })
+    }
+
+    /// mknod(2): `mode` carries the type.
+    ///
+    /// # Errors
+    /// As mknod(2); EPERM for a reserved name.
+    pub fn mknod(&self, caller: &Caller, parent: NodeId, name: &[u8], mode: u32, rdev: u64) -> Result<Entry> {
+        self.give_birth(caller, parent, name, &Newborn::Node { mode, rdev })
+    }
+
+    /// symlink(2).
+    ///
+    /// # Errors
+    /// As symlink(2); EPERM for a reserved name.
+    pub fn symlink(&self, caller: &Caller, parent: NodeId, name: &[u8], text: &[u8]) -> Result<Entry> {
+        let text = CString::new(text).map_err(|_| Errno::EINVAL)?;
+        self.give_birth(caller, parent, name, &Newborn::Symlink { text: &text })
+    }
+
+    fn give_birth(&self, caller: &Caller, parent: NodeId, name: &[u8], newborn: &Newborn<'_>) -> Result<Entry> {
+        let (dir, name) = self.place(parent, name)?;
+        let change = self.begin(caller, &[dir.key], BIRTH_RECORD)?;
+        creds::creating(caller)?;
+        let (tree, at) = (change.tree(), dir.fd.as_fd());
+        match newborn {
+            Newborn::Directory { mode } => tree.mkdir(at, &name, *mode)?,
+            Newborn::Node { mode, rdev } => tree.mknod(at, &name, *mode, *rdev)?,
+            Newborn::Symlink { text } => tree.symlink(text, at, &name)?,
+        }
+        let fd = change.read_back(sys::openat(at, name.as_cstr(), libc::O_PATH, 0))?;
+        let found = change.read_back(self.tree.found(fd.as_fd()))?;
+        let entry = self.entry(found);
+        self.record_birth(change, &dir, name, found, fd.as_fd())?;
+        entry
+    }
+
+    /// Records that `found` (open as `fd`) was made as `name` in `dir`.
+    fn record_birth(
+        &self,
+        change: Mutation<'_>,
+        dir: &Object,
+        name: Name,
+        found: Found,
+        fd: BorrowedFd<'_>,
+    ) -> Result<()> {
+        let op = change.read_back(self.birth_op(dir, name, found, fd))?;
+        change.commit(self.oid(found.key), &op, &[]);
+        Ok(())
+    }
+
+    fn birth_op(&self, dir: &Object, name: Name, found: Found, fd: BorrowedFd<'_>) -> Result<Op> {
+        let xattrs = self.tree.xattrs(fd, RESERVED_XATTR_PREFIX)?;
+        Ok(Op::Create {
+            slot: self.slot(dir, name),
+            shape: shape_of(&found.stat, fd)?,
+            attrs: attrs(&found.stat),
+            xattrs: xattrs.into_iter().map(|(name, value)| Xattr { name, value }).collect(),
+            parent_after: attrs(&sys::fstat(dir.fd.as_fd())?),
+        })
+    }
+
+    pub(super) fn slot(&self, dir: &Object, name: Name) -> Slot {
+        Slot { parent: self.oid(dir.key), name }
+    }
+
+    /// open(2) with O_CREAT. The kernel sends it only for a name that it does not know; should the name be there all
+    /// the same, it is opened, or refused with O_EXCL.
+    ///
+    /// # Errors
+    /// As open(2); EPERM for a reserved name.
+    pub fn create(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Entry, Opened)> {
+        match self.create_new(caller, parent, name, mode, flags) {
+            Err(Errno::EEXIST) if flags & libc::O_EXCL == 0 => {
+                let entry = self.lookup(parent, name)?;
+                let opened = self.open(caller, entry.node, flags).inspect_err(|_| {
+                    self.forget(entry.node, 1);
+                })?;
+                let stat = self.getattr(entry.node, Some(opened.file))?;
+                Ok((Entry { stat, ..entry }, opened))
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn create_new(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Entry, Opened)> {
+        let (dir, name) = self.place(parent, name)?;
+        let change = self.begin(caller, &[dir.key], BIRTH_RECORD)?;
+        creds::creating(caller)?;
+        let fd = change.tree().create_file(dir.fd.as_fd(), &name, mode)?;
+        let found = change.read_back(self.tree.found(fd.as_fd()))?;
+        let entry = self.entry(found);
+        self.record_birth(change, &dir, name, found, fd.as_fd())?;
+        let entry = entry?;
+        Ok((entry, self.opened_newborn(entry, found, fd, flags)))
+    }
+
+    fn opened_newborn(&self, entry: Entry, found: Found, fd: OwnedFd, flags: i32) -> Opened {
+        let file = OpenFile::new(found.key, entry.node, fd, BackingMode::Positioned, flags);
+        file.atime_is(found.stat.atime);
+        // The kernel still holds the directory, so nobody can unlink the name before we answer.
+        let file = self.opens.insert(Handle::File(Arc::new(file)));
+        Opened { file, caching: self.caching_of(flags) }
+    }
+
+    /// link(2): `name` in `parent` becomes a further name of `node`.
+    ///
+    /// # Errors
+    /// As link(2); EPERM for a reserved name.
+    pub fn link(&self, caller: &Caller, node: NodeId, parent: NodeId, name: &[u8]) -> Result<Entry> {
+        let object = self.object(node)?;
+        let (dir, name) = self.place(parent, name)?;
+        let change = self.begin(caller, &[object.key, dir.key], NAME_RECORD)?;
+        change.tree().link(object.fd.as_fd(), dir.fd.as_fd(), &name)?;
+        let found = change.read_back(self.tree.found(object.fd.as_fd()))?;
+        let op = change.read_back(self.link_op(&object, &dir, name, found))?;
+        let entry = self.entry(found);
+        change.commit(self.oid(object.key), &op, &[]);
+        entry
+    }
+
+    fn link_op(&self, object: &Object, dir: &Object, name: Name, found: Found) -> Result<Op> {
+        Ok(Op::Link {
+            slot: self.slot(dir, name),
+            shape: shape_of(&found.stat, object.fd.as_fd())?,
+            attrs: attrs(&found.stat),
+            parent_after: attrs(&sys::fstat(dir.fd.as_fd())?),
+        })
+    }
+}

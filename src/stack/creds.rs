@@ -1,0 +1,94 @@
+//! With which credentials a worker thread acts.
+//!
+//! The kernel has checked permission already (`default_permissions`), so a worker keeps all of root's rights and takes
+//! over only what decides about owners, quotas, reserved blocks and privilege bits. Every switch is sticky: what the
+//! thread already is costs no system call.
+
+use std::cell::RefCell;
+
+use super::types::{Caller, Privileges};
+use crate::sys::{self, Dropped, Errno, Result, ThreadCreds};
+
+struct Worker {
+    ids: ThreadCreds,
+    umask: Option<u32>,
+    fsetid: Dropped,
+    resource: Dropped,
+}
+
+thread_local! {
+    static WORKER: RefCell<Option<Worker>> = const { RefCell::new(None) };
+}
+
+/// For an op that makes an object: it belongs to the caller, with the caller's umask (the backing filesystem applies it,
+/// because only there a default ACL can take its place). CAP_FSETID stays: without it the set-group-id bit that a
+/// directory hands down would be lost for a caller outside the group.
+pub(super) fn creating(caller: &Caller) -> Result<()> {
+    with_worker(|worker| {
+        worker.act_as(caller)?;
+        worker.set_umask(caller.umask);
+        worker.set_fsetid(Dropped::No)
+    })
+}
+
+/// For an op that changes data: space is taken in the caller's name.
+pub(super) fn changing_data(caller: &Caller, privileges: Privileges) -> Result<()> {
+    with_worker(|worker| {
+        worker.act_as(caller)?;
+        worker.set_fsetid(match privileges {
+            Privileges::Keep => Dropped::No,
+            Privileges::Kill => Dropped::Yes,
+        })
+    })
+}
+
+/// For an op that changes attributes. The thread's ids do not matter there, but without CAP_FSETID a chmod g+s by root
+/// would be lost in silence.
+pub(super) fn changing_attrs() -> Result<()> {
+    with_worker(|worker| worker.set_fsetid(Dropped::No))
+}
+
+fn with_worker(act: impl FnOnce(&mut Worker) -> Result<()>) -> Result<()> {
+    WORKER.with(|cell| {
+        let mut slot = cell.try_borrow_mut().map_err(|_| Errno::EDEADLK)?;
+        match &mut *slot {
+            Some(worker) => act(worker),
+            none => act(none.insert(Worker::prepare()?)),
+        }
+    })
+}
+
+impl Worker {
+    fn prepare() -> Result<Worker> {
+        Ok(Worker { ids: ThreadCreds::prepare_thread()?, umask: None, fsetid: Dropped::No, resource: Dropped::No })
+    }
+
+    fn act_as(&mut self, caller: &Caller) -> Result<()> {
+        // Root may use reserved blocks and pass quotas; others must not through us.
+        let resource = match caller.uid {
+            0 => Dropped::No,
+            _ => Dropped::Yes,
+        };
+        if self.resource != resource {
+            sys::drop_resource_thread(resource)?;
+            self.resource = resource;
+        }
+        self.ids.act_as(caller.uid, caller.gid);
+        Ok(())
+    }
+
+    fn set_umask(&mut self, umask: u32) {
+        if self.umask != Some(umask) {
+            sys::set_umask(umask);
+            self.umask = Some(umask);
+        }
+    }
+
+    fn set_fsetid(&mut self, dropped: Dropped) -> Result<()> {
+        if self.fsetid != dropped {
+            sys::drop_fsetid_thread(dropped)?;
+            self.fsetid = dropped;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,200 @@
+//! From names and node numbers to objects: lookup, forget, getattr.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::Stack;
+use super::opens::Handle;
+use super::types::{Entry, FileId, NodeId, Object, kind};
+use crate::backing::Found;
+use crate::base::{Name, NameError, ObjectKey};
+use crate::record::{RESERVED_DIR, Shape};
+use crate::sys::{self, Errno, Result, Stat};
+
+/// More steps from a directory to the root than any real tree has.
+const MAX_DEPTH: usize = 1 << 16;
+
+impl Stack {
+    /// What `name` in `parent` leads to. `.` and `..` are answered for every kind of node, `..` never leads out of the
+    /// root: an NFS server asks so when it holds nothing but a node number.
+    ///
+    /// # Errors
+    /// ENOENT when there is none; ESTALE when `parent` is gone; else as open(2).
+    pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Entry> {
+        match name {
+            b"." => self.entry(self.tree.found(self.object(parent)?.fd.as_fd())?),
+            b".." => self.lookup_parent(parent),
+            _ => {
+                let dir = self.object(parent)?;
+                let name = name_of(name)?;
+                self.entry(self.find(&dir, &name)?.0)
+            }
+        }
+    }
+
+    fn lookup_parent(&self, node: NodeId) -> Result<Entry> {
+        let dir = self.object(node)?;
+        if dir.key == self.tree.root_key() {
+            return self.entry(self.tree.found(dir.fd.as_fd())?);
+        }
+        let parent = sys::openat(dir.fd.as_fd(), c"..", libc::O_PATH | libc::O_DIRECTORY, 0)?;
+        self.entry(self.tree.found(parent.as_fd())?)
+    }
+
+    /// Takes back `lookups` look-ups of `node`.
+    pub fn forget(&self, node: NodeId, lookups: u64) {
+        self.nodes.forget(node.0, lookups);
+    }
+
+    /// The attributes of `node`, by the open file where there is one: it outlives the last name.
+    ///
+    /// # Errors
+    /// ESTALE when it is gone; else as fstat(2).
+    pub fn getattr(&self, node: NodeId, file: Option<FileId>) -> Result<Stat> {
+        match file.and_then(|id| self.opens.get(id)) {
+            Some(Handle::File(open)) if open.node == node => sys::fstat(open.fd()),
+            _ => sys::fstat(self.object(node)?.fd.as_fd()),
+        }
+    }
+
+    /// Answers a look-up of `found` and counts it.
+    pub(super) fn entry(&self, found: Found) -> Result<Entry> {
+        let root = found.key == self.tree.root_key();
+        if !root {
+            self.refuse_inode_one(found.key)?;
+            self.nodes.count(found.key);
+        }
+        Ok(Entry {
+            node: self.node_of(found.key),
+            // The kernel insists on 0 for the root (fs/fuse/dir.c, fuse_lookup_name).
+            generation: if root { 0 } else { found.key.generation },
+            stat: found.stat,
+        })
+    }
+
+    /// The kernel would take a backing inode 1 for the root of the mount.
+    fn refuse_inode_one(&self, key: ObjectKey) -> Result<()> {
+        match key.ino == NodeId::ROOT.0 {
+            false => Ok(()),
+            true => {
+                tracing::error!(
+                    "an object with backing inode number 1 cannot be shown: the kernel keeps 1 for the root"
+                );
+                Err(Errno::EIO)
+            }
+        }
+    }
+
+    pub(super) fn node_of(&self, key: ObjectKey) -> NodeId {
+        match key == self.tree.root_key() {
+            true => NodeId::ROOT,
+            false => NodeId(key.ino),
+        }
+    }
+
+    /// Opens `node` by O_PATH for the time of one request.
+    ///
+    /// # Errors
+    /// ESTALE when it is gone or was never in the tree.
+    pub(super) fn object(&self, node: NodeId) -> Result<Object> {
+        let key = self.key(node)?;
+        let fd = self.tree.open_key(key, libc::O_PATH)?;
+        Ok(Object { key, fd })
+    }
+
+    /// Which object the kernel means by `node`.
+    pub(super) fn key(&self, node: NodeId) -> Result<ObjectKey> {
+        if node == NodeId::ROOT {
+            return Ok(self.tree.root_key());
+        }
+        match self.nodes.known(node.0) {
+            Some(key) => Ok(key),
+            None => self.prove(node),
+        }
+    }
+
+    /// A node number that no look-up of this process answered: an NFS client kept it, or a daemon before us answered.
+    /// A handle opens every inode of the filesystem, so it counts only when the way up from it ends at our root.
+    fn prove(&self, node: NodeId) -> Result<ObjectKey> {
+        let key = self.tree.key_of_ino(node.0)?;
+        let fd = self.tree.open_key(key, libc::O_PATH)?;
+        if kind(&sys::fstat(fd.as_fd())?) != libc::S_IFDIR {
+            return Err(Errno::ESTALE);
+        }
+        self.walk_up(key, fd)?;
+        Ok(key)
+    }
+
+    fn walk_up(&self, mut key: ObjectKey, mut fd: OwnedFd) -> Result<()> {
+        for _ in 0..MAX_DEPTH {
+            // Above what the private mount shows the way up ends with ENOENT: not in the tree either.
+            let up = sys::openat(fd.as_fd(), c"..", libc::O_PATH | libc::O_DIRECTORY, 0).map_err(|_| Errno::ESTALE)?;
+            let parent = self.tree.found(up.as_fd()).map_err(|_| Errno::ESTALE)?.key;
+            if parent == self.tree.root_key() {
+                return self.refuse_reserved(up.as_fd(), key);
+            }
+            if parent == key {
+                break;
+            }
+            (key, fd) = (parent, up);
+        }
+        Err(Errno::ESTALE)
+    }
+
+    fn refuse_reserved(&self, root: BorrowedFd<'_>, child: ObjectKey) -> Result<()> {
+        let reserved = Name::new(RESERVED_DIR).map_err(|_| Errno::EIO)?;
+        match self.tree.lookup(root, &reserved) {
+            Ok(found) if found.key == child => Err(Errno::ESTALE),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether `name` in `dir` belongs to dtfs itself.
+    pub(super) fn is_reserved(&self, dir: ObjectKey, name: &[u8]) -> bool {
+        name == RESERVED_DIR && dir == self.tree.root_key()
+    }
+
+    /// What `name` in `dir` is, held open by O_PATH.
+    ///
+    /// # Errors
+    /// ENOENT also for a reserved name.
+    pub(super) fn find(&self, dir: &Object, name: &Name) -> Result<(Found, OwnedFd)> {
+        if self.is_reserved(dir.key, name.as_bytes()) {
+            return Err(Errno::ENOENT);
+        }
+        let fd = sys::openat(dir.fd.as_fd(), name.as_cstr(), libc::O_PATH, 0)?;
+        Ok((self.tree.found(fd.as_fd())?, fd))
+    }
+
+    /// Opens the directory `parent` to make the name `name` in it.
+    ///
+    /// # Errors
+    /// EPERM for a reserved name.
+    pub(super) fn place(&self, parent: NodeId, name: &[u8]) -> Result<(Object, Name)> {
+        let name = name_of(name)?;
+        let dir = self.object(parent)?;
+        match self.is_reserved(dir.key, name.as_bytes()) {
+            true => Err(Errno::EPERM),
+            false => Ok((dir, name)),
+        }
+    }
+}
+
+/// Checks a name that the kernel sent.
+pub(super) fn name_of(bytes: &[u8]) -> Result<Name> {
+    Name::new(bytes).map_err(|error| match error {
+        NameError::TooLong(_) => Errno::ENAMETOOLONG,
+        NameError::Empty => Errno::ENOENT,
+        NameError::BadByte | NameError::Dots => Errno::EINVAL,
+    })
+}
+
+/// What the object behind `fd` is for life.
+pub(super) fn shape_of(stat: &Stat, fd: BorrowedFd<'_>) -> Result<Shape> {
+    let mut shape = Shape::plain(stat.mode);
+    match shape.kind {
+        libc::S_IFLNK => shape.link_text = sys::readlinkat(fd, c"")?,
+        libc::S_IFCHR | libc::S_IFBLK => shape.rdev = stat.rdev,
+        _ => {}
+    }
+    Ok(shape)
+}

@@ -1,0 +1,167 @@
+//! The stacking filesystem: every operation passes through to the backing tree, and every change leaves one record.
+//!
+//! Invariants:
+//! - Nothing changes the backing tree but a `Mutation` (mutation.rs): room for the record is reserved first, the
+//!   objects are locked across the backing call and the taking of the TID, and the reply comes after both.
+//! - A successful change leaves exactly one record with its result (attributes read back afterwards); a failed one none.
+//! - A node is a backing inode number. There is no table of paths, and no state here that only one process life knows:
+//!   nodes and handles are found again from what the kernel sends.
+//! - No descriptor is kept for a node; an object is opened by its key for the time of one request.
+//!
+//! Locks, from first to last: the rename lock (directories that change their parent), a directory stream's cursor,
+//! the object locks (base), then the leaves (node table, open table, the journal's own). The journal may be waited
+//! for only while none of them is held.
+//!
+//! What differs from the backing directory is listed in `SEMANTICS.md`.
+
+mod create;
+mod creds;
+mod dirs;
+mod ioctl;
+mod lookup;
+mod mutation;
+mod nodes;
+mod open;
+mod opens;
+mod read;
+mod remove;
+mod rename;
+mod setattr;
+mod statfs;
+mod sync;
+#[cfg(test)]
+mod tests;
+mod types;
+mod write;
+mod xattr;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use self::nodes::NodeTable;
+use self::opens::OpenTable;
+pub use self::types::{
+    AtimeMode, AttrChange, Caching, Caller, Entry, FileId, Listed, NodeId, Opened, Privileges, Room, StackOptions,
+};
+pub use self::write::WriteMode;
+use crate::backing::{Tree, TreeView};
+use crate::base::{ObjectGuard, ObjectKey, ObjectLocks, Oid, Space, Tid, random_bytes};
+use crate::journal::Journal;
+pub use crate::sys::{Errno, FileSystemStat, Result, Stat, TimeChange};
+
+/// Longest transfer of one request.
+pub const MAX_TRANSFER_BYTES: usize = crate::record::MAX_PAYLOAD_BYTES;
+
+/// Why a tree and a journal do not make a stack.
+#[derive(Debug, thiserror::Error)]
+pub enum StackError {
+    /// The journal stopped after an earlier failure.
+    #[error("the journal has failed: {0}")]
+    JournalFailed(String),
+}
+
+/// A backing tree with its journal.
+pub struct Stack {
+    tree: Tree,
+    journal: Arc<Journal>,
+    space: Space,
+    locks: ObjectLocks,
+    /// Protects the shape of the directory graph while a directory changes its parent, so that two such renames cannot
+    /// make a loop that neither saw. Rank: first of all. May be held across the backing rename.
+    rename_lock: Mutex<()>,
+    nodes: NodeTable,
+    opens: OpenTable,
+    options: StackOptions,
+    failed: AtomicBool,
+}
+
+impl Stack {
+    /// Joins `tree` and `journal`.
+    ///
+    /// # Errors
+    /// [`StackError::JournalFailed`] when nothing could be recorded.
+    pub fn new(
+        tree: Tree,
+        journal: Arc<Journal>,
+        options: StackOptions,
+    ) -> std::result::Result<Arc<Stack>, StackError> {
+        if let Some(reason) = journal.failed() {
+            return Err(StackError::JournalFailed(reason));
+        }
+        Ok(Arc::new(Stack {
+            space: journal.identity().space,
+            tree,
+            journal,
+            locks: ObjectLocks::default(),
+            rename_lock: Mutex::new(()),
+            nodes: NodeTable::new(),
+            opens: OpenTable::new(u32::from_le_bytes(random_bytes())),
+            options,
+            failed: AtomicBool::new(false),
+        }))
+    }
+
+    /// The journal.
+    pub fn journal(&self) -> &Arc<Journal> {
+        &self.journal
+    }
+
+    /// How many nodes the kernel knows, and how many handles it holds open.
+    pub fn in_use(&self) -> (usize, usize) {
+        (self.nodes.len(), self.opens.len())
+    }
+
+    /// Latches the volume: from now on every change is refused with EIO. Only a new start of the volume clears it.
+    pub fn fail(&self, reason: &str) {
+        if !self.failed.swap(true, Ordering::SeqCst) {
+            tracing::error!(reason, "volume failed: changes are refused from now on");
+        }
+    }
+
+    /// Whether changes are refused.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
+    }
+
+    fn check_alive(&self) -> Result<()> {
+        match self.failed.load(Ordering::Relaxed) {
+            false => Ok(()),
+            true => Err(Errno::EIO),
+        }
+    }
+
+    fn oid(&self, key: ObjectKey) -> Oid {
+        match key == self.tree.root_key() {
+            true => Oid::ROOT,
+            false => Oid::new(self.space, key),
+        }
+    }
+}
+
+impl TreeView for Stack {
+    fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    fn key_of(&self, oid: Oid) -> Option<ObjectKey> {
+        match oid {
+            Oid::ROOT => Some(self.tree.root_key()),
+            oid if oid.space == self.space => Some(oid.key()),
+            _ => None,
+        }
+    }
+
+    fn oid_of(&self, key: ObjectKey) -> Oid {
+        self.oid(key)
+    }
+
+    fn lock(&self, key: ObjectKey) -> ObjectGuard<'_> {
+        self.locks.lock(&[key])
+    }
+
+    fn stamp(&self) -> Tid {
+        self.journal.last_tid()
+    }
+}

@@ -1,0 +1,74 @@
+//! Names that go: unlink, rmdir.
+
+use std::os::fd::AsFd;
+
+use super::Stack;
+use super::lookup::name_of;
+use super::mutation::{Mutation, NAME_RECORD};
+use super::types::{Caller, NodeId, Object, attrs, kind};
+use crate::backing::Found;
+use crate::base::Name;
+use crate::record::{Fate, Op};
+use crate::sys::{self, Result};
+
+#[derive(Clone, Copy)]
+enum Removal {
+    Unlink,
+    Rmdir,
+}
+
+impl Stack {
+    /// unlink(2).
+    ///
+    /// # Errors
+    /// As unlink(2).
+    pub fn unlink(&self, caller: &Caller, parent: NodeId, name: &[u8]) -> Result<()> {
+        self.remove(caller, parent, name, Removal::Unlink)
+    }
+
+    /// rmdir(2).
+    ///
+    /// # Errors
+    /// As rmdir(2).
+    pub fn rmdir(&self, caller: &Caller, parent: NodeId, name: &[u8]) -> Result<()> {
+        self.remove(caller, parent, name, Removal::Rmdir)
+    }
+
+    /// Which object has to be locked is known only after looking, and may change until it is locked: look again.
+    fn remove(&self, caller: &Caller, parent: NodeId, name: &[u8], how: Removal) -> Result<()> {
+        let name = name_of(name)?;
+        let dir = self.object(parent)?;
+        loop {
+            let seen = self.find(&dir, &name)?.0;
+            let change = self.begin(caller, &[dir.key, seen.key], NAME_RECORD)?;
+            let found = self.find(&dir, &name)?.0;
+            if found.key == seen.key {
+                return self.remove_locked(change, &dir, name, found, how);
+            }
+        }
+    }
+
+    fn remove_locked(&self, change: Mutation<'_>, dir: &Object, name: Name, found: Found, how: Removal) -> Result<()> {
+        match how {
+            Removal::Unlink => change.tree().unlink(dir.fd.as_fd(), &name)?,
+            Removal::Rmdir => change.tree().rmdir(dir.fd.as_fd(), &name)?,
+        }
+        let parent_after = attrs(&change.read_back(sys::fstat(dir.fd.as_fd()))?);
+        let op = Op::Unlink { slot: self.slot(dir, name), fate: self.fate_of(&found), parent_after };
+        change.commit(self.oid(found.key), &op, &[]);
+        Ok(())
+    }
+
+    /// What becomes of an object that just lost one name; `before` is how it was under the same lock. A directory
+    /// cannot be used any more once its name is gone, whoever holds it open.
+    pub(super) fn fate_of(&self, before: &Found) -> Fate {
+        let is_dir = kind(&before.stat) == libc::S_IFDIR;
+        if is_dir {
+            return Fate::Gone;
+        }
+        match before.stat.nlink > 1 || self.opens.outlives_its_name(before.key) {
+            true => Fate::Kept,
+            false => Fate::Gone,
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Mode, owner, size and times.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use super::mutation::{Mutation, SMALL_RECORD};
+use super::opens::{Handle, OpenFile};
+use super::types::{AttrChange, Caller, FileId, NodeId, Object, Privileges, attrs};
+use super::{Stack, creds};
+use crate::record::Op;
+use crate::sys::{self, Result, Stat, TimeChange};
+
+/// How far a change of several attributes came.
+enum Progress {
+    Untouched,
+    Changed,
+}
+
+/// By which descriptor the size is changed.
+enum Sized {
+    Open(Arc<OpenFile>),
+    Opened(OwnedFd),
+    Not,
+}
+
+impl Sized {
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Sized::Open(file) => Some(file.fd()),
+            Sized::Opened(fd) => Some(fd.as_fd()),
+            Sized::Not => None,
+        }
+    }
+}
+
+impl Stack {
+    /// chmod(2), chown(2), truncate(2) and utimensat(2) in one; gives the attributes afterwards.
+    ///
+    /// When a later part fails, what was changed before is recorded and the error is reported, as the backing
+    /// filesystem is left.
+    ///
+    /// # Errors
+    /// As those calls.
+    pub fn setattr(&self, caller: &Caller, node: NodeId, file: Option<FileId>, change: &AttrChange) -> Result<Stat> {
+        let object = self.object(node)?;
+        let sized = self.sized(&object, node, file, change)?;
+        let mutation = self.begin(caller, &[object.key], SMALL_RECORD)?;
+        let mut progress = Progress::Untouched;
+        let outcome = apply(&mutation, caller, &object, &sized, change, &mut progress);
+        let stat = match progress {
+            Progress::Untouched => {
+                drop(mutation);
+                outcome?;
+                return sys::fstat(object.fd.as_fd());
+            }
+            Progress::Changed => mutation.read_back(sys::fstat(object.fd.as_fd()))?,
+        };
+        if let Some(Handle::File(open)) = file.and_then(|id| self.opens.get(id)) {
+            open.atime_is(stat.atime);
+        }
+        let attrs = attrs(&stat);
+        let op = match change.size {
+            Some(_) => Op::Truncate { attrs },
+            None => Op::SetAttr { attrs },
+        };
+        mutation.commit(self.oid(object.key), &op, &[]);
+        outcome.map(|()| stat)
+    }
+
+    fn sized(&self, object: &Object, node: NodeId, file: Option<FileId>, change: &AttrChange) -> Result<Sized> {
+        if change.size.is_none() {
+            return Ok(Sized::Not);
+        }
+        if let Some(Handle::File(open)) = file.and_then(|id| self.opens.get(id))
+            && open.node == node
+        {
+            return Ok(Sized::Open(open));
+        }
+        let fd = self.tree.open_key(object.key, libc::O_WRONLY)?;
+        Ok(Sized::Opened(fd))
+    }
+}
+
+fn apply(
+    mutation: &Mutation<'_>,
+    caller: &Caller,
+    object: &Object,
+    sized: &Sized,
+    change: &AttrChange,
+    progress: &mut Progress,
+) -> Result<()> {
+    let (tree, fd) = (mutation.tree(), object.fd.as_fd());
+    if let (Some(size), Some(file)) = (change.size, sized.fd()) {
+        creds::changing_data(caller, Privileges::of(caller))?;
+        tree.truncate(file, size)?;
+        *progress = Progress::Changed;
+    }
+    // The backing filesystem charges the new owner's quota and takes privilege bits away by itself (chown(2)).
+    if change.uid.is_some() || change.gid.is_some() {
+        creds::changing_attrs()?;
+        tree.chown(fd, change.uid, change.gid)?;
+        *progress = Progress::Changed;
+    }
+    if let Some(mode) = change.mode {
+        creds::changing_attrs()?;
+        tree.chmod(fd, mode)?;
+        *progress = Progress::Changed;
+    }
+    if change.atime != TimeChange::Keep || change.mtime != TimeChange::Keep {
+        tree.set_times(fd, change.atime, change.mtime)?;
+        *progress = Progress::Changed;
+    }
+    Ok(())
+}

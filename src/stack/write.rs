@@ -1,0 +1,104 @@
+//! Changes of data: write, fallocate, copy_file_range.
+
+use super::mutation::{Mutation, SMALL_RECORD};
+use super::opens::{BackingMode, OpenFile};
+use super::types::{Caller, FileId, NodeId, Privileges, attrs};
+use super::{MAX_TRANSFER_BYTES, Stack, creds};
+use crate::base::Tid;
+use crate::record::Op;
+use crate::sys::{self, Errno, Result};
+
+/// How one write is done.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteMode {
+    /// Open flags of the file, with O_DSYNC or O_SYNC set when this write asks for it (RWF_DSYNC, RWF_SYNC).
+    pub flags: i32,
+    /// Whether privilege bits go.
+    pub privileges: Privileges,
+}
+
+impl Stack {
+    /// pwrite(2): one call, one look at the result, one record. May write less than asked.
+    ///
+    /// # Errors
+    /// As pwrite(2), and as fsync(2) when the write was to be synchronous.
+    pub fn write(
+        &self,
+        caller: &Caller,
+        node: NodeId,
+        id: FileId,
+        offset: u64,
+        data: &[u8],
+        mode: WriteMode,
+    ) -> Result<usize> {
+        let data = &data[..data.len().min(MAX_TRANSFER_BYTES)];
+        let file = self.file(id, node, mode.flags)?;
+        let change = self.begin(caller, &[file.key], SMALL_RECORD + data.len())?;
+        creds::changing_data(caller, mode.privileges)?;
+        let written = change.tree().write(file.fd(), data, offset)?;
+        if written == 0 {
+            return Ok(0);
+        }
+        let tid = self.record_write(change, &file, offset, &data[..written])?;
+        self.sync_written(&file, mode.flags, tid)?;
+        Ok(written)
+    }
+
+    fn record_write(&self, change: Mutation<'_>, file: &OpenFile, offset: u64, data: &[u8]) -> Result<Tid> {
+        let stat = change.read_back(sys::fstat(file.fd()))?;
+        let offset = match file.backing {
+            BackingMode::Positioned => offset,
+            BackingMode::AppendOnly => stat.size - data.len() as u64,
+        };
+        let op = Op::Write { offset, attrs: attrs(&stat) };
+        file.atime_is(stat.atime);
+        Ok(change.commit(self.oid(file.key), &op, data))
+    }
+
+    /// fallocate(2). The kernel passes KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE only.
+    ///
+    /// # Errors
+    /// As fallocate(2); EOPNOTSUPP for other modes.
+    pub fn fallocate(&self, caller: &Caller, node: NodeId, id: FileId, mode: i32, offset: u64, len: u64) -> Result<()> {
+        const KNOWN: i32 = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
+        if mode & !KNOWN != 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let file = self.file(id, node, libc::O_RDWR)?;
+        let change = self.begin(caller, &[file.key], SMALL_RECORD)?;
+        creds::changing_data(caller, Privileges::of(caller))?;
+        change.tree().allocate(file.fd(), mode, offset, len)?;
+        let stat = change.read_back(sys::fstat(file.fd()))?;
+        let op = Op::Allocate { mode, offset, len, attrs: attrs(&stat) };
+        change.commit(self.oid(file.key), &op, &[]);
+        Ok(())
+    }
+
+    /// copy_file_range(2), at most one transfer at a time. Recorded as a write of what the destination holds afterwards,
+    /// read back under its lock: the source may change meanwhile.
+    ///
+    /// # Errors
+    /// As copy_file_range(2).
+    pub fn copy_file_range(
+        &self,
+        caller: &Caller,
+        from: (NodeId, FileId, u64),
+        to: (NodeId, FileId, u64),
+        len: u64,
+    ) -> Result<usize> {
+        let len = len.min(MAX_TRANSFER_BYTES as u64) as usize;
+        let source = self.file(from.1, from.0, libc::O_RDONLY)?;
+        let file = self.file(to.1, to.0, libc::O_RDWR)?;
+        let mut data = vec![0; len];
+        let change = self.begin(caller, &[file.key], SMALL_RECORD + len)?;
+        creds::changing_data(caller, Privileges::of(caller))?;
+        let copied = change.tree().copy_range(source.fd(), from.2, file.fd(), to.2, len)?;
+        if copied == 0 {
+            return Ok(0);
+        }
+        data.truncate(copied);
+        change.read_back(sys::read_exact_at(file.fd(), &mut data, to.2))?;
+        self.record_write(change, &file, to.2, &data)?;
+        Ok(copied)
+    }
+}

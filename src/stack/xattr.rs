@@ -1,0 +1,97 @@
+//! Extended attributes of all namespaces; access control lists are two of them.
+
+use std::ffi::CString;
+use std::os::fd::AsFd;
+
+use super::mutation::SMALL_RECORD;
+use super::types::{Caller, NodeId, attrs};
+use super::{Stack, creds};
+use crate::record::{Op, RESERVED_XATTR_PREFIX, Xattr};
+use crate::sys::{self, Errno, Result};
+
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+
+impl Stack {
+    /// getxattr(2).
+    ///
+    /// # Errors
+    /// ENODATA when it is not set, or is dtfs's own; else as getxattr(2).
+    pub fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
+        if is_reserved(name) {
+            return Err(Errno::ENODATA);
+        }
+        let name = xattr_name(name)?;
+        sys::getxattr(self.object(node)?.fd.as_fd(), &name)
+    }
+
+    /// listxattr(2): the names, each with a NUL behind it; without dtfs's own.
+    ///
+    /// # Errors
+    /// As listxattr(2).
+    pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
+        let mut list = Vec::new();
+        for name in sys::listxattr(self.object(node)?.fd.as_fd())? {
+            if !is_reserved(&name) {
+                list.extend_from_slice(&name);
+                list.push(0);
+            }
+        }
+        Ok(list)
+    }
+
+    /// setxattr(2) with its raw flags.
+    ///
+    /// # Errors
+    /// EPERM for dtfs's own names; else as setxattr(2).
+    pub fn setxattr(&self, caller: &Caller, node: NodeId, name: &[u8], value: &[u8], flags: i32) -> Result<()> {
+        if is_reserved(name) {
+            return Err(Errno::EPERM);
+        }
+        let text = xattr_name(name)?;
+        let object = self.object(node)?;
+        let room = SMALL_RECORD + name.len() + value.len();
+        let change = self.begin(caller, &[object.key], room)?;
+        credentials_for(caller, name)?;
+        change.tree().set_xattr(object.fd.as_fd(), &text, value, flags)?;
+        let stat = change.read_back(sys::fstat(object.fd.as_fd()))?;
+        let op = Op::SetXattr { xattr: Xattr { name: name.to_vec(), value: value.to_vec() }, attrs: attrs(&stat) };
+        change.commit(self.oid(object.key), &op, &[]);
+        Ok(())
+    }
+
+    /// removexattr(2).
+    ///
+    /// # Errors
+    /// EPERM for dtfs's own names; ENODATA when it is not set; else as removexattr(2).
+    pub fn removexattr(&self, caller: &Caller, node: NodeId, name: &[u8]) -> Result<()> {
+        if is_reserved(name) {
+            return Err(Errno::EPERM);
+        }
+        let text = xattr_name(name)?;
+        let object = self.object(node)?;
+        let change = self.begin(caller, &[object.key], SMALL_RECORD)?;
+        creds::changing_attrs()?;
+        change.tree().remove_xattr(object.fd.as_fd(), &text)?;
+        let stat = change.read_back(sys::fstat(object.fd.as_fd()))?;
+        let op = Op::RemoveXattr { name: name.to_vec(), attrs: attrs(&stat) };
+        change.commit(self.oid(object.key), &op, &[]);
+        Ok(())
+    }
+}
+
+/// An access ACL set by someone outside the file's group takes the set-group-id bit away (posix_acl_update_mode in
+/// fs/posix_acl.c), and so it must when the daemon sets it for him.
+fn credentials_for(caller: &Caller, name: &[u8]) -> Result<()> {
+    match name == ACCESS_ACL && caller.uid != 0 {
+        true => creds::changing_data(caller, super::Privileges::Kill),
+        false => creds::changing_attrs(),
+    }
+}
+
+fn is_reserved(name: &[u8]) -> bool {
+    name.starts_with(RESERVED_XATTR_PREFIX)
+}
+
+fn xattr_name(name: &[u8]) -> Result<CString> {
+    CString::new(name).map_err(|_| Errno::EINVAL)
+}

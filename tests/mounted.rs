@@ -1,0 +1,385 @@
+//! A real mount: programs see through it what they would see on the backing directory. Needs root and /dev/fuse.
+
+#![allow(unsafe_code)] // mmap, fallocate and xattrs as a C program calls them
+
+use std::ffi::CString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dtfs::backing::Tree;
+use dtfs::base::Tid;
+use dtfs::fuse::{MountedVolume, Unmount, Unmounted, dead_mount_at};
+use dtfs::journal::{Journal, JournalOptions};
+use dtfs::record::{Op, RecordIter};
+use dtfs::stack::{Stack, StackOptions};
+
+/// A volume that is mounted at `at` over another directory, so that both sides can be looked at.
+struct Mounted {
+    volume: MountedVolume,
+    stack: Arc<Stack>,
+    at: PathBuf,
+    behind: PathBuf,
+    dir: Option<tempfile::TempDir>,
+}
+
+impl Mounted {
+    fn new() -> Mounted {
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let (at, behind) = (dir.path().join("mnt"), dir.path().join("tree"));
+        fs::create_dir(&at).unwrap();
+        fs::create_dir(&behind).unwrap();
+        let (journal, _) = Journal::open(&dir.path().join("j"), JournalOptions::default()).unwrap();
+        let tree = Tree::open(&behind).unwrap();
+        let stack = Stack::new(tree, journal, StackOptions::default()).unwrap();
+        let volume = MountedVolume::mount(stack.clone(), &at, "test").unwrap();
+        Mounted { volume, stack, at, behind, dir: Some(dir) }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.at.join(name)
+    }
+
+    fn words(&self) -> Vec<&'static str> {
+        let journal = self.stack.journal();
+        journal.commit(journal.last_tid()).unwrap();
+        let mut reader = journal.reader(Tid::ZERO).unwrap();
+        let mut words = Vec::new();
+        while let Some(chunk) = reader.next_chunk(dtfs::base::Tid(u64::MAX), 1 << 20).unwrap() {
+            words.extend(RecordIter::new(&chunk.body).map(|r| word(&r.unwrap().op)));
+        }
+        words
+    }
+}
+
+fn word(op: &Op) -> &'static str {
+    op.word()
+}
+
+impl Drop for Mounted {
+    /// Also when the test panicked. What is still mounted must not be deleted through.
+    fn drop(&mut self) {
+        let plain = self.volume.unmount(Unmount::Plain);
+        if plain.is_err() {
+            let _ = self.volume.unmount(Unmount::Lazy);
+        }
+        if self.volume.is_serving() {
+            std::mem::forget(self.dir.take());
+        }
+    }
+}
+
+/// Runs a shell line as an ordinary user.
+fn as_user(line: &str) -> bool {
+    let mut command = Command::new("sh");
+    command.args(["-c", line]).uid(65_534).gid(65_534);
+    command.status().unwrap().success()
+}
+
+#[test]
+fn files_are_created_written_read_and_renamed() {
+    let m = Mounted::new();
+    let mut file = File::create(m.path("a")).unwrap();
+    file.write_all(b"hello ").unwrap();
+    file.write_all(b"world").unwrap();
+    drop(file);
+    assert_eq!(fs::read(m.path("a")).unwrap(), b"hello world");
+    assert_eq!(fs::read(m.behind.join("a")).unwrap(), b"hello world");
+    fs::create_dir(m.path("d")).unwrap();
+    fs::rename(m.path("a"), m.path("d/b")).unwrap();
+    assert!(!m.path("a").exists());
+    fs::hard_link(m.path("d/b"), m.path("c")).unwrap();
+    assert_eq!(fs::metadata(m.path("c")).unwrap().nlink(), 2);
+    symlink("d/b", m.path("l")).unwrap();
+    assert_eq!(fs::read_link(m.path("l")).unwrap(), Path::new("d/b"));
+    assert_eq!(fs::read(m.path("l")).unwrap(), b"hello world");
+    let mut append = OpenOptions::new().append(true).open(m.path("c")).unwrap();
+    append.write_all(b"!").unwrap();
+    append.sync_all().unwrap();
+    drop(append);
+    File::create(m.path("c")).unwrap();
+    assert_eq!(fs::metadata(m.behind.join("d/b")).unwrap().len(), 0);
+    let expected = ["create", "write", "write", "create", "rename", "link", "create", "write", "truncate"];
+    let words: Vec<_> = m.words().into_iter().filter(|w| *w != "setattr").collect();
+    assert_eq!(words, expected);
+}
+
+#[test]
+fn attributes_match_those_behind() {
+    let m = Mounted::new();
+    fs::write(m.path("f"), b"12345").unwrap();
+    fs::set_permissions(m.path("f"), PermissionsExt::from_mode(0o4751)).unwrap();
+    std::os::unix::fs::chown(m.path("f"), Some(12), Some(34)).unwrap();
+    let time = std::time::UNIX_EPOCH + Duration::new(1_234_567_890, 123_456_789);
+    File::open(m.path("f")).unwrap().set_modified(time).unwrap();
+    let (here, behind) = (fs::metadata(m.path("f")).unwrap(), fs::metadata(m.behind.join("f")).unwrap());
+    let facts =
+        |m: &fs::Metadata| (m.ino(), m.mode(), m.uid(), m.gid(), m.size(), m.mtime(), m.mtime_nsec(), m.ctime_nsec());
+    assert_eq!(facts(&here), facts(&behind));
+    assert_eq!((here.mtime(), here.mtime_nsec()), (1_234_567_890, 123_456_789));
+}
+
+#[test]
+fn a_large_directory_is_listed_whole() {
+    let m = Mounted::new();
+    for i in 0..5000 {
+        File::create(m.path(&format!("file-{i:05}"))).unwrap();
+    }
+    let mut names: Vec<_> =
+        fs::read_dir(&m.at).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    let expected: Vec<_> = (0..5000).map(|i| format!("file-{i:05}")).collect();
+    assert_eq!(names, expected);
+    for entry in fs::read_dir(&m.at).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    assert_eq!(fs::read_dir(&m.behind).unwrap().count(), 0);
+}
+
+#[test]
+fn an_unlinked_file_lives_until_it_is_closed() {
+    let m = Mounted::new();
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(m.path("f")).unwrap();
+    file.write_all(b"still here").unwrap();
+    fs::remove_file(m.path("f")).unwrap();
+    assert_eq!(file.metadata().unwrap().nlink(), 0);
+    file.seek(SeekFrom::Start(0)).unwrap();
+    let mut text = String::new();
+    file.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "still here");
+    drop(file);
+    // RELEASE is sent after close has returned.
+    for _ in 0..200 {
+        if m.words().last() == Some(&"gone") {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("{:?}", m.words());
+}
+
+#[test]
+fn xattrs_and_the_reserved_ones() {
+    let m = Mounted::new();
+    fs::write(m.path("f"), b"").unwrap();
+    let run = |line: &str| {
+        let line = line.replace('@', m.path("f").to_str().unwrap());
+        Command::new("sh").args(["-c", &line]).output().unwrap()
+    };
+    let set = |name: &str| set_xattr(&m.path("f"), name, b"value");
+    assert_eq!(set("user.colour"), 0);
+    assert_eq!(set("trusted.dtfs.oid"), libc::EPERM);
+    assert_eq!(set("trusted.other"), 0);
+    let _ = run;
+    assert_eq!(list_xattrs(&m.path("f")), ["trusted.other", "user.colour"]);
+    assert_eq!(list_xattrs(&m.behind.join("f")), ["trusted.other", "user.colour"]);
+}
+
+fn set_xattr(path: &Path, name: &str, value: &[u8]) -> i32 {
+    let (path, name) = (c(path), CString::new(name).unwrap());
+    // SAFETY: all pointers live.
+    let result = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    match result {
+        0 => 0,
+        _ => std::io::Error::last_os_error().raw_os_error().unwrap(),
+    }
+}
+
+fn list_xattrs(path: &Path) -> Vec<String> {
+    let path = c(path);
+    let mut buffer = vec![0u8; 4096];
+    // SAFETY: the kernel writes at most buffer.len() bytes.
+    let len = unsafe { libc::listxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
+    let mut names: Vec<_> = buffer[..len as usize]
+        .split(|b| *b == 0)
+        .filter(|n| !n.is_empty())
+        .map(|n| String::from_utf8(n.to_vec()).unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+fn c(path: &Path) -> CString {
+    CString::new(path.as_os_str().as_bytes()).unwrap()
+}
+
+#[test]
+fn a_shared_mapping_reaches_the_file() {
+    let m = Mounted::new();
+    fs::write(m.path("f"), vec![b'.'; 8192]).unwrap();
+    let file = OpenOptions::new().read(true).write(true).open(m.path("f")).unwrap();
+    // SAFETY: a fresh mapping of 8192 bytes of an open file, unmapped below.
+    unsafe {
+        let at = libc::mmap(
+            std::ptr::null_mut(),
+            8192,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        );
+        assert_ne!(at, libc::MAP_FAILED);
+        at.cast::<u8>().add(5000).write(b'X');
+        assert_eq!(libc::msync(at, 8192, libc::MS_SYNC), 0);
+        libc::munmap(at, 8192);
+    }
+    assert_eq!(fs::read(m.behind.join("f")).unwrap()[5000], b'X');
+    assert_eq!(fs::read(m.path("f")).unwrap()[5000], b'X');
+}
+
+#[test]
+fn readers_see_what_a_direct_writer_wrote() {
+    let m = Mounted::new();
+    fs::write(m.path("f"), vec![b'a'; 65536]).unwrap();
+    let reader = File::open(m.path("f")).unwrap();
+    let mut buffer = [0; 16];
+    reader.read_exact_at(&mut buffer, 4096).unwrap();
+    let writer = OpenOptions::new().write(true).open(m.path("f")).unwrap();
+    writer.write_all_at(b"new bytes here..", 4096).unwrap();
+    reader.read_exact_at(&mut buffer, 4096).unwrap();
+    assert_eq!(&buffer, b"new bytes here..");
+}
+
+#[test]
+fn a_user_s_write_kills_set_user_id() {
+    let m = Mounted::new();
+    let path = m.path("f");
+    for line in ["echo x >> F", "echo y 1<> F", "truncate -s 1 F", "echo z > F"] {
+        fs::write(&path, b"text").unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o6777)).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o6777);
+        assert!(as_user(&line.replace('F', path.to_str().unwrap())), "{line}");
+        let behind = fs::metadata(m.behind.join("f")).unwrap().mode() & 0o7777;
+        assert_eq!(behind, 0o777, "behind, {line}");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o777, "mount, {line}");
+    }
+}
+
+#[test]
+fn owners_umask_and_default_acl_are_those_of_the_backing_filesystem() {
+    let m = Mounted::new();
+    fs::set_permissions(&m.at, PermissionsExt::from_mode(0o777)).unwrap();
+    fs::create_dir(m.path("acl")).unwrap();
+    fs::set_permissions(m.path("acl"), PermissionsExt::from_mode(0o777)).unwrap();
+    // u::rwx, u:1000:rwx, g::rwx, m::rwx, o::---, as in linux/posix_acl_xattr.h.
+    let acl: &[(u16, u16, u32)] =
+        &[(1, 7, u32::MAX), (2, 7, 1000), (4, 7, u32::MAX), (0x10, 7, u32::MAX), (0x20, 0, u32::MAX)];
+    let mut value = 2u32.to_le_bytes().to_vec();
+    for (tag, perm, id) in acl {
+        value.extend(tag.to_le_bytes());
+        value.extend(perm.to_le_bytes());
+        value.extend(id.to_le_bytes());
+    }
+    assert_eq!(set_xattr(&m.path("acl"), "system.posix_acl_default", &value), 0);
+    let at = m.at.to_str().unwrap();
+    assert!(as_user(&format!("umask 027; cd {at}; mkdir d; touch f; touch acl/f; mkdir acl/d")));
+    let fact = |name: &str| {
+        let (here, behind) = (fs::metadata(m.path(name)).unwrap(), fs::metadata(m.behind.join(name)).unwrap());
+        assert_eq!(here.mode(), behind.mode(), "{name}");
+        assert_eq!((here.uid(), here.gid()), (65_534, 65_534), "{name}");
+        here.mode() & 0o7777
+    };
+    assert_eq!((fact("d"), fact("f")), (0o750, 0o640));
+    // The default ACL takes the place of the umask.
+    assert_eq!((fact("acl/d"), fact("acl/f")), (0o770, 0o660));
+    assert!(!as_user(&format!("echo x > {at}/acl/../none/f")));
+}
+
+#[test]
+fn file_flags_pass_and_others_do_not() {
+    let m = Mounted::new();
+    fs::write(m.path("f"), b"text").unwrap();
+    let chattr = |flags: &str| {
+        let status = Command::new("chattr").arg(flags).arg(m.path("f")).status();
+        status.unwrap().success()
+    };
+    if !chattr("+a") {
+        return; // no inode flags on this filesystem
+    }
+    assert!(fs::write(m.path("f"), b"x").is_err());
+    let mut append = OpenOptions::new().append(true).open(m.path("f")).unwrap();
+    append.write_all(b" and more").unwrap();
+    drop(append);
+    assert!(fs::remove_file(m.path("f")).is_err());
+    assert!(chattr("-a"));
+    assert_eq!(fs::read(m.behind.join("f")).unwrap(), b"text and more");
+    let words = m.words();
+    assert_eq!(words.iter().filter(|w| **w == "setflags").count(), 2, "{words:?}");
+}
+
+#[test]
+fn holes_are_punched_copied_and_found() {
+    let m = Mounted::new();
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(m.path("f")).unwrap();
+    file.write_all_at(&vec![7; 1 << 20], 0).unwrap();
+    let fd = file.as_raw_fd();
+    let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: no pointers.
+    unsafe {
+        assert_eq!(libc::fallocate(fd, punch, 65536, 131_072), 0);
+        assert_eq!(libc::lseek(fd, 0, libc::SEEK_HOLE), 65536);
+        assert_eq!(libc::lseek(fd, 65536, libc::SEEK_DATA), 196_608);
+        assert_eq!(libc::fallocate(fd, libc::FALLOC_FL_COLLAPSE_RANGE, 0, 4096), -1);
+    }
+    fs::copy(m.path("f"), m.path("copy")).unwrap();
+    assert_eq!(fs::read(m.behind.join("copy")).unwrap(), fs::read(m.behind.join("f")).unwrap());
+}
+
+#[test]
+fn synchronous_and_direct_opens_work() {
+    let m = Mounted::new();
+    for flags in [libc::O_SYNC, libc::O_DSYNC, libc::O_DIRECT] {
+        let mut open = OpenOptions::new();
+        open.read(true).write(true).create(true).truncate(false).custom_flags(flags);
+        let file = open.open(m.path("f")).unwrap();
+        file.write_all_at(&[5; 4096], 4096).unwrap();
+        let mut buffer = [0; 4096];
+        file.read_exact_at(&mut buffer, 4096).unwrap();
+        assert_eq!(buffer, [5; 4096]);
+    }
+    assert_eq!(m.stack.journal().durable_tid(), m.stack.journal().last_tid());
+}
+
+#[test]
+fn a_mount_in_use_is_busy_and_a_lazy_unmount_waits_for_its_users() {
+    let m = Mounted::new();
+    fs::write(m.path("f"), b"text").unwrap();
+    let file = File::open(m.path("f")).unwrap();
+    let error = m.volume.unmount(Unmount::Plain).unwrap_err();
+    assert!(error.to_string().ends_with("in use"), "{error}");
+    assert_eq!(m.volume.unmount(Unmount::Lazy).unwrap(), Unmounted::InUse);
+    assert!(!m.path("f").exists());
+    let mut buffer = [0; 4];
+    file.read_exact_at(&mut buffer, 0).unwrap();
+    assert_eq!(&buffer, b"text");
+    drop(file);
+    assert_eq!(m.volume.wait(Duration::from_secs(10)), Unmounted::Ended);
+    assert!(!dead_mount_at(&m.at));
+}
+
+#[test]
+fn a_volume_is_mounted_over_its_own_directory() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("before"), b"here").unwrap();
+    let (journal, _) = Journal::open(&state.path().join("j"), JournalOptions::default()).unwrap();
+    let tree = Tree::open(dir.path()).unwrap();
+    let stack = Stack::new(tree, journal, StackOptions::default()).unwrap();
+    let volume = MountedVolume::mount(stack, dir.path(), "over").unwrap();
+    let seen = fs::read(dir.path().join("before"));
+    let written = fs::write(dir.path().join("after"), b"too");
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    volume.unmount(Unmount::Plain).unwrap();
+    assert_eq!(seen.unwrap(), b"here");
+    written.unwrap();
+    assert_eq!(fs::read(dir.path().join("after")).unwrap(), b"too");
+    assert!(table.contains("- fuse.dtfs dtfs:over "), "{table}");
+}
