@@ -49,7 +49,7 @@ impl Journal {
     ///
     /// # Errors
     /// `Busy` when somebody has it open; `Format` or `Foreign` for files that are not ours to use; `Io`, `Sqlite`,
-    /// `Pragma`. Damage is no error: it is in [`LastStop::Unclean`] and in the events.
+    /// `Database`. Damage is no error: it is in [`LastStop::Unclean`] and in the events.
     pub fn open(dir: &Path, options: JournalOptions) -> Result<(Arc<Journal>, LastStop), JournalError> {
         let lock = lock_dir(dir)?;
         let store = Store::open(&dir.join("state.db"))?;
