@@ -13,6 +13,8 @@ pub mod config;
 pub mod control;
 pub mod journal;
 pub mod menu;
+pub mod receiver;
 pub mod record;
+pub mod sender;
 pub mod sys;
 pub mod wire;

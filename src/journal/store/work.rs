@@ -98,6 +98,22 @@ impl Store {
         self.write("insert work", |tx| put_work(tx, target, work))
     }
 
+    /// Adds rows for objects that have none at all; a row that is partly done keeps its place.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn work_insert_absent(&self, target: TargetId, work: &[NewWork]) -> Result<(), JournalError> {
+        self.write("insert work", |tx| {
+            let mut present = tx.prepare_cached("SELECT 1 FROM work WHERE target = ?1 AND oid = ?2")?;
+            for row in work {
+                if !present.exists((target.0, &row.oid.to_bytes()[..]))? {
+                    put_work(tx, target, std::slice::from_ref(row))?;
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// What an ack changes, in one transaction: the cursor, which never goes back; `finished` rows go; rows in `progress`
     /// (id, first byte still to do) shrink; `needs` are queued, under new ids where they are there already.
     ///
