@@ -21,6 +21,15 @@ pub struct DirReading {
     pub children: Vec<DirItem>,
 }
 
+/// Whether `oid` is a directory; what a target asks for by its oid may be one.
+pub fn is_dir(view: &dyn TreeView, oid: Oid) -> bool {
+    let stat = || -> Result<sys::Stat> {
+        let key = view.key_of(oid).ok_or(Errno::ESTALE)?;
+        sys::fstat(view.tree().open_key(key, libc::O_PATH)?.as_fd())
+    };
+    stat().is_ok_and(|stat| stat.mode & libc::S_IFMT == libc::S_IFDIR)
+}
+
 struct Listing {
     attrs: Attrs,
     xattrs: Vec<Xattr>,

@@ -10,7 +10,8 @@
 mod directory;
 mod object;
 
-pub use directory::{DirReading, read_dir};
+pub use crate::backing::TreeView;
+pub use directory::{DirReading, is_dir, read_dir};
 pub use object::{Compare, ObjectReading, read_object, read_range};
 
 use crate::base::{Oid, Tid};

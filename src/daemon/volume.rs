@@ -282,15 +282,16 @@ impl Volume {
         Ok(row.mirrored && row.applied >= tid && !blocked && store.work_count_upto(row.id, tid)? == 0)
     }
 
-    /// Waits for news of the target, at most `timeout`; the target is asked to make durable what it has.
+    /// Asks the target to make durable what it has.
+    pub(super) fn flush_target(&self, name: &TargetName) {
+        if let Some(sender) = self.live.lock().senders.get(name) {
+            sender.flush();
+        }
+    }
+
+    /// Waits for news of the target, at most `timeout`.
     pub(super) fn wait_for_target(&self, name: &TargetName, timeout: Duration) {
-        let waiter = {
-            let live = self.live.lock();
-            live.senders.get(name).map(|sender| {
-                sender.flush();
-                sender.waiter()
-            })
-        };
+        let waiter = self.live.lock().senders.get(name).map(SenderThread::waiter);
         match waiter {
             Some(waiter) => waiter.wait(timeout),
             None => std::thread::sleep(timeout),

@@ -139,9 +139,28 @@ pub enum Op {
     /// A name less (unlink, rmdir).
     Unlink { slot: Slot, fate: Fate, parent_after: Attrs },
     /// The object moved from one slot to another, perhaps putting out what was there.
-    Rename { from: Slot, to: Slot, shape: Shape, replaced: Option<Replaced>, from_after: Attrs, to_after: Attrs },
-    /// The object (in slot `from`) and `other` (in slot `to`) changed places.
-    Exchange { from: Slot, to: Slot, shape: Shape, other: Oid, other_shape: Shape, from_after: Attrs, to_after: Attrs },
+    Rename {
+        from: Slot,
+        to: Slot,
+        shape: Shape,
+        attrs: Attrs,
+        replaced: Option<Replaced>,
+        from_after: Attrs,
+        to_after: Attrs,
+    },
+    /// The object (in slot `from`) and `other` (in slot `to`) changed places. XFS counts that as a change of a moved
+    /// directory's data (fs/xfs/xfs_inode.c, xfs_cross_rename), so the attributes of both are here.
+    Exchange {
+        from: Slot,
+        to: Slot,
+        shape: Shape,
+        attrs: Attrs,
+        other: Oid,
+        other_shape: Shape,
+        other_attrs: Attrs,
+        from_after: Attrs,
+        to_after: Attrs,
+    },
     /// The payload was written at `offset`.
     Write { offset: u64, attrs: Attrs },
     /// The file now ends at `attrs.size`.

@@ -15,8 +15,8 @@ use super::stream::Stream;
 use super::thread::SenderOptions;
 use super::work::{Done, Walk};
 use super::{SenderState, SessionError};
-use crate::backing::TreeView;
 use crate::base::Tid;
+use crate::catchup::TreeView;
 use crate::journal::{Journal, Level, NewWork, TargetId, WorkKind, WorkReason};
 use crate::wire::{Ack, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, PROTOCOL_VERSION, WireError};
 

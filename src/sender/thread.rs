@@ -9,8 +9,8 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use super::session::{Event, Session};
 use super::status::SharedStatus;
 use super::{SenderState, SenderStatus, SessionError};
-use crate::backing::TreeView;
 use crate::base::{Timespec, random_bytes};
+use crate::catchup::TreeView;
 use crate::journal::{Journal, Level, TargetId};
 use crate::wire::{Compression, Connection, RefuseCode};
 

@@ -4,13 +4,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::SessionError;
-use crate::backing::TreeView;
-use crate::base::{Oid, Tid};
-use crate::catchup::{Compare, ObjectReading, read_dir, read_object, read_range};
+use crate::base::Tid;
+use crate::catchup::TreeView;
+use crate::catchup::{Compare, ObjectReading, is_dir, read_dir, read_object, read_range};
 use crate::journal::{Journal, NewWork, TargetId, WorkKind, WorkReason, WorkRow};
 use crate::record::{DirItem, Encoded};
-use crate::sys::{self, Errno};
-use std::os::fd::AsFd;
 
 /// What is done with a row once a batch is durable at the target.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,7 +102,9 @@ impl<'a> Walk<'a> {
         let failed = |errno| SessionError::Read { oid: row.oid, errno };
         match row.kind {
             WorkKind::Tree => self.read_tree(row, children),
-            WorkKind::Object if row.reason == WorkReason::Need && self.is_dir(row.oid) => self.read_tree(row, children),
+            WorkKind::Object if row.reason == WorkReason::Need && is_dir(self.view, row.oid) => {
+                self.read_tree(row, children)
+            }
             WorkKind::Object => {
                 let compare = if row.reason == WorkReason::Mirror { Compare::No } else { Compare::Digests };
                 let reading = read_object(self.view, row.oid, offset, compare).map_err(failed)?;
@@ -134,15 +134,6 @@ impl<'a> Walk<'a> {
         let reading = read_dir(self.view, row.oid).map_err(|errno| SessionError::Read { oid: row.oid, errno })?;
         children.extend(reading.children.iter().map(|item| child_row(row, item)));
         Ok(Reading { stamp: reading.stamp, records: reading.records, done: Done::Row(row.id) })
-    }
-
-    /// What a target asks for by its oid may be a directory.
-    fn is_dir(&self, oid: Oid) -> bool {
-        let stat = || -> sys::Result<sys::Stat> {
-            let key = self.view.key_of(oid).ok_or(Errno::ESTALE)?;
-            sys::fstat(self.view.tree().open_key(key, libc::O_PATH)?.as_fd())
-        };
-        stat().is_ok_and(|stat| stat.mode & libc::S_IFMT == libc::S_IFDIR)
     }
 }
 

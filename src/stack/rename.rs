@@ -105,6 +105,7 @@ impl Stack {
             from: self.slot(&ends.from.0, ends.from.1.clone()),
             to: self.slot(&ends.to.0, ends.to.1.clone()),
             shape: shape_of(&moved.stat, fd.as_fd())?,
+            attrs: attrs(&sys::fstat(fd.as_fd())?),
             replaced: held
                 .to
                 .as_ref()
@@ -121,8 +122,10 @@ impl Stack {
             from: self.slot(&ends.from.0, ends.from.1.clone()),
             to: self.slot(&ends.to.0, ends.to.1.clone()),
             shape: shape_of(&moved.stat, fd.as_fd())?,
+            attrs: attrs(&sys::fstat(fd.as_fd())?),
             other: self.oid(other.key),
             other_shape: shape_of(&other.stat, other_fd.as_fd())?,
+            other_attrs: attrs(&sys::fstat(other_fd.as_fd())?),
             from_after: attrs(&sys::fstat(ends.from.0.fd.as_fd())?),
             to_after: attrs(&sys::fstat(ends.to.0.fd.as_fd())?),
         })
