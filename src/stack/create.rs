@@ -74,7 +74,7 @@ impl Stack {
         fd: BorrowedFd<'_>,
     ) -> Result<()> {
         let op = change.read_back(self.birth_op(dir, name, found, fd))?;
-        change.commit(self.oid(found.key), &op, &[]);
+        change.commit(found.key, &op, &[]);
         Ok(())
     }
 
@@ -158,7 +158,7 @@ impl Stack {
         let found = change.read_back(self.tree.found(object.fd.as_fd()))?;
         let op = change.read_back(self.link_op(&object, &dir, name, found))?;
         let entry = self.entry(found);
-        change.commit(self.oid(object.key), &op, &[]);
+        change.commit(object.key, &op, &[]);
         entry
     }
 

@@ -14,6 +14,7 @@
 //!
 //! What differs from the backing directory is listed in `SEMANTICS.md`.
 
+mod committer;
 mod create;
 mod creds;
 mod dirs;
@@ -40,6 +41,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use self::committer::Committer;
 use self::nodes::NodeTable;
 use self::opens::OpenTable;
 pub use self::types::{
@@ -60,12 +62,16 @@ pub enum StackError {
     /// The journal stopped after an earlier failure.
     #[error("the journal has failed: {0}")]
     JournalFailed(String),
+    /// The thread that commits for fsync cannot be started.
+    #[error("no thread for commits: {0}")]
+    Thread(#[from] std::io::Error),
 }
 
 /// A backing tree with its journal.
 pub struct Stack {
     tree: Tree,
     journal: Arc<Journal>,
+    committer: Committer,
     space: Space,
     locks: ObjectLocks,
     /// Protects the shape of the directory graph while a directory changes its parent, so that two such renames cannot
@@ -92,6 +98,7 @@ impl Stack {
         }
         Ok(Arc::new(Stack {
             space: journal.identity().space,
+            committer: Committer::start(&journal)?,
             tree,
             journal,
             locks: ObjectLocks::default(),

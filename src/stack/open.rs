@@ -26,11 +26,19 @@ impl Stack {
         // Under the object's lock an unlink comes either before, and the object is gone, or after, and sees the handle.
         let _object = self.locks.lock(&[file.key]);
         let stat = sys::fstat(file.fd())?;
-        if stat.nlink == 0 && !self.opens.outlives_its_name(file.key) {
+        if stat.nlink == 0 && !self.may_open_nameless(&file) {
             return Err(Errno::ESTALE);
         }
         file.atime_is(stat.atime);
         Ok(Opened { file: self.opens.insert(Handle::File(file)), caching: self.caching_of(flags) })
+    }
+
+    /// A file without a name opens again through /proc/PID/fd: as one more handle of those that keep it, or as a ghost.
+    fn may_open_nameless(&self, file: &OpenFile) -> bool {
+        self.nodes.is_ghost(file.key) || self.opens.outlives_its_name(file.key) || {
+            self.nodes.haunt(file.key, file.fd());
+            self.nodes.is_ghost(file.key)
+        }
     }
 
     /// A file that is written past the page cache, or only read, needs no coherence between readers and writers here:
@@ -71,7 +79,7 @@ impl Stack {
         change.tree().truncate(file.fd(), 0)?;
         let stat = change.read_back(sys::fstat(file.fd()))?;
         let op = Op::Truncate { attrs: attrs(&stat) };
-        change.commit(self.oid(file.key), &op, &[]);
+        change.commit(file.key, &op, &[]);
         Ok(())
     }
 
@@ -145,7 +153,11 @@ impl Stack {
         let key = file.key;
         let ended = {
             let _object = self.locks.lock(&[key]);
-            self.opens.end(key)
+            let ended = self.opens.end(key);
+            if ended == Ended::Gone {
+                self.nodes.haunt(key, file.fd());
+            }
+            ended
         };
         drop(file);
         if ended == Ended::Gone {
@@ -169,7 +181,7 @@ impl Stack {
     fn record_end(&self, key: ObjectKey) {
         match self.begin(&Caller::daemon(), &[key], SMALL_RECORD) {
             Ok(change) => {
-                change.commit(self.oid(key), &Op::Gone, &[]);
+                change.commit(key, &Op::Gone, &[]);
             }
             Err(errno) => {
                 // The close cannot fail any more; a target keeps the object parked until it compares.
@@ -195,7 +207,7 @@ impl Stack {
         };
         if let Ok(stat) = sys::fstat(fd) {
             let op = Op::SetAttr { attrs: attrs(&stat) };
-            change.commit(self.oid(key), &op, &[]);
+            change.commit(key, &op, &[]);
         }
     }
 }

@@ -95,7 +95,7 @@ impl Stack {
             _ => self.exchange_op(ends, held),
         };
         let op = change.read_back(op)?;
-        change.commit(self.oid(held.from.0.key), &op, &[]);
+        change.commit(held.from.0.key, &op, &[]);
         Ok(())
     }
 
@@ -105,10 +105,7 @@ impl Stack {
             from: self.slot(&ends.from.0, ends.from.1.clone()),
             to: self.slot(&ends.to.0, ends.to.1.clone()),
             shape: shape_of(&moved.stat, fd.as_fd())?,
-            replaced: held
-                .to
-                .as_ref()
-                .map(|(found, _)| Replaced { oid: self.oid(found.key), fate: self.fate_of(found) }),
+            replaced: held.to.as_ref().map(|to| Replaced { oid: self.oid(to.0.key), fate: self.fate_of(to) }),
             from_after: attrs(&sys::fstat(ends.from.0.fd.as_fd())?),
             to_after: attrs(&sys::fstat(ends.to.0.fd.as_fd())?),
         })
