@@ -209,7 +209,7 @@ fn what_was_durable_is_there_after_a_kill() {
     assert_eq!(stop, LastStop::Unclean { reason: "the last stop was not clean".to_owned() });
     let mut reader = journal.reader(Tid::ZERO).unwrap();
     let mut tids = Vec::new();
-    while let Some(chunk) = reader.next_chunk(1 << 20).unwrap() {
+    while let Some(chunk) = reader.next_chunk(Tid(u64::MAX), 1 << 20).unwrap() {
         tids.extend(RecordIter::new(&chunk.body).map(|record| record.unwrap().tid));
     }
     assert!(tids.is_sorted());

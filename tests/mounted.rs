@@ -64,7 +64,7 @@ impl Mounted {
         journal.commit(journal.last_tid()).unwrap();
         let mut reader = journal.reader(Tid::ZERO).unwrap();
         let mut words = Vec::new();
-        while let Some(chunk) = reader.next_chunk(1 << 20).unwrap() {
+        while let Some(chunk) = reader.next_chunk(dtfs::base::Tid(u64::MAX), 1 << 20).unwrap() {
             words.extend(RecordIter::new(&chunk.body).map(|r| word(&r.unwrap().op)));
         }
         words

@@ -48,7 +48,6 @@ fn a_path_that_is_missing_or_no_directory_is_a_mistake() {
     refused_as_volume(&host, &dir.join("missing"), USAGE, "missing does not exist");
     refused_as_volume(&host, &dir.join("file"), USAGE, "file is not a directory");
     refused_as_volume(&host, Path::new("no/such/place"), USAGE, "/no/such/place does not exist");
-    refused_as_volume(&host, &dir.join("../dir"), USAGE, "without \"..\"");
     assert_eq!(fs::read(dir.join("file")).unwrap(), b"the user's own");
 }
 

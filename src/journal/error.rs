@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use crate::base::{Tid, VolumeUuid};
+use crate::base::{DatabaseError, Tid, VolumeUuid};
 use crate::record::DecodeError;
 
 /// An error of the journal, the segment log or the store.
@@ -29,18 +29,9 @@ pub enum JournalError {
         #[source]
         cause: rusqlite::Error,
     },
-    /// SQLite did not take a setting that durability rests on.
-    #[error("{}: {pragma} is {found}, not {wanted}", path.display())]
-    Pragma {
-        /// The database.
-        path: PathBuf,
-        /// The setting.
-        pragma: &'static str,
-        /// What was asked for.
-        wanted: &'static str,
-        /// What it is.
-        found: String,
-    },
+    /// The state database cannot be opened so that its commits are durable.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
     /// Another process (or another opener in this one) holds the journal.
     #[error("{}: in use by another process", path.display())]
     Busy {

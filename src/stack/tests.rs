@@ -42,7 +42,7 @@ impl Bench {
         journal.commit(journal.last_tid()).unwrap();
         let mut reader = journal.reader(Tid::ZERO).unwrap();
         let mut seen = Vec::new();
-        while let Some(chunk) = reader.next_chunk(1 << 20).unwrap() {
+        while let Some(chunk) = reader.next_chunk(Tid(u64::MAX), 1 << 20).unwrap() {
             for record in RecordIter::new(&chunk.body) {
                 let record: Record<'_> = record.unwrap();
                 seen.push((record.oid, record.op, record.payload.to_vec()));

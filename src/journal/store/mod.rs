@@ -1,6 +1,5 @@
 //! `state.db`: everything of a volume that is small and transactional. SCHEMA.md has the tables.
 
-mod database;
 mod events;
 mod schema;
 mod segments;
@@ -13,9 +12,8 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
 use super::error::{JournalError, sql};
-use crate::base::faults;
+use crate::base::{faults, open_database};
 
-pub use database::open_database;
 pub(super) use events::put_event;
 pub use events::{EventRow, Level};
 pub(super) use segments::{Sealed, SegmentRow};

@@ -74,18 +74,18 @@ impl NewWork {
 }
 
 impl Store {
-    /// Up to `limit` rows, newest first (a tree walk then goes deep before wide, which keeps the queue short). `before`
-    /// is the last row of the page before; `None` starts at the newest.
+    /// Up to `limit` rows, oldest first, behind row `after` (0 starts at the oldest). Rows added meanwhile come later,
+    /// so a session that walks on from the last row it got sees every row once.
     ///
     /// # Errors
     /// `Sqlite`.
-    pub fn work_next(&self, target: TargetId, before: Option<i64>, limit: usize) -> Result<Vec<WorkRow>, JournalError> {
+    pub fn work_next(&self, target: TargetId, after: i64, limit: usize) -> Result<Vec<WorkRow>, JournalError> {
         self.read("work", |connection| {
             let mut statement = connection.prepare_cached(
                 "SELECT seq, oid, kind, reason, \"offset\", len, created_tid FROM work
-                 WHERE target = ?1 AND seq < ?2 ORDER BY seq DESC LIMIT ?3",
+                 WHERE target = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
             )?;
-            let rows = statement.query_map((target.0, before.unwrap_or(i64::MAX), limit as i64), work_row)?;
+            let rows = statement.query_map((target.0, after, limit as i64), work_row)?;
             rows.collect()
         })
     }
@@ -98,14 +98,18 @@ impl Store {
         self.write("insert work", |tx| put_work(tx, target, work))
     }
 
-    /// A directory's row becomes rows for its children: deletes `done` and inserts `children` in one transaction.
+    /// Adds rows for objects that have none at all; a row that is partly done keeps its place.
     ///
     /// # Errors
     /// `Sqlite`.
-    pub fn work_expand(&self, target: TargetId, done: i64, children: &[NewWork]) -> Result<(), JournalError> {
-        self.write("expand work", |tx| {
-            delete_work(tx, target, &[done])?;
-            put_work(tx, target, children)?;
+    pub fn work_insert_absent(&self, target: TargetId, work: &[NewWork]) -> Result<(), JournalError> {
+        self.write("insert work", |tx| {
+            let mut present = tx.prepare_cached("SELECT 1 FROM work WHERE target = ?1 AND oid = ?2")?;
+            for row in work {
+                if !present.exists((target.0, &row.oid.to_bytes()[..]))? {
+                    put_work(tx, target, std::slice::from_ref(row))?;
+                }
+            }
             Ok(())
         })
     }
@@ -128,7 +132,7 @@ impl Store {
             advance_cursor(tx, target, received, applied)?;
             delete_work(tx, target, finished)?;
             shrink_work(tx, target, progress)?;
-            put_work(tx, target, needs)?;
+            put_needs(tx, target, needs)?;
             Ok(())
         })
     }
@@ -189,6 +193,18 @@ pub(in crate::journal) fn put_work(
         ))?;
     }
     Ok(inserted)
+}
+
+/// As [`put_work`], but a row that is there already is replaced and gets a new id: it may be under way, read before the
+/// target asked, and its end must not take what was asked for with it.
+fn put_needs(tx: &Transaction<'_>, target: TargetId, needs: &[NewWork]) -> rusqlite::Result<()> {
+    let mut delete =
+        tx.prepare_cached("DELETE FROM work WHERE target = ?1 AND oid = ?2 AND kind = ?3 AND \"offset\" = ?4")?;
+    for row in needs {
+        delete.execute((target.0, &row.oid.to_bytes()[..], kind_code(row.kind), to_sql(row.offset)))?;
+    }
+    put_work(tx, target, needs)?;
+    Ok(())
 }
 
 /// Queues the whole tree for comparison anew, as part of a larger transaction. A root row that is there is replaced and

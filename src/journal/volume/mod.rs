@@ -158,15 +158,15 @@ impl Journal {
 }
 
 impl JournalReader {
-    /// The next durable records: at most `max_bytes` of them, but at least one. `None` when there is none yet; then
+    /// The next durable records with TIDs up to `upto`: at most `max_bytes` of them, but at least one. `None` when there is none yet; then
     /// [`Journal::wait_durable_past`] waits.
     ///
     /// # Errors
     /// [`JournalError::Trimmed`] when the cap has taken the reader's place. `Damaged` or `Record` when durable bytes are
     /// not what was written; then every target that still needed them has been moved behind them, with compare work.
     /// After any of these the cursor in the store says where to go on.
-    pub fn next_chunk(&mut self, max_bytes: usize) -> Result<Option<Chunk>, JournalError> {
-        let result = self.inner.next_chunk(Tid(u64::MAX), max_bytes);
+    pub fn next_chunk(&mut self, upto: Tid, max_bytes: usize) -> Result<Option<Chunk>, JournalError> {
+        let result = self.inner.next_chunk(upto, max_bytes);
         if let Err(error @ (JournalError::Damaged { .. } | JournalError::Record { .. })) = &result {
             self.core.skip_damage(self.inner.at(), &error.to_string())?;
         }

@@ -131,7 +131,7 @@ fn damage_that_a_reader_meets_moves_the_targets_behind_it() {
     fill_to(&journal, 2);
     let ahead = target_at(&journal, "ahead", journal.last_tid());
     overwrite(dir.path(), "seg/00000001.seg", 4096);
-    let error = journal.reader(Tid::ZERO).unwrap().next_chunk(1000).map(drop);
+    let error = journal.reader(Tid::ZERO).unwrap().next_chunk(Tid(u64::MAX), 1000).map(drop);
     assert!(matches!(error, Err(JournalError::Damaged { offset: 4096, .. })));
     assert!(compares_everything(&journal, behind));
     assert!(!compares_everything(&journal, ahead));
@@ -142,7 +142,7 @@ fn damage_that_a_reader_meets_moves_the_targets_behind_it() {
     // In the open segment too: it is sealed, and what comes after can be read.
     let open = journal.core.log.end();
     overwrite(dir.path(), &format!("seg/{:08}.seg", open.segment), 4096);
-    let error = journal.reader(place).unwrap().next_chunk(1000).map(drop);
+    let error = journal.reader(place).unwrap().next_chunk(Tid(u64::MAX), 1000).map(drop);
     assert!(error.is_err());
     let place = journal.store().target("behind").unwrap().unwrap().received;
     let tid = change(&journal, 10);

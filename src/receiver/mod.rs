@@ -1,0 +1,13 @@
+//! The target's side of a session: takes frames in the order of their TIDs, makes records durable in the inbox, hands
+//! everything to the applier, and says how far it is.
+//!
+//! Invariants:
+//! - A record is checked whole before it reaches the inbox; a gap in the TIDs ends the session.
+//! - `received` is acknowledged after the inbox's fdatasync, `applied` after the tree's syncfs and the catalog's commit.
+//! - State records are applied where they stand in the stream and never kept: they are read again if they are lost.
+//! - A failed sync ends the process without a further ack: the next start performs everything since the cursor again.
+
+mod apply;
+mod session;
+
+pub use session::{ServeError, ServeOptions, serve};

@@ -1,0 +1,68 @@
+//! What a sender says about itself.
+
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::base::{Tid, Timespec};
+
+/// What a sender is doing.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum SenderState {
+    /// Not connected; a new try follows.
+    #[default]
+    Offline,
+    /// In a session.
+    Connected,
+    /// The target, or this source, refuses; the reason is an operator's matter.
+    Refused(String),
+    /// Stopped for good.
+    Stopped,
+}
+
+/// Where a sender is.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SenderStatus {
+    /// What it is doing.
+    pub state: SenderState,
+    /// Durable in the target's inbox up to here.
+    pub received: Tid,
+    /// Durable in the target's tree up to here.
+    pub applied: Tid,
+    /// Bytes on the wire since the sender was started.
+    pub bytes_sent: u64,
+    /// State records sent since the sender was started.
+    pub objects_read: u64,
+    /// Objects that the target could not bring to their state.
+    pub blocked: u32,
+    /// Errno of the first of them, else 0.
+    pub blocked_errno: i32,
+    /// How the last session ended, and when, when that was an error.
+    pub last_error: Option<(Timespec, String)>,
+    /// Process at the other end, for a local target.
+    pub peer_pid: Option<u32>,
+}
+
+/// A status that others can wait on.
+#[derive(Default)]
+pub(super) struct SharedStatus {
+    /// Protects the status. Rank: a leaf; held for assignments only.
+    status: Mutex<SenderStatus>,
+    changed: Condvar,
+}
+
+impl SharedStatus {
+    pub(super) fn get(&self) -> SenderStatus {
+        self.status.lock().clone()
+    }
+
+    pub(super) fn update(&self, change: impl FnOnce(&mut SenderStatus)) {
+        change(&mut self.status.lock());
+        self.changed.notify_all();
+    }
+
+    /// Waits for any change, at most `timeout`.
+    pub(super) fn wait(&self, timeout: Duration) {
+        self.changed.wait_for(&mut self.status.lock(), timeout);
+    }
+}

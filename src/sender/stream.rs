@@ -1,0 +1,97 @@
+//! The merged stream: records in the order of their TIDs, readings of state where their stamp puts them.
+
+use std::collections::VecDeque;
+
+use super::SessionError;
+use super::work::{Done, Reading};
+use crate::base::Tid;
+use crate::journal::JournalReader;
+use crate::wire::Message;
+
+/// Bytes in one batch, about.
+const BATCH_BYTES: usize = 1 << 20;
+
+pub(super) struct Stream {
+    reader: JournalReader,
+    /// Last TID sent.
+    sent: Tid,
+    /// Readings that wait for their place; stamps never go down from one to the next.
+    waiting: VecDeque<Reading>,
+    /// Whether records may be there that were not looked at.
+    maybe_more: bool,
+}
+
+/// One batch.
+pub(super) struct Batch {
+    pub(super) message: Message,
+    /// Rows that end or move on when it is durable.
+    pub(super) done: Vec<Done>,
+    /// Readings in it.
+    pub(super) objects: u64,
+}
+
+impl Stream {
+    pub(super) fn new(reader: JournalReader, after: Tid) -> Stream {
+        Stream { reader, sent: after, waiting: VecDeque::new(), maybe_more: true }
+    }
+
+    /// Last TID sent.
+    pub(super) fn sent(&self) -> Tid {
+        self.sent
+    }
+
+    /// More records have become durable.
+    pub(super) fn more(&mut self) {
+        self.maybe_more = true;
+    }
+
+    /// Whether readings can be taken: those taken before are all sent, so memory stays bounded and stamps in order.
+    pub(super) fn wants_state(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Takes readings; returns the TID that must be durable before they can all be sent.
+    pub(super) fn queue(&mut self, readings: Vec<Reading>) -> Option<Tid> {
+        self.waiting.extend(readings);
+        self.waiting.back().map(|reading| reading.stamp)
+    }
+
+    /// The next batch, or `None` when nothing can be sent now.
+    pub(super) fn next(&mut self, durable: Tid, batch: u64) -> Result<Option<Batch>, SessionError> {
+        let limit = self.waiting.front().map_or(Tid(u64::MAX), |reading| reading.stamp);
+        if self.maybe_more || !self.waiting.is_empty() {
+            if let Some(chunk) = self.reader.next_chunk(limit, BATCH_BYTES)? {
+                let prev = std::mem::replace(&mut self.sent, chunk.last);
+                let (first, last, count) = (chunk.first, chunk.last, chunk.count);
+                let message = Message::Records { batch, prev, first, last, count, body: chunk.body };
+                return Ok(Some(Batch { message, done: Vec::new(), objects: 0 }));
+            }
+        }
+        match self.waiting.is_empty() {
+            true => self.maybe_more = false,
+            false if limit <= durable => return Ok(Some(self.state(limit, batch))),
+            false => {}
+        }
+        Ok(None)
+    }
+
+    /// Every record up to `stamp` was sent: the readings that have this stamp follow, as many as a batch takes.
+    fn state(&mut self, stamp: Tid, batch: u64) -> Batch {
+        let mut body = Vec::new();
+        let mut done = Vec::new();
+        let mut objects = 0;
+        while self
+            .waiting
+            .front()
+            .is_some_and(|r| r.stamp == stamp && (body.is_empty() || r.fits(body.len(), BATCH_BYTES)))
+        {
+            let Some(reading) = self.waiting.pop_front() else { break };
+            for record in &reading.records {
+                body.extend_from_slice(record.bytes());
+            }
+            done.push(reading.done);
+            objects += 1;
+        }
+        Batch { message: Message::State { batch, body }, done, objects }
+    }
+}

@@ -1,0 +1,185 @@
+//! The thread of one target: connect, run a session, try again.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use super::session::{Event, Session};
+use super::status::SharedStatus;
+use super::{SenderState, SenderStatus, SessionError};
+use crate::backing::TreeView;
+use crate::base::{Timespec, random_bytes};
+use crate::journal::{Journal, Level, TargetId};
+use crate::wire::{Compression, Connection, RefuseCode};
+
+/// Makes a connection to the target.
+pub type Connect = Box<dyn Fn() -> std::io::Result<Connection> + Send>;
+
+/// What a sender needs to know of its target.
+pub struct SenderOptions {
+    /// The target.
+    pub target: TargetId,
+    /// Name of the volume, for people at the other end.
+    pub label: String,
+    /// How to reach it.
+    pub connect: Connect,
+    /// How frames are compressed.
+    pub compression: Compression,
+}
+
+/// A running sender. Dropping it stops the thread and waits for it.
+pub struct SenderThread {
+    events: Sender<Event>,
+    status: Arc<SharedStatus>,
+    handle: Option<JoinHandle<()>>,
+}
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+impl SenderThread {
+    /// Starts replicating `view` through `journal` to the target.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn spawn(
+        journal: Arc<Journal>,
+        view: Arc<dyn TreeView>,
+        options: SenderOptions,
+    ) -> std::io::Result<SenderThread> {
+        let (events, queue) = unbounded();
+        let status = Arc::new(SharedStatus::default());
+        let runner = Runner { journal, view, options, events: events.clone(), queue, status: status.clone() };
+        let handle = std::thread::Builder::new().name("dtfs-sender".into()).spawn(move || runner.run())?;
+        Ok(SenderThread { events, status, handle: Some(handle) })
+    }
+
+    /// Where it is.
+    pub fn status(&self) -> SenderStatus {
+        self.status.get()
+    }
+
+    /// Waits for any change of the status, at most `timeout`.
+    pub fn wait_change(&self, timeout: Duration) {
+        self.status.wait(timeout);
+    }
+
+    /// Asks the target to make everything it has durable at once: someone waits for it.
+    pub fn flush(&self) {
+        let _ = self.events.send(Event::Flush);
+    }
+
+    /// Tells the thread to stop; [`Drop`] waits for it.
+    pub fn stop(&self) {
+        let _ = self.events.send(Event::Stop);
+    }
+}
+
+impl Drop for SenderThread {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(handle) = self.handle.take() {
+            let _ = handle.join();
+        }
+    }
+}
+
+struct Runner {
+    journal: Arc<Journal>,
+    view: Arc<dyn TreeView>,
+    options: SenderOptions,
+    events: Sender<Event>,
+    queue: Receiver<Event>,
+    status: Arc<SharedStatus>,
+}
+
+impl Runner {
+    fn run(self) {
+        let mut delay = FIRST_RETRY;
+        loop {
+            let began = Instant::now();
+            match self.session() {
+                Ok(()) => break,
+                Err(error) => self.explain(&error),
+            }
+            // A session that worked for a while was not refused: begin again with short delays.
+            delay = if began.elapsed() > LAST_RETRY { FIRST_RETRY } else { (delay * 2).min(LAST_RETRY) };
+            if self.pause(jitter(delay)) {
+                break;
+            }
+        }
+        self.status.update(|status| status.state = SenderState::Stopped);
+    }
+
+    /// One session, until told to stop.
+    fn session(&self) -> Result<(), SessionError> {
+        let connection = (self.options.connect)().map_err(SessionError::Connect)?;
+        let Connection { reader, writer, peer } = connection;
+        self.status.update(|status| status.peer_pid = peer.pid());
+        let reader = Session::spawn_reader(reader, self.events.clone()).map_err(SessionError::Connect)?;
+        let outcome = Session::open(self.parts(), writer).and_then(Session::run);
+        // The writer is closed by now: the target finishes what it has and closes its end, which ends the reader.
+        drop(peer);
+        let _ = reader.join();
+        self.forget_old_events();
+        outcome
+    }
+
+    fn parts(&self) -> super::session::Parts<'_> {
+        super::session::Parts {
+            journal: &self.journal,
+            view: self.view.as_ref(),
+            options: &self.options,
+            events: &self.events,
+            queue: &self.queue,
+            status: &self.status,
+        }
+    }
+
+    /// What the last connection still had to say is of no use to the next; a word to stop is kept.
+    fn forget_old_events(&self) {
+        let kept: Vec<Event> = self.queue.try_iter().filter(|event| matches!(event, Event::Stop)).collect();
+        for event in kept {
+            let _ = self.events.send(event);
+        }
+    }
+
+    fn explain(&self, error: &SessionError) {
+        let text = error.to_string();
+        tracing::warn!(target = self.options.target.0, %text, "session ended");
+        let store = self.journal.store();
+        let _ = store.target_error(self.options.target, Some(&text));
+        let _ = store.event(Level::Warning, Some(self.options.target), &format!("session ended: {text}"));
+        let state = match error {
+            SessionError::Refused { code: RefuseCode::Wrong | RefuseCode::Version, .. } | SessionError::Fork { .. } => {
+                SenderState::Refused(text.clone())
+            }
+            _ => SenderState::Offline,
+        };
+        self.status.update(|status| {
+            status.state = state;
+            status.peer_pid = None;
+            status.last_error = Some((Timespec::now(), text));
+        });
+    }
+
+    /// Waits before the next try; true when told to stop.
+    fn pause(&self, delay: Duration) -> bool {
+        let deadline = Instant::now() + delay;
+        loop {
+            match self.queue.recv_deadline(deadline) {
+                Ok(Event::Stop) => return true,
+                Ok(_) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+/// Between half of `delay` and all of it, so that many senders do not knock together.
+fn jitter(delay: Duration) -> Duration {
+    let random = u32::from(u16::from_le_bytes(random_bytes::<2>()));
+    delay / 2 + delay / 2 * random / u32::from(u16::MAX)
+}

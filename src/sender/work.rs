@@ -1,0 +1,158 @@
+//! Walks a target's work: takes rows in order, reads their objects.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::SessionError;
+use crate::backing::TreeView;
+use crate::base::{Oid, Tid};
+use crate::catchup::{Compare, ObjectReading, read_dir, read_object, read_range};
+use crate::journal::{Journal, NewWork, TargetId, WorkKind, WorkReason, WorkRow};
+use crate::record::{DirItem, Encoded};
+use crate::sys::{self, Errno};
+use std::os::fd::AsFd;
+
+/// What is done with a row once a batch is durable at the target.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Done {
+    /// The row ends.
+    Row(i64),
+    /// The row's object is there up to this byte.
+    Upto(i64, u64),
+}
+
+/// A reading that waits to be sent.
+pub(super) struct Reading {
+    pub(super) stamp: Tid,
+    pub(super) records: Vec<Encoded>,
+    pub(super) done: Done,
+}
+
+impl Reading {
+    fn bytes(&self) -> usize {
+        self.records.iter().map(|record| record.bytes().len()).sum()
+    }
+
+    /// Whether it goes into a batch that has `filled` bytes.
+    pub(super) fn fits(&self, filled: usize, limit: usize) -> bool {
+        filled + self.bytes() <= limit
+    }
+}
+
+pub(super) struct Walk<'a> {
+    view: &'a dyn TreeView,
+    journal: &'a Arc<Journal>,
+    target: TargetId,
+    /// Rows that were fetched.
+    page: VecDeque<WorkRow>,
+    /// The last row that was fetched.
+    after: i64,
+    /// The row whose object is being read, and where its next piece starts.
+    current: Option<(WorkRow, u64)>,
+    /// Whether rows may be there that were not fetched.
+    maybe_more: bool,
+}
+
+const PAGE_ROWS: usize = 1024;
+/// Readings taken at a time: enough for one commit to serve many, little enough to keep live changes flowing.
+const SLICE_BYTES: usize = 2 << 20;
+const SLICE_READINGS: usize = 1024;
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(view: &'a dyn TreeView, journal: &'a Arc<Journal>, target: TargetId) -> Walk<'a> {
+        Walk { view, journal, target, page: VecDeque::new(), after: 0, current: None, maybe_more: true }
+    }
+
+    /// Rows may have been added.
+    pub(super) fn look_again(&mut self) {
+        self.maybe_more = true;
+    }
+
+    /// Reads the next objects; nothing when there is no work.
+    pub(super) fn read_some(&mut self) -> Result<Vec<Reading>, SessionError> {
+        let mut readings = Vec::new();
+        let mut bytes = 0;
+        let mut children = Vec::new();
+        while bytes < SLICE_BYTES && readings.len() < SLICE_READINGS {
+            let Some((row, offset)) = self.next_row()? else { break };
+            let reading = self.read(&row, offset, &mut children)?;
+            bytes += reading.bytes();
+            readings.push(reading);
+        }
+        if !children.is_empty() {
+            // Queued before the listing can be acknowledged, so that no child is ever forgotten.
+            self.journal.store().work_insert(self.target, &children)?;
+            self.maybe_more = true;
+        }
+        Ok(readings)
+    }
+
+    fn next_row(&mut self) -> Result<Option<(WorkRow, u64)>, SessionError> {
+        if let Some(current) = self.current.take() {
+            return Ok(Some(current));
+        }
+        if self.page.is_empty() && self.maybe_more {
+            let rows = self.journal.store().work_next(self.target, self.after, PAGE_ROWS)?;
+            self.maybe_more = !rows.is_empty();
+            self.after = rows.last().map_or(self.after, |row| row.id);
+            self.page = rows.into();
+        }
+        Ok(self.page.pop_front().map(|row| (row, row.offset)))
+    }
+
+    fn read(&mut self, row: &WorkRow, offset: u64, children: &mut Vec<NewWork>) -> Result<Reading, SessionError> {
+        let failed = |errno| SessionError::Read { oid: row.oid, errno };
+        match row.kind {
+            WorkKind::Tree => self.read_tree(row, children),
+            WorkKind::Object if row.reason == WorkReason::Need && self.is_dir(row.oid) => self.read_tree(row, children),
+            WorkKind::Object => {
+                let compare = if row.reason == WorkReason::Mirror { Compare::No } else { Compare::Digests };
+                let reading = read_object(self.view, row.oid, offset, compare).map_err(failed)?;
+                Ok(self.piece(row, reading))
+            }
+            WorkKind::Range => {
+                let len = (row.offset + row.len).saturating_sub(offset);
+                let reading = read_range(self.view, row.oid, offset, len).map_err(failed)?;
+                Ok(self.piece(row, reading))
+            }
+        }
+    }
+
+    fn piece(&mut self, row: &WorkRow, reading: ObjectReading) -> Reading {
+        let ObjectReading { stamp, records, next } = reading;
+        let done = match next {
+            None => Done::Row(row.id),
+            Some(next) => {
+                self.current = Some((*row, next));
+                Done::Upto(row.id, next)
+            }
+        };
+        Reading { stamp, records, done }
+    }
+
+    fn read_tree(&mut self, row: &WorkRow, children: &mut Vec<NewWork>) -> Result<Reading, SessionError> {
+        let reading = read_dir(self.view, row.oid).map_err(|errno| SessionError::Read { oid: row.oid, errno })?;
+        children.extend(reading.children.iter().map(|item| child_row(row, item)));
+        Ok(Reading { stamp: reading.stamp, records: reading.records, done: Done::Row(row.id) })
+    }
+
+    /// What a target asks for by its oid may be a directory.
+    fn is_dir(&self, oid: Oid) -> bool {
+        let stat = || -> sys::Result<sys::Stat> {
+            let key = self.view.key_of(oid).ok_or(Errno::ESTALE)?;
+            sys::fstat(self.view.tree().open_key(key, libc::O_PATH)?.as_fd())
+        };
+        stat().is_ok_and(|stat| stat.mode & libc::S_IFMT == libc::S_IFDIR)
+    }
+}
+
+fn child_row(parent: &WorkRow, item: &DirItem) -> NewWork {
+    NewWork {
+        oid: item.oid,
+        kind: if item.shape.is_dir() { WorkKind::Tree } else { WorkKind::Object },
+        reason: parent.reason,
+        offset: 0,
+        len: 0,
+        created_tid: parent.created_tid,
+    }
+}
