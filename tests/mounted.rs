@@ -7,7 +7,7 @@ mod support;
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -343,6 +343,40 @@ fn a_mount_in_use_is_busy_and_a_lazy_unmount_waits_for_its_users() {
     drop(file);
     assert_eq!(m.volume.wait(Duration::from_secs(10)), Unmounted::Ended);
     assert!(!dead_mount_at(&m.at));
+}
+
+#[test]
+fn a_dead_mount_is_seen_and_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let (at, behind) = (dir.path().join("mnt"), dir.path().join("tree"));
+    fs::create_dir(&at).unwrap();
+    fs::create_dir(&behind).unwrap();
+    // What a daemon that was killed leaves: a mount whose device nobody holds.
+    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+    let point = CString::new(at.to_str().unwrap()).unwrap();
+    sys::mount_fuse(c"dtfs:dead", &point, &CString::new(options).unwrap()).unwrap();
+    drop(device);
+    assert!(dead_mount_at(&at));
+    fs::write(behind.join("f"), b"alive").unwrap();
+    let (journal, _) = Journal::open(&dir.path().join("j"), JournalOptions::default()).unwrap();
+    let stack = Stack::new(Tree::open(&behind).unwrap(), journal, StackOptions::default()).unwrap();
+    let volume = MountedVolume::mount(stack, &at, "alive").unwrap();
+    let (dead, seen) = (dead_mount_at(&at), fs::read(at.join("f")));
+    volume.unmount(Unmount::Plain).unwrap();
+    assert_eq!((dead, seen.unwrap()), (false, b"alive".to_vec()));
+    assert_eq!(fs::read_dir(&at).unwrap().count(), 0, "nothing is left mounted below");
+}
+
+#[test]
+fn a_working_directory_that_was_removed_still_answers() {
+    let m = Mounted::new();
+    fs::create_dir(m.path("d")).unwrap();
+    let dir = sys::openat(nix::fcntl::AT_FDCWD, &CString::new(m.path("d").to_str().unwrap()).unwrap(), libc::O_PATH, 0);
+    let dir = dir.unwrap();
+    fs::remove_dir(m.path("d")).unwrap();
+    assert_eq!(sys::fstat(dir.as_fd()).map(|stat| stat.uid), Ok(0));
+    assert_eq!(sys::mkdirat(dir.as_fd(), c"new", 0o755), Err(Errno::ENOENT));
 }
 
 #[test]

@@ -1,13 +1,15 @@
 //! Between fuser's types and the stack's.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyXattr, Request, TimeOrNow,
+    FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request, TimeOrNow,
 };
 
-use crate::stack::{Caching, Caller, Entry, Errno, FileId, Listed, NodeId, Opened, Result, Stat, TimeChange};
+use crate::stack::{Caching, Caller, Entry, Errno, FileId, Listed, NodeId, Opened, Result, Room, Stat, TimeChange};
 
 /// How long the kernel may keep names and attributes: everything goes through the mount, so they do not go stale.
 pub(super) const KEEP: Duration = Duration::from_secs(3600);
@@ -139,4 +141,30 @@ pub(super) fn send_value(outcome: Result<Vec<u8>>, room: u32, reply: ReplyXattr)
         Ok(value) => reply.data(&value),
         Err(errno) => reply.error(error(errno)),
     }
+}
+
+/// Writes are answered with a u32; none is longer than one transfer.
+pub(super) fn send_written(outcome: Result<usize>, reply: ReplyWrite) {
+    match outcome {
+        Ok(written) => reply.written(written as u32),
+        Err(errno) => reply.error(error(errno)),
+    }
+}
+
+pub(super) fn room(full: bool) -> Room {
+    match full {
+        true => Room::Full,
+        false => Room::Taken,
+    }
+}
+
+/// Node 0 tells the kernel that an entry was listed without a look-up.
+pub(super) fn add_plus(reply: &mut ReplyDirectoryPlus, listed: &Listed<'_>) -> bool {
+    let name = OsStr::from_bytes(listed.name);
+    let (ino, attr, generation) = match &listed.entry {
+        Some(entry) => (entry.node.0, attr(&entry.stat, listed.ino), entry.generation),
+        None => (0, bare_attr(listed), 0),
+    };
+    let generation = Generation(u64::from(generation));
+    reply.add(INodeNo(ino), listed.next_offset, name, &KEEP, &attr, generation)
 }
