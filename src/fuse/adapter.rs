@@ -356,7 +356,7 @@ impl Filesystem for Adapter {
                 &attr(&entry.stat, entry.node.0),
                 Generation(u64::from(entry.generation)),
                 FileHandle(opened.file.0),
-                open_flags(opened.caching),
+                open_flags(&opened),
             ),
             Err(errno) => reply.error(error(errno)),
         });

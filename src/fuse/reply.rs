@@ -9,7 +9,9 @@ use fuser::{
     ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request, TimeOrNow,
 };
 
-use crate::stack::{Caching, Caller, Entry, Errno, FileId, Listed, NodeId, Opened, Result, Room, Stat, TimeChange};
+use crate::stack::{
+    Caching, Caller, Closing, Entry, Errno, FileId, Listed, NodeId, Opened, Result, Room, Stat, TimeChange,
+};
 
 /// How long the kernel may keep names and attributes: everything goes through the mount, so they do not go stale.
 pub(super) const KEEP: Duration = Duration::from_secs(3600);
@@ -98,10 +100,14 @@ pub(super) fn bare_attr(listed: &Listed<'_>) -> FileAttr {
     }
 }
 
-pub(super) fn open_flags(caching: Caching) -> FopenFlags {
-    match caching {
+pub(super) fn open_flags(opened: &Opened) -> FopenFlags {
+    let caching = match opened.caching {
         Caching::Cached => FopenFlags::FOPEN_KEEP_CACHE,
         Caching::Direct => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
+    };
+    match opened.closing {
+        Closing::Quiet => caching | FopenFlags::FOPEN_NOFLUSH,
+        Closing::Told => caching,
     }
 }
 
@@ -128,7 +134,7 @@ pub(super) fn send_empty(outcome: Result<()>, reply: ReplyEmpty) {
 
 pub(super) fn send_opened(outcome: Result<Opened>, reply: ReplyOpen) {
     match outcome {
-        Ok(opened) => reply.opened(FileHandle(opened.file.0), open_flags(opened.caching)),
+        Ok(opened) => reply.opened(FileHandle(opened.file.0), open_flags(&opened)),
         Err(errno) => reply.error(error(errno)),
     }
 }

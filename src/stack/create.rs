@@ -143,7 +143,7 @@ impl Stack {
         file.atime_is(found.stat.atime);
         // The kernel still holds the directory, so nobody can unlink the name before we answer.
         let file = self.opens.insert(Handle::File(Arc::new(file)));
-        Opened { file, caching: self.caching_of(flags) }
+        self.opened(file, flags)
     }
 
     /// link(2): `name` in `parent` becomes a further name of `node`.

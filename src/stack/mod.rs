@@ -45,7 +45,8 @@ use self::committer::Committer;
 use self::nodes::NodeTable;
 use self::opens::OpenTable;
 pub use self::types::{
-    AtimeMode, AttrChange, Caching, Caller, Entry, FileId, Listed, NodeId, Opened, Privileges, Room, StackOptions,
+    AtimeMode, AttrChange, Caching, Caller, Closing, Entry, FileId, Listed, NodeId, Opened, Privileges, Room,
+    StackOptions,
 };
 pub use self::write::WriteMode;
 use crate::backing::{Tree, TreeView};

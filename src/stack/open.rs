@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::mutation::SMALL_RECORD;
 use super::opens::{BackingMode, DirCursor, Ended, Handle, OpenDir, OpenFile};
-use super::types::{Caching, Caller, FileId, NodeId, Opened, Privileges, attrs};
+use super::types::{Caching, Caller, Closing, FileId, NodeId, Opened, Privileges, attrs};
 use super::{Stack, creds};
 use crate::base::ObjectKey;
 use crate::record::Op;
@@ -30,7 +30,7 @@ impl Stack {
             return Err(Errno::ESTALE);
         }
         file.atime_is(stat.atime);
-        Ok(Opened { file: self.opens.insert(Handle::File(file)), caching: self.caching_of(flags) })
+        Ok(self.opened(self.opens.insert(Handle::File(file)), flags))
     }
 
     /// A file without a name opens again through /proc/PID/fd: as one more handle of those that keep it, or as a ghost.
@@ -43,12 +43,13 @@ impl Stack {
 
     /// A file that is written past the page cache, or only read, needs no coherence between readers and writers here:
     /// the kernel keeps it (fs/fuse/file.c). One that is opened for both is the operator's choice.
-    pub(super) fn caching_of(&self, flags: i32) -> Caching {
-        match flags & libc::O_ACCMODE {
-            libc::O_RDONLY => Caching::Cached,
-            libc::O_WRONLY => Caching::Direct,
-            _ => self.options.read_write,
-        }
+    pub(super) fn opened(&self, file: FileId, flags: i32) -> Opened {
+        let (caching, closing) = match flags & libc::O_ACCMODE {
+            libc::O_RDONLY => (Caching::Cached, Closing::Quiet),
+            libc::O_WRONLY => (Caching::Direct, Closing::Told),
+            _ => (self.options.read_write, Closing::Told),
+        };
+        Opened { file, caching, closing }
     }
 
     fn open_file(&self, node: NodeId, flags: i32) -> Result<OpenFile> {

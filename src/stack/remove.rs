@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::Stack;
-use super::lookup::name_of;
+use super::lookup::{lockable, name_of};
 use super::mutation::{Mutation, NAME_RECORD};
 use super::types::{Caller, NodeId, Object, attrs, kind};
 use crate::backing::Found;
@@ -39,10 +39,10 @@ impl Stack {
         let name = name_of(name)?;
         let dir = self.object(parent)?;
         loop {
-            let seen = self.find(&dir, &name)?.0;
-            let change = self.begin(caller, &[dir.key, seen.key], NAME_RECORD)?;
+            let seen = sys::fstatat(dir.fd.as_fd(), name.as_cstr())?.ino;
+            let change = self.begin(caller, &[dir.key, lockable(seen)], NAME_RECORD)?;
             let found = self.find(&dir, &name)?;
-            if found.0.key == seen.key {
+            if found.0.key.ino == seen {
                 return self.remove_locked(change, &dir, name, &found, how);
             }
         }
