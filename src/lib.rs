@@ -11,6 +11,7 @@ pub mod catchup;
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod fuse;
 pub mod journal;
 pub mod menu;

@@ -2,26 +2,46 @@
 
 use std::process::ExitCode;
 
-use anyhow::{anyhow, bail};
+use anyhow::anyhow;
 use dtfs::base::faults;
-use dtfs::cli::{self, Action};
-use dtfs::control::Failure;
+use dtfs::cli::{self, Action, Invocation};
+use dtfs::control::{self, Failure};
+use dtfs::daemon::{self, Keep};
 
 fn main() -> ExitCode {
     match run() {
-        Ok(code) => code,
+        Ok(code) => code.into(),
         Err(error) => {
-            cli::report(&Failure::new(dtfs::control::ExitCode::Failed, format!("{error:#}")));
-            dtfs::control::ExitCode::Failed.into()
+            cli::report(&Failure::new(control::ExitCode::Failed, format!("{error:#}")));
+            control::ExitCode::Failed.into()
         }
     }
 }
 
-fn run() -> anyhow::Result<ExitCode> {
+fn run() -> anyhow::Result<control::ExitCode> {
     faults::arm_from_env().map_err(|problem| anyhow!(problem))?;
-    let invocation = cli::parse();
-    match &invocation.action {
-        Action::Operator(command) => Ok(cli::run(&invocation.paths, invocation.verbosity, command).into()),
-        Action::Daemon | Action::Serve(_) | Action::Demo(_) => bail!("this build has no daemon"),
-    }
+    let Invocation { paths, verbosity, action } = cli::parse();
+    log_to_stderr(verbosity);
+    let done = match &action {
+        Action::Operator(command) => return Ok(cli::run(&paths, verbosity, command)),
+        Action::Daemon => daemon::run(&paths),
+        Action::Serve(args) => daemon::serve(&paths, &args.dir, args.adoption()),
+        Action::Demo(args) => daemon::demo(if args.keep { Keep::Yes } else { Keep::No }, &mut std::io::stdout()),
+    };
+    Ok(match done {
+        Ok(()) => control::ExitCode::Ok,
+        Err(failure) => {
+            cli::report(&failure);
+            failure.code
+        }
+    })
+}
+
+/// Events go to standard error; `DTFS_LOG` chooses more finely than -v (as `dtfs::sender=debug`).
+fn log_to_stderr(verbosity: cli::Verbosity) {
+    let filter = tracing_subscriber::EnvFilter::builder()
+        .with_env_var("DTFS_LOG")
+        .try_from_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(verbosity.level()));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
 }

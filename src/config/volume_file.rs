@@ -22,7 +22,7 @@ pub enum Adoption {
     /// Only an empty directory, or one that is this volume's replica already.
     #[default]
     Refuse,
-    /// `adopt = true`: what is there is compared and made equal; files that the source does not have are removed.
+    /// `adopt = true`: what is there is compared and made equal; what the source does not have is moved to `.dtfs/orphans`.
     Allow,
 }
 

@@ -61,9 +61,9 @@ impl SenderThread {
         self.status.get()
     }
 
-    /// Waits for any change of the status, at most `timeout`.
-    pub fn wait_change(&self, timeout: Duration) {
-        self.status.wait(timeout);
+    /// Something to wait on that does not keep the sender.
+    pub fn waiter(&self) -> SenderWaiter {
+        SenderWaiter { status: self.status.clone() }
     }
 
     /// Asks the target to make everything it has durable at once: someone waits for it.
@@ -74,6 +74,18 @@ impl SenderThread {
     /// Tells the thread to stop; [`Drop`] waits for it.
     pub fn stop(&self) {
         let _ = self.events.send(Event::Stop);
+    }
+}
+
+/// Waits for news of a sender.
+pub struct SenderWaiter {
+    status: Arc<SharedStatus>,
+}
+
+impl SenderWaiter {
+    /// Waits for any change of the sender's status, at most `timeout`.
+    pub fn wait(&self, timeout: Duration) {
+        self.status.wait(timeout);
     }
 }
 

@@ -114,8 +114,8 @@ impl Store {
         })
     }
 
-    /// What an ack changes, in one transaction: the cursor, which never goes back; `finished` rows go; rows in `progress` (id, first byte still
-    /// to do) shrink; `needs` are queued.
+    /// What an ack changes, in one transaction: the cursor, which never goes back; `finished` rows go; rows in `progress`
+    /// (id, first byte still to do) shrink; `needs` are queued, under new ids where they are there already.
     ///
     /// # Errors
     /// `Sqlite`; then nothing is changed.

@@ -158,8 +158,8 @@ impl Journal {
 }
 
 impl JournalReader {
-    /// The next durable records with TIDs up to `upto`: at most `max_bytes` of them, but at least one. `None` when there is none yet; then
-    /// [`Journal::wait_durable_past`] waits.
+    /// The next durable records with TIDs up to `upto`: at most `max_bytes` of them, but at least one. `None` when there
+    /// is none yet; then [`Journal::wait_durable_past`] waits.
     ///
     /// # Errors
     /// [`JournalError::Trimmed`] when the cap has taken the reader's place. `Damaged` or `Record` when durable bytes are

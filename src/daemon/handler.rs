@@ -1,0 +1,121 @@
+//! Answers the control socket.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::volume::{Volume, VolumeError};
+use super::volumes::{Run, Volumes};
+use crate::base::Tid;
+use crate::config::{TargetName, VolumeName};
+use crate::control::{ExitCode, Failure, Handler, MountsReply, Reply, ReplySink, Request, Stopper};
+use crate::fuse::Unmount;
+
+pub(super) struct DaemonHandler {
+    pub(super) volumes: Arc<Volumes>,
+    pub(super) stopper: Stopper,
+}
+
+impl Handler for DaemonHandler {
+    fn handle(&self, request: Request, sink: &mut dyn ReplySink) -> Result<Reply, Failure> {
+        let volumes = &self.volumes;
+        match request {
+            Request::MountsList => {
+                let state = |entry: &crate::config::MountEntry| Some(volumes.state(&entry.volume));
+                Ok(Reply::Mounts(MountsReply::from_file(&volumes.mounts_file()?, state)))
+            }
+            Request::Mount { which, dry_run, allow_open: _ } => {
+                let run = if dry_run { Run::Dry } else { Run::Real };
+                Ok(Reply::Verdicts(volumes.mount(&which, run)?))
+            }
+            Request::Unmount { which, lazy } => {
+                let how = if lazy { Unmount::Lazy } else { Unmount::Plain };
+                Ok(Reply::Verdicts(volumes.unmount(&which, how)?))
+            }
+            Request::Reload => Ok(Reply::Notes(volumes.reload()?)),
+            Request::DefineTarget { volume: _, target: _ } => volumes.reload().map(|_| Reply::Done),
+            Request::Forget { volume, target } => self.forget(&volume, target.as_ref()),
+            Request::Status { volume } => Ok(Reply::Status(super::status::status(volumes, volume.as_ref())?)),
+            Request::Wait { volume, target, tid, timeout_ms } => {
+                let deadline = timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
+                wait(&*volumes.need(&volume)?, target.as_ref(), tid, deadline, sink)
+            }
+            Request::SyncTid { volume } => Ok(Reply::Tid { tid: volumes.need(&volume)?.synctid()? }),
+            Request::Log { volume, from, follow, limit } => {
+                let follow = if follow { super::log::Follow::Yes } else { super::log::Follow::No };
+                super::log::log(&*volumes.need(&volume)?, from, follow, limit, sink)
+            }
+            Request::Stop => {
+                self.stopper.stop();
+                Ok(Reply::Done)
+            }
+        }
+    }
+}
+
+impl DaemonHandler {
+    fn forget(&self, volume: &VolumeName, target: Option<&TargetName>) -> Result<Reply, Failure> {
+        match (target, self.volumes.find(volume)) {
+            (None, _) => self.volumes.forget(volume)?,
+            (Some(target), Some(open)) => open.forget_target(target)?,
+            (Some(_), None) => {}
+        }
+        Ok(Reply::Done)
+    }
+}
+
+/// Waits until the target, or every target, is consistent at `tid` (at everything up to now without one).
+fn wait(
+    volume: &Volume,
+    only: Option<&TargetName>,
+    tid: Option<Tid>,
+    deadline: Option<Instant>,
+    sink: &mut dyn ReplySink,
+) -> Result<Reply, Failure> {
+    let tid = tid.unwrap_or_else(|| volume.journal.last_tid());
+    if tid > volume.journal.last_tid() {
+        let last = volume.journal.last_tid();
+        return Err(Failure::new(ExitCode::Usage, format!("{tid} is not made yet: the last is {last}")));
+    }
+    volume.journal.commit(tid).map_err(VolumeError::from)?;
+    let targets = selected(volume, only)?;
+    for name in &targets {
+        wait_for_one(volume, name, tid, deadline, sink)?;
+    }
+    Ok(Reply::Waited { tid, targets })
+}
+
+fn selected(volume: &Volume, only: Option<&TargetName>) -> Result<Vec<TargetName>, Failure> {
+    let all = super::status::target_names(volume);
+    match only {
+        Some(name) if !all.contains(name) => {
+            Err(Failure::new(ExitCode::Usage, format!("volume {} has no target {name}", volume.name))
+                .with_remedy("dtfs status shows the targets"))
+        }
+        Some(name) => Ok(vec![name.clone()]),
+        None if all.is_empty() => Err(Failure::new(ExitCode::Usage, format!("volume {} has no target", volume.name))
+            .with_remedy("add one: dtfs define target")),
+        None => Ok(all),
+    }
+}
+
+fn wait_for_one(
+    volume: &Volume,
+    name: &TargetName,
+    tid: Tid,
+    deadline: Option<Instant>,
+    sink: &mut dyn ReplySink,
+) -> Result<(), Failure> {
+    const LOOK_EVERY: Duration = Duration::from_millis(200);
+    let behind = |text: String| Failure::new(ExitCode::Behind, text).with_remedy("dtfs status shows how far it is");
+    while !volume.is_consistent(name, tid)? {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(behind(format!("target {name} is not consistent at {tid} yet")));
+        }
+        if !sink.is_wanted() {
+            return Err(behind("nobody waits any more".to_owned()));
+        }
+        let left = deadline.map_or(LOOK_EVERY, |deadline| deadline.saturating_duration_since(Instant::now()));
+        volume.wait_for_target(name, left.min(LOOK_EVERY));
+    }
+    Ok(())
+}

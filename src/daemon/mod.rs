@@ -1,0 +1,20 @@
+//! The composition root: opens volumes, mounts them, runs their senders, answers the control socket, and stops cleanly.
+//!
+//! Invariants:
+//! - A volume is open (journal, tree, senders) from its first mount until it is forgotten or the daemon ends; unmounting
+//!   ends captures and nothing else.
+//! - One bad entry never keeps the others from being mounted.
+//! - The end is in this order: mounts gone, senders told to finish, journal committed and marked clean.
+
+mod demo;
+mod handler;
+mod log;
+mod run;
+mod serve;
+mod status;
+mod volume;
+mod volumes;
+
+pub use demo::{Keep, demo};
+pub use run::run;
+pub use serve::serve;

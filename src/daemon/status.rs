@@ -1,0 +1,114 @@
+//! What `status` says.
+
+use super::volume::Volume;
+use super::volumes::Volumes;
+use crate::base::{Tid, Timespec};
+use crate::config::{MountEntry, TargetName, VolumeName};
+use crate::control::{Failure, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
+use crate::journal::{TargetRow, WorkReason};
+use crate::sender::{SenderState, SenderStatus};
+
+/// The state of an open volume.
+pub(super) fn volume_state(volume: &Volume) -> VolumeState {
+    let live = volume.live();
+    let failed = volume.journal.failed();
+    match (&live.mounted, failed) {
+        (_, Some(reason)) => VolumeState::Failed { reason },
+        (Some(mounted), None) if mounted.stack().has_failed() => {
+            VolumeState::Failed { reason: "a write to the backing filesystem was lost".to_owned() }
+        }
+        (Some(mounted), None) if mounted.is_serving() => VolumeState::Mounted,
+        _ => VolumeState::Unmounted,
+    }
+}
+
+/// The names of a volume's running targets.
+pub(super) fn target_names(volume: &Volume) -> Vec<TargetName> {
+    volume.live().senders.keys().cloned().collect()
+}
+
+/// The status of all volumes, or of one.
+pub(super) fn status(volumes: &Volumes, only: Option<&VolumeName>) -> Result<StatusReply, Failure> {
+    let file = volumes.mounts_file()?;
+    let mut reply = StatusReply::default();
+    for entry in file.entries().filter(|entry| only.is_none_or(|name| entry.volume == *name)) {
+        reply.volumes.push(match volumes.find(&entry.volume) {
+            Some(volume) => open_volume(&volume)?,
+            None => closed_volume(volumes, entry),
+        });
+    }
+    match (only, reply.volumes.is_empty()) {
+        (Some(name), true) => volumes.need(name).map(|_| reply),
+        _ => Ok(reply),
+    }
+}
+
+fn closed_volume(volumes: &Volumes, entry: &MountEntry) -> VolumeStatus {
+    VolumeStatus {
+        name: entry.volume.clone(),
+        path: entry.path.clone(),
+        uuid: None,
+        state: volumes.state(&entry.volume),
+        last_tid: Tid::ZERO,
+        durable_tid: Tid::ZERO,
+        journal_bytes: 0,
+        targets: Vec::new(),
+    }
+}
+
+fn open_volume(volume: &Volume) -> Result<VolumeStatus, Failure> {
+    let state = volume_state(volume);
+    let live = volume.live();
+    let mut targets = Vec::new();
+    for (name, sender) in &live.senders {
+        if let Some(row) = volume.journal.store().target(name.as_str()).map_err(super::volume::VolumeError::from)? {
+            targets.push(target(volume, name, &row, &sender.status())?);
+        }
+    }
+    Ok(VolumeStatus {
+        name: volume.name.clone(),
+        path: volume.path.clone(),
+        uuid: Some(volume.journal.identity().volume.to_string()),
+        state,
+        last_tid: volume.journal.last_tid(),
+        durable_tid: volume.journal.durable_tid(),
+        journal_bytes: volume.journal.bytes_used(),
+        targets,
+    })
+}
+
+fn target(volume: &Volume, name: &TargetName, row: &TargetRow, sender: &SenderStatus) -> Result<TargetStatus, Failure> {
+    let store = volume.journal.store();
+    let failed = super::volume::VolumeError::from;
+    let work_left = store.work_count(row.id).map_err(failed)?;
+    let oldest = store.work_next(row.id, 0, 1).map_err(failed)?;
+    let mirroring = oldest.first().is_some_and(|work| work.reason == WorkReason::Mirror);
+    let state = match &sender.state {
+        SenderState::Refused(reason) => TargetState::Refused { reason: reason.clone() },
+        SenderState::Offline | SenderState::Stopped if !row.mirrored && sender.last_error.is_none() => TargetState::New,
+        SenderState::Offline | SenderState::Stopped => {
+            let reason = sender.last_error.as_ref().map_or("not connected".to_owned(), |(_, text)| text.clone());
+            TargetState::Offline { reason }
+        }
+        SenderState::Connected if mirroring => TargetState::Mirroring,
+        SenderState::Connected if work_left > 0 || sender.blocked > 0 => TargetState::Converging,
+        SenderState::Connected => TargetState::Replicating,
+    };
+    let consistent = row.mirrored && work_left == 0 && sender.blocked == 0;
+    Ok(TargetStatus {
+        name: name.clone(),
+        url: row.url.clone(),
+        state,
+        received_tid: row.received.max(sender.received),
+        applied_tid: row.applied,
+        lag_changes: volume.journal.last_tid().0.saturating_sub(row.applied.0),
+        work_left,
+        consistent_at: consistent.then_some(row.applied),
+        bytes_sent: sender.bytes_sent,
+        last_error: sender.last_error.as_ref().map(last_error),
+    })
+}
+
+fn last_error((time, message): &(Timespec, String)) -> LastError {
+    LastError { time: rfc3339(*time), message: message.clone() }
+}

@@ -1,0 +1,220 @@
+//! All volumes of this daemon.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::volume::Volume;
+use crate::config::{MountEntry, MountsFile, Paths, VolumeFile, VolumeName, check_entry, check_target_entry};
+use crate::control::{ExitCode, Failure, MountReply, MountVerdict, Problem, Selection, Verdict, VolumeState};
+use crate::fuse::Unmount;
+
+/// The open volumes, and why others are not open.
+pub(super) struct Volumes {
+    pub(super) paths: Paths,
+    /// Protects the table. Rank: above each volume's own lock, never held while one of them is taken for long: look-ups and
+    /// insertions only.
+    table: Mutex<Table>,
+    /// Held while volumes are opened, mounted, unmounted or closed, so that two requests do not do it at once. Rank: the
+    /// first of all.
+    changing: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Table {
+    open: BTreeMap<VolumeName, Arc<Volume>>,
+    refused: BTreeMap<VolumeName, String>,
+}
+
+/// Whether something is done or only tried out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Run {
+    Real,
+    Dry,
+}
+
+impl Volumes {
+    pub(super) fn new(paths: Paths) -> Volumes {
+        Volumes { paths, table: Mutex::new(Table::default()), changing: Mutex::new(()) }
+    }
+
+    pub(super) fn mounts_file(&self) -> Result<MountsFile, Failure> {
+        Ok(MountsFile::load(&self.paths)?)
+    }
+
+    pub(super) fn find(&self, name: &VolumeName) -> Option<Arc<Volume>> {
+        self.table.lock().open.get(name).cloned()
+    }
+
+    pub(super) fn open(&self) -> Vec<Arc<Volume>> {
+        self.table.lock().open.values().cloned().collect()
+    }
+
+    /// The volume, or why there is none.
+    pub(super) fn need(&self, name: &VolumeName) -> Result<Arc<Volume>, Failure> {
+        if let Some(volume) = self.find(name) {
+            return Ok(volume);
+        }
+        let refused = self.table.lock().refused.get(name).cloned();
+        Err(match refused {
+            Some(reason) => Failure::new(ExitCode::Failed, format!("volume {name} is not open: {reason}")),
+            None => Failure::new(ExitCode::Usage, format!("there is no open volume {name}"))
+                .with_remedy("dtfs mounts list shows the volumes, dtfs mounts mount opens one"),
+        })
+    }
+
+    pub(super) fn state(&self, name: &VolumeName) -> VolumeState {
+        let table = self.table.lock();
+        match (table.open.get(name), table.refused.get(name)) {
+            (Some(volume), _) => super::status::volume_state(volume),
+            (None, Some(reason)) => VolumeState::Refused { reason: reason.clone() },
+            (None, None) => VolumeState::Unmounted,
+        }
+    }
+
+    /// Mounts what is selected; one verdict each.
+    pub(super) fn mount(&self, which: &Selection, run: Run) -> Result<MountReply, Failure> {
+        let _changing = self.changing.lock();
+        let file = self.mounts_file()?;
+        let verdicts = which
+            .resolve(&file)
+            .into_iter()
+            .map(|entry| match entry {
+                Ok(entry) => MountVerdict::of(entry, self.mount_entry(entry, &file, run)),
+                Err(verdict) => *verdict,
+            })
+            .collect();
+        Ok(MountReply { verdicts, problems: file.errors().iter().map(Problem::from).collect() })
+    }
+
+    fn mount_entry(&self, entry: &MountEntry, file: &MountsFile, run: Run) -> Verdict {
+        match self.try_mount(entry, file, run) {
+            Ok(verdict) => {
+                self.table.lock().refused.remove(&entry.volume);
+                verdict
+            }
+            Err(failure) => {
+                tracing::warn!(volume = %entry.volume, path = %entry.path.display(), %failure, "not mounted");
+                if run == Run::Real {
+                    self.table.lock().refused.insert(entry.volume.clone(), failure.message.clone());
+                }
+                Verdict::NotDone(failure)
+            }
+        }
+    }
+
+    fn try_mount(&self, entry: &MountEntry, file: &MountsFile, run: Run) -> Result<Verdict, Failure> {
+        let open = self.find(&entry.volume);
+        if open.as_ref().is_some_and(|volume| super::status::volume_state(volume) == VolumeState::Mounted) {
+            return Ok(Verdict::AlreadyMounted);
+        }
+        if crate::fuse::dead_mount_at(&entry.path) && run == Run::Real {
+            crate::fuse::detach(&entry.path).map_err(|error| Failure::new(ExitCode::Failed, error))?;
+        }
+        check_entry(&self.paths, entry, file)?;
+        let settings = self.settings(&entry.volume, file)?;
+        if run == Run::Dry {
+            return Ok(Verdict::WouldMount);
+        }
+        let volume = match open {
+            Some(volume) => volume,
+            None => {
+                let volume = Volume::open(&self.paths, entry, &settings)?;
+                self.table.lock().open.insert(entry.volume.clone(), volume.clone());
+                volume
+            }
+        };
+        match volume.mount(&settings)? {
+            true => Ok(Verdict::Mounted),
+            false => Ok(Verdict::AlreadyMounted),
+        }
+    }
+
+    /// The volume's settings, its targets checked.
+    fn settings(&self, name: &VolumeName, file: &MountsFile) -> Result<VolumeFile, Failure> {
+        let mut settings = VolumeFile::load(&self.paths, name)?;
+        settings.targets.retain(|target| match check_target_entry(&self.paths, name, target, file) {
+            Ok(_) => true,
+            Err(refusal) => {
+                tracing::warn!(volume = %name, target = %target.name, %refusal, "target refused");
+                false
+            }
+        });
+        Ok(settings)
+    }
+
+    /// Unmounts what is selected; the volumes stay open and their senders go on.
+    pub(super) fn unmount(&self, which: &Selection, how: Unmount) -> Result<MountReply, Failure> {
+        let _changing = self.changing.lock();
+        let file = self.mounts_file()?;
+        let verdicts = which
+            .resolve(&file)
+            .into_iter()
+            .map(|entry| match entry {
+                Ok(entry) => MountVerdict::of(entry, self.unmount_entry(entry, &file, how)),
+                Err(verdict) => *verdict,
+            })
+            .collect();
+        Ok(MountReply { verdicts, problems: Vec::new() })
+    }
+
+    fn unmount_entry(&self, entry: &MountEntry, file: &MountsFile, how: Unmount) -> Verdict {
+        let Some(volume) = self.find(&entry.volume) else { return Verdict::NotMounted };
+        let done = self.settings(&entry.volume, file).and_then(|settings| Ok(volume.unmount(how, &settings)?));
+        match done {
+            Ok(true) => Verdict::Unmounted,
+            Ok(false) => Verdict::NotMounted,
+            Err(failure) => Verdict::NotDone(failure),
+        }
+    }
+
+    /// Reads the files again: the targets of open volumes become those of their files. Says what changed.
+    pub(super) fn reload(&self) -> Result<Vec<String>, Failure> {
+        let _changing = self.changing.lock();
+        let file = self.mounts_file()?;
+        let mut notes: Vec<String> = file.errors().iter().map(|error| Problem::from(error).to_string()).collect();
+        for volume in self.open() {
+            let before = super::status::target_names(&volume);
+            let settings = self.settings(&volume.name, &file)?;
+            volume.set_targets(&settings.targets).map_err(Failure::from)?;
+            let after = super::status::target_names(&volume);
+            for name in after.iter().filter(|name| !before.contains(name)) {
+                notes.push(format!("{}: target {name} added", volume.name));
+            }
+            for name in before.iter().filter(|name| !after.contains(name)) {
+                notes.push(format!("{}: target {name} removed", volume.name));
+            }
+        }
+        Ok(notes)
+    }
+
+    /// Closes a volume that is about to be forgotten.
+    pub(super) fn forget(&self, name: &VolumeName) -> Result<(), Failure> {
+        let _changing = self.changing.lock();
+        let Some(volume) = self.find(name) else { return Ok(()) };
+        if super::status::volume_state(&volume) == VolumeState::Mounted {
+            return Err(Failure::new(ExitCode::Busy, format!("volume {name} is mounted on {}", volume.path.display()))
+                .with_remedy("unmount it first: dtfs mounts unmount"));
+        }
+        volume.close()?;
+        let mut table = self.table.lock();
+        table.open.remove(name);
+        table.refused.remove(name);
+        Ok(())
+    }
+
+    /// Closes everything; what fails is said and does not keep the rest from being closed.
+    pub(super) fn close(&self) -> Result<(), Failure> {
+        let _changing = self.changing.lock();
+        let open = std::mem::take(&mut self.table.lock().open);
+        let mut failed = None;
+        for (name, volume) in open {
+            if let Err(error) = volume.close() {
+                tracing::error!(volume = %name, %error, "not closed cleanly");
+                failed = Some(Failure::from(error));
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}
