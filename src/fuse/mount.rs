@@ -175,7 +175,6 @@ impl MountedVolume {
 }
 
 /// A lazy unmount does not wait for users, only for requests that are about to be answered.
-
 fn end_patience(how: Unmount) -> Duration {
     match how {
         Unmount::Plain => END_PATIENCE,

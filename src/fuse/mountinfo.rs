@@ -16,7 +16,7 @@ pub(super) struct Mount {
 /// The mount that a look-up of `path` ends on, when one lies exactly there: of several the last.
 pub(super) fn top_at(path: &Path) -> std::io::Result<Option<Mount>> {
     let table = std::fs::read("/proc/self/mountinfo")?;
-    Ok(table.split(|b| *b == b'\n').filter_map(parse).filter(|mount| mount.point == path).next_back())
+    Ok(table.split(|b| *b == b'\n').filter_map(parse).rfind(|mount| mount.point == path))
 }
 
 fn parse(line: &[u8]) -> Option<Mount> {

@@ -74,7 +74,7 @@ impl Stack {
         fd: BorrowedFd<'_>,
     ) -> Result<()> {
         let op = change.read_back(self.birth_op(dir, name, found, fd))?;
-        change.commit(self.oid(found.key), &op, &[]);
+        change.commit(found.key, &op, &[]);
         Ok(())
     }
 
@@ -143,7 +143,7 @@ impl Stack {
         file.atime_is(found.stat.atime);
         // The kernel still holds the directory, so nobody can unlink the name before we answer.
         let file = self.opens.insert(Handle::File(Arc::new(file)));
-        Opened { file, caching: self.caching_of(flags) }
+        self.opened(file, flags)
     }
 
     /// link(2): `name` in `parent` becomes a further name of `node`.
@@ -158,7 +158,7 @@ impl Stack {
         let found = change.read_back(self.tree.found(object.fd.as_fd()))?;
         let op = change.read_back(self.link_op(&object, &dir, name, found))?;
         let entry = self.entry(found);
-        change.commit(self.oid(object.key), &op, &[]);
+        change.commit(object.key, &op, &[]);
         entry
     }
 

@@ -77,7 +77,7 @@ impl Stack {
         let flags = change.read_back(sys::file_flags_get(fd.as_fd()))?;
         let stat = change.read_back(sys::fstat(fd.as_fd()))?;
         let op = Op::SetFlags { flags: flags.0, attrs: attrs(&stat) };
-        change.commit(self.oid(key), &op, &[]);
+        change.commit(key, &op, &[]);
         Ok(Vec::new())
     }
 }

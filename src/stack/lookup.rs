@@ -179,6 +179,11 @@ impl Stack {
     }
 }
 
+/// A key to lock the object with inode number `ino` by, before its generation is known: locks go by the number alone.
+pub(super) fn lockable(ino: u64) -> ObjectKey {
+    ObjectKey { ino, generation: 0 }
+}
+
 /// Checks a name that the kernel sent.
 pub(super) fn name_of(bytes: &[u8]) -> Result<Name> {
     Name::new(bytes).map_err(|error| match error {

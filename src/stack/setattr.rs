@@ -63,7 +63,7 @@ impl Stack {
             Some(_) => Op::Truncate { attrs },
             None => Op::SetAttr { attrs },
         };
-        mutation.commit(self.oid(object.key), &op, &[]);
+        mutation.commit(object.key, &op, &[]);
         outcome.map(|()| stat)
     }
 

@@ -59,13 +59,24 @@ pub enum Caching {
     Direct,
 }
 
+/// Whether the kernel tells of each close (flush) before the last one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Closing {
+    /// No: a reader has nothing to lose, and a request less.
+    Quiet,
+    /// Yes: a writer that never calls fsync learns here that the volume failed.
+    Told,
+}
+
 /// An answered open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Opened {
     /// The new handle.
     pub file: FileId,
-    /// What to tell the kernel.
+    /// How the kernel may cache it.
     pub caching: Caching,
+    /// Whether the kernel tells of each close.
+    pub closing: Closing,
 }
 
 /// Where an access time that moved is recorded.

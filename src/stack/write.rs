@@ -52,7 +52,7 @@ impl Stack {
         };
         let op = Op::Write { offset, attrs: attrs(&stat) };
         file.atime_is(stat.atime);
-        Ok(change.commit(self.oid(file.key), &op, data))
+        Ok(change.commit(file.key, &op, data))
     }
 
     /// fallocate(2). The kernel passes KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE only.
@@ -70,7 +70,7 @@ impl Stack {
         change.tree().allocate(file.fd(), mode, offset, len)?;
         let stat = change.read_back(sys::fstat(file.fd()))?;
         let op = Op::Allocate { mode, offset, len, attrs: attrs(&stat) };
-        change.commit(self.oid(file.key), &op, &[]);
+        change.commit(file.key, &op, &[]);
         Ok(())
     }
 

@@ -55,7 +55,7 @@ impl Stack {
         change.tree().set_xattr(object.fd.as_fd(), &text, value, flags)?;
         let stat = change.read_back(sys::fstat(object.fd.as_fd()))?;
         let op = Op::SetXattr { xattr: Xattr { name: name.to_vec(), value: value.to_vec() }, attrs: attrs(&stat) };
-        change.commit(self.oid(object.key), &op, &[]);
+        change.commit(object.key, &op, &[]);
         Ok(())
     }
 
@@ -74,7 +74,7 @@ impl Stack {
         change.tree().remove_xattr(object.fd.as_fd(), &text)?;
         let stat = change.read_back(sys::fstat(object.fd.as_fd()))?;
         let op = Op::RemoveXattr { name: name.to_vec(), attrs: attrs(&stat) };
-        change.commit(self.oid(object.key), &op, &[]);
+        change.commit(object.key, &op, &[]);
         Ok(())
     }
 }
