@@ -74,8 +74,8 @@ impl Stack {
         Ok(())
     }
 
-    /// copy_file_range(2), at most one transfer at a time. Recorded as a write of what the destination holds afterwards,
-    /// read back under its lock: the source may change meanwhile.
+    /// copy_file_range(2), at most one transfer at a time, by reading and writing: the kernel's own would share extents
+    /// where the filesystem can, and with them holes, which the record of a write does not tell a target.
     ///
     /// # Errors
     /// As copy_file_range(2).
@@ -92,12 +92,13 @@ impl Stack {
         let mut data = vec![0; len];
         let change = self.begin(caller, &[file.key], SMALL_RECORD + len)?;
         creds::changing_data(caller, Privileges::of(caller))?;
-        let copied = change.tree().copy_range(source.fd(), from.2, file.fd(), to.2, len)?;
-        if copied == 0 {
+        let there = sys::pread(source.fd(), &mut data, from.2)?;
+        data.truncate(there);
+        if data.is_empty() {
             return Ok(0);
         }
+        let copied = change.tree().write(file.fd(), &data, to.2)?;
         data.truncate(copied);
-        change.read_back(sys::read_exact_at(file.fd(), &mut data, to.2))?;
         self.record_write(change, &file, to.2, &data)?;
         Ok(copied)
     }
