@@ -150,6 +150,24 @@ pub fn lseek(fd: BorrowedFd<'_>, offset: i64, whence: i32) -> Result<u64> {
     u64::try_from(result).map_err(|_| Errno::last())
 }
 
+/// copy_file_range(2) between two offsets; may copy less than asked.
+///
+/// # Errors
+/// As copy_file_range(2).
+pub fn copy_file_range(
+    from: BorrowedFd<'_>,
+    from_offset: u64,
+    to: BorrowedFd<'_>,
+    to_offset: u64,
+    len: usize,
+) -> Result<usize> {
+    let (mut from_offset, mut to_offset) = (from_offset as i64, to_offset as i64);
+    // SAFETY: both offsets are live locals.
+    check_size(unsafe {
+        libc::copy_file_range(from.as_raw_fd(), &raw mut from_offset, to.as_raw_fd(), &raw mut to_offset, len, 0)
+    })
+}
+
 /// fsync(2). Not repeated after EINTR or any error: a second call may report success for data that never reached the
 /// disk.
 ///

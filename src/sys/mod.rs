@@ -25,8 +25,8 @@ pub use dirs::{
     unlinkat,
 };
 pub use files::{
-    FileSystemStat, fallocate, fdatasync, flock_exclusive, fstatfs, fsync, ftruncate, lseek, openat, openat2_beneath,
-    pread, pwrite, pwritev_all, read_exact_at, reopen, syncfs,
+    FileSystemStat, copy_file_range, fallocate, fdatasync, flock_exclusive, fstatfs, fsync, ftruncate, lseek, openat,
+    openat2_beneath, pread, pwrite, pwritev_all, read_exact_at, reopen, syncfs,
 };
 pub use handle::{HANDLE_MAX, RawHandle, name_to_handle_at, open_by_handle_at};
 pub use mounts::{clone_mount, mount_fuse, unmount};
