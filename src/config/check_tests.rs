@@ -106,10 +106,3 @@ fn targets_and_volumes_keep_apart() {
     assert!(matches!(place.check("c", "TOP/a"), Err(Refusal::Nested { .. })));
     assert!(check_target_dir(&place.paths, &place.top.join("c/new/x"), &mounts).is_err());
 }
-
-#[test]
-fn the_kernels_mount_table() {
-    let line = "36 35 98:0 /x /mnt\\040a rw,noatime master:1 - ext4 /dev/root rw";
-    assert_eq!(mount_line(line), Some((PathBuf::from("/mnt a"), "ext4".to_owned())));
-    assert_eq!(filesystem_at(Path::new("/proc/1")).map(|(_, kind)| kind), Some("proc".to_owned()));
-}

@@ -2,10 +2,10 @@
 
 use super::mutation::{Mutation, SMALL_RECORD};
 use super::opens::{BackingMode, OpenFile};
-use super::types::{Caller, FileId, NodeId, Privileges, attrs};
+use super::types::{Caller, FileId, NodeId, Privileges};
 use super::{MAX_TRANSFER_BYTES, Stack, creds};
 use crate::base::Tid;
-use crate::record::Op;
+use crate::record::{Attrs, Op};
 use crate::sys::{self, Errno, Result};
 
 /// How one write is done.
@@ -50,7 +50,7 @@ impl Stack {
             BackingMode::Positioned => offset,
             BackingMode::AppendOnly => stat.size - data.len() as u64,
         };
-        let op = Op::Write { offset, attrs: attrs(&stat) };
+        let op = Op::Write { offset, attrs: Attrs::of(&stat) };
         file.atime_is(stat.atime);
         Ok(change.commit(file.key, &op, data))
     }
@@ -69,7 +69,7 @@ impl Stack {
         creds::changing_data(caller, Privileges::of(caller))?;
         change.tree().allocate(file.fd(), mode, offset, len)?;
         let stat = change.read_back(sys::fstat(file.fd()))?;
-        let op = Op::Allocate { mode, offset, len, attrs: attrs(&stat) };
+        let op = Op::Allocate { mode, offset, len, attrs: Attrs::of(&stat) };
         change.commit(file.key, &op, &[]);
         Ok(())
     }
