@@ -106,3 +106,8 @@ fn targets_and_volumes_keep_apart() {
     assert!(matches!(place.check("c", "TOP/a"), Err(Refusal::Nested { .. })));
     assert!(check_target_dir(&place.paths, &place.top.join("c/new/x"), &mounts).is_err());
 }
+
+#[test]
+fn the_filesystem_that_a_path_lies_on() {
+    assert_eq!(filesystem_at(Path::new("/proc/1")).map(|(_, kind)| kind), Some("proc".to_owned()));
+}
