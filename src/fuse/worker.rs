@@ -12,7 +12,7 @@ pub(super) fn prepare() {
     if !PREPARED.replace(true)
         && let Err(errno) = crate::sys::set_io_flusher()
     {
-        tracing::warn!(%errno, "a worker cannot be kept out of memory reclaim");
+        tracing::debug!(%errno, "a worker cannot be kept out of memory reclaim (CAP_SYS_RESOURCE is missing)");
     }
 }
 
