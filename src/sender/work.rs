@@ -22,7 +22,8 @@ pub(super) enum Done {
 /// A reading that waits to be sent.
 pub(super) struct Reading {
     pub(super) stamp: Tid,
-    pub(super) records: Vec<Encoded>,
+    pub(super) records: VecDeque<Encoded>,
+    /// What its last record ends.
     pub(super) done: Done,
 }
 
@@ -31,9 +32,16 @@ impl Reading {
         self.records.iter().map(|record| record.bytes().len()).sum()
     }
 
-    /// Whether it goes into a batch that has `filled` bytes.
-    pub(super) fn fits(&self, filled: usize, limit: usize) -> bool {
-        filled + self.bytes() <= limit
+    /// Moves records into a batch until it has `limit` bytes, at least one into an empty one. True when none is left.
+    pub(super) fn give(&mut self, body: &mut Vec<u8>, limit: usize) -> bool {
+        while let Some(record) = self.records.front() {
+            if !body.is_empty() && body.len() + record.bytes().len() > limit {
+                return false;
+            }
+            body.extend_from_slice(record.bytes());
+            self.records.pop_front();
+        }
+        true
     }
 }
 
@@ -127,13 +135,13 @@ impl<'a> Walk<'a> {
                 Done::Upto(row.id, next)
             }
         };
-        Reading { stamp, records, done }
+        Reading { stamp, records: records.into(), done }
     }
 
     fn read_tree(&mut self, row: &WorkRow, children: &mut Vec<NewWork>) -> Result<Reading, SessionError> {
         let reading = read_dir(self.view, row.oid).map_err(|errno| SessionError::Read { oid: row.oid, errno })?;
         children.extend(reading.children.iter().map(|item| child_row(row, item)));
-        Ok(Reading { stamp: reading.stamp, records: reading.records, done: Done::Row(row.id) })
+        Ok(Reading { stamp: reading.stamp, records: reading.records.into(), done: Done::Row(row.id) })
     }
 }
 

@@ -4,9 +4,11 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics with the reason")]
 
+pub(crate) mod hand;
 pub(crate) mod host;
 pub(crate) mod mapping;
 pub(crate) mod ops;
+pub(crate) mod pair;
 pub(crate) mod prng;
 pub(crate) mod process;
 pub(crate) mod scratch;
