@@ -39,6 +39,11 @@ impl Hand {
         Ok(node)
     }
 
+    pub(crate) fn is_dir(&self, path: &str) -> bool {
+        let stat = self.node(path).and_then(|node| self.stack.getattr(node, None));
+        stat.is_ok_and(|stat| stat.mode & libc::S_IFMT == libc::S_IFDIR)
+    }
+
     fn slot<'p>(&self, path: &'p str) -> Result<(NodeId, &'p [u8])> {
         let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
         Ok((self.node(dir)?, name.as_bytes()))

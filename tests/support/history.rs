@@ -1,6 +1,6 @@
 //! Random histories: changes through the stack, mixed with everything that can happen to a pair of hosts.
 
-use dtfs::stack::{AttrChange, Errno, NodeId, Result, TimeChange};
+use dtfs::stack::{AttrChange, Errno, Result, TimeChange};
 use tempfile::TempDir;
 
 use super::hand::{Hand, Open, acl};
@@ -136,8 +136,7 @@ impl History {
         let mut path = String::new();
         for _ in 0..self.prng.below(DEPTH) {
             let below = format!("{path}/{}", self.prng.pick(&NAMES));
-            let is_dir = |node: NodeId| hand.stack.getattr(node, None).map(|s| s.mode & libc::S_IFMT == libc::S_IFDIR);
-            if hand.node(&below).and_then(is_dir) == Ok(true) {
+            if hand.is_dir(&below) {
                 path = below;
             }
         }
