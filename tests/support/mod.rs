@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics with the reason")]
 
 pub(crate) mod hand;
+pub(crate) mod history;
 pub(crate) mod host;
 pub(crate) mod mapping;
 pub(crate) mod ops;
