@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::SessionError;
 use crate::base::Tid;
 use crate::catchup::TreeView;
-use crate::catchup::{Compare, ObjectReading, is_dir, read_dir, read_object, read_range};
+use crate::catchup::{Compare, ObjectReading, is_dir, read_dir, read_listing, read_object, read_range};
 use crate::journal::{Journal, NewWork, TargetId, WorkKind, WorkReason, WorkRow};
 use crate::record::{DirItem, Encoded};
 
@@ -110,6 +110,10 @@ impl<'a> Walk<'a> {
         let failed = |errno| SessionError::Read { oid: row.oid, errno };
         match row.kind {
             WorkKind::Tree => self.read_tree(row, children),
+            WorkKind::Dir => {
+                let reading = read_listing(self.view, row.oid).map_err(failed)?;
+                Ok(Reading { stamp: reading.stamp, records: reading.records, done: Done::Row(row.id) })
+            }
             WorkKind::Object if row.reason == WorkReason::Need && is_dir(self.view, row.oid) => {
                 self.read_tree(row, children)
             }
