@@ -122,7 +122,7 @@ impl MountedVolume {
 
     /// Whether the path leads to this mount; false after an unmount by anyone, also while users are left.
     pub fn is_in_place(&self) -> bool {
-        mountinfo::top_at(&self.path).is_ok_and(|top| top.is_some_and(|mount| mount.id == self.mount_id))
+        sys::mount_at(&self.path).is_ok_and(|top| top.is_some_and(|mount| mount.id == self.mount_id))
     }
 
     /// Unmounts, and waits until the last request is answered. Calling it again after a lazy unmount waits for the users

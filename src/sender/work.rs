@@ -112,7 +112,7 @@ impl<'a> Walk<'a> {
             WorkKind::Tree => self.read_tree(row, children),
             WorkKind::Dir => {
                 let reading = read_listing(self.view, row.oid).map_err(failed)?;
-                Ok(Reading { stamp: reading.stamp, records: reading.records, done: Done::Row(row.id) })
+                Ok(Reading { stamp: reading.stamp, records: reading.records.into(), done: Done::Row(row.id) })
             }
             WorkKind::Object if row.reason == WorkReason::Need && is_dir(self.view, row.oid) => {
                 self.read_tree(row, children)
