@@ -120,6 +120,11 @@ impl MountedVolume {
         session.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
+    /// Whether the path leads to this mount; false after an unmount by anyone, also while users are left.
+    pub fn is_in_place(&self) -> bool {
+        sys::mount_at(&self.path).is_ok_and(|top| top.is_some_and(|mount| mount.id == self.mount_id))
+    }
+
     /// Unmounts, and waits until the last request is answered. Calling it again after a lazy unmount waits for the users
     /// that were left.
     ///
