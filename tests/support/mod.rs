@@ -6,7 +6,9 @@
 
 pub(crate) mod host;
 pub(crate) mod mapping;
+pub(crate) mod mounted;
 pub(crate) mod ops;
+pub(crate) mod pair;
 pub(crate) mod prng;
 pub(crate) mod process;
 pub(crate) mod scratch;
