@@ -1,6 +1,7 @@
 //! What each thread that serves requests has of its own.
 
 use std::cell::{Cell, RefCell};
+use std::sync::Once;
 
 thread_local! {
     static PREPARED: Cell<bool> = const { Cell::new(false) };
@@ -9,10 +10,11 @@ thread_local! {
 
 /// A worker must not wait for dirty pages that only a worker can write back (PR_SET_IO_FLUSHER, prctl(2)).
 pub(super) fn prepare() {
+    static WARNED: Once = Once::new();
     if !PREPARED.replace(true)
         && let Err(errno) = crate::sys::set_io_flusher()
     {
-        tracing::warn!(%errno, "a worker cannot be kept out of memory reclaim");
+        WARNED.call_once(|| tracing::warn!(%errno, "workers cannot be kept out of memory reclaim"));
     }
 }
 

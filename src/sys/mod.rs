@@ -19,7 +19,9 @@ pub use attrs::{
     FSXATTR_BYTES, FileFlags, Stat, TimeChange, fchmod, fchown, file_flags_get, file_flags_set, fstat, fstatat,
     fsxattr_get, fsxattr_set, getxattr, listxattr, removexattr, setxattr, utimens,
 };
-pub use creds::{Dropped, ThreadCreds, drop_fsetid_thread, drop_resource_thread, set_io_flusher, set_umask};
+pub use creds::{
+    Dropped, ThreadCreds, drop_admin_thread, drop_fsetid_thread, drop_resource_thread, set_io_flusher, set_umask,
+};
 pub use dirs::{
     DirEntry, DirStream, LinkSource, last_component, linkat, mkdirat, mknodat, readlinkat, renameat2, symlinkat,
     unlinkat,
