@@ -1,12 +1,13 @@
 //! A real mount: programs see through it what they would see on the backing directory. Needs root and /dev/fuse.
 
-#![allow(unsafe_code)] // mmap, fallocate and xattrs as a C program calls them
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics with the reason")]
+
+mod support;
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,10 @@ use dtfs::fuse::{MountedVolume, Unmount, Unmounted, dead_mount_at};
 use dtfs::journal::{Journal, JournalOptions};
 use dtfs::record::{Op, RecordIter};
 use dtfs::stack::{Stack, StackOptions};
+use dtfs::sys::{self, Errno};
+use support::scratch::{FileSystem, Scratch};
+use support::workload::{self, Workload};
+use support::{mapping, trees};
 
 /// A volume that is mounted at `at` over another directory, so that both sides can be looked at.
 struct Mounted {
@@ -34,9 +39,15 @@ impl Mounted {
     fn new() -> Mounted {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        let (at, behind) = (dir.path().join("mnt"), dir.path().join("tree"));
-        fs::create_dir(&at).unwrap();
+        let behind = dir.path().join("tree");
         fs::create_dir(&behind).unwrap();
+        Mounted::over(dir, behind)
+    }
+
+    /// Over `behind`, with mount point and journal in `dir`.
+    fn over(dir: tempfile::TempDir, behind: PathBuf) -> Mounted {
+        let at = dir.path().join("mnt");
+        fs::create_dir(&at).unwrap();
         let (journal, _) = Journal::open(&dir.path().join("j"), JournalOptions::default()).unwrap();
         let tree = Tree::open(&behind).unwrap();
         let stack = Stack::new(tree, journal, StackOptions::default()).unwrap();
@@ -170,45 +181,21 @@ fn an_unlinked_file_lives_until_it_is_closed() {
 fn xattrs_and_the_reserved_ones() {
     let m = Mounted::new();
     fs::write(m.path("f"), b"").unwrap();
-    let run = |line: &str| {
-        let line = line.replace('@', m.path("f").to_str().unwrap());
-        Command::new("sh").args(["-c", &line]).output().unwrap()
-    };
-    let set = |name: &str| set_xattr(&m.path("f"), name, b"value");
-    assert_eq!(set("user.colour"), 0);
-    assert_eq!(set("trusted.dtfs.oid"), libc::EPERM);
-    assert_eq!(set("trusted.other"), 0);
-    let _ = run;
-    assert_eq!(list_xattrs(&m.path("f")), ["trusted.other", "user.colour"]);
-    assert_eq!(list_xattrs(&m.behind.join("f")), ["trusted.other", "user.colour"]);
-}
-
-fn set_xattr(path: &Path, name: &str, value: &[u8]) -> i32 {
-    let (path, name) = (c(path), CString::new(name).unwrap());
-    // SAFETY: all pointers live.
-    let result = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
-    match result {
-        0 => 0,
-        _ => std::io::Error::last_os_error().raw_os_error().unwrap(),
+    assert_eq!(set_xattr(&m.path("f"), "user.colour", b"red"), Ok(()));
+    assert_eq!(set_xattr(&m.path("f"), "trusted.other", b"value"), Ok(()));
+    assert_eq!(set_xattr(&m.path("f"), "trusted.dtfs.oid", b"value"), Err(Errno::EPERM));
+    for path in [m.path("f"), m.behind.join("f")] {
+        let file = File::open(path).unwrap();
+        let mut names = sys::listxattr(file.as_fd()).unwrap();
+        names.sort();
+        assert_eq!(names, [&b"trusted.other"[..], b"user.colour"]);
+        assert_eq!(sys::getxattr(file.as_fd(), c"user.colour").unwrap(), b"red");
     }
 }
 
-fn list_xattrs(path: &Path) -> Vec<String> {
-    let path = c(path);
-    let mut buffer = vec![0u8; 4096];
-    // SAFETY: the kernel writes at most buffer.len() bytes.
-    let len = unsafe { libc::listxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
-    let mut names: Vec<_> = buffer[..len as usize]
-        .split(|b| *b == 0)
-        .filter(|n| !n.is_empty())
-        .map(|n| String::from_utf8(n.to_vec()).unwrap())
-        .collect();
-    names.sort();
-    names
-}
-
-fn c(path: &Path) -> CString {
-    CString::new(path.as_os_str().as_bytes()).unwrap()
+fn set_xattr(path: &Path, name: &str, value: &[u8]) -> sys::Result<()> {
+    let object = File::open(path).unwrap();
+    sys::setxattr(object.as_fd(), &CString::new(name).unwrap(), value, 0)
 }
 
 #[test]
@@ -216,21 +203,7 @@ fn a_shared_mapping_reaches_the_file() {
     let m = Mounted::new();
     fs::write(m.path("f"), vec![b'.'; 8192]).unwrap();
     let file = OpenOptions::new().read(true).write(true).open(m.path("f")).unwrap();
-    // SAFETY: a fresh mapping of 8192 bytes of an open file, unmapped below.
-    unsafe {
-        let at = libc::mmap(
-            std::ptr::null_mut(),
-            8192,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED,
-            file.as_raw_fd(),
-            0,
-        );
-        assert_ne!(at, libc::MAP_FAILED);
-        at.cast::<u8>().add(5000).write(b'X');
-        assert_eq!(libc::msync(at, 8192, libc::MS_SYNC), 0);
-        libc::munmap(at, 8192);
-    }
+    mapping::write(file.as_fd(), 5000, b"X", 8192, true).unwrap();
     assert_eq!(fs::read(m.behind.join("f")).unwrap()[5000], b'X');
     assert_eq!(fs::read(m.path("f")).unwrap()[5000], b'X');
 }
@@ -278,7 +251,7 @@ fn owners_umask_and_default_acl_are_those_of_the_backing_filesystem() {
         value.extend(perm.to_le_bytes());
         value.extend(id.to_le_bytes());
     }
-    assert_eq!(set_xattr(&m.path("acl"), "system.posix_acl_default", &value), 0);
+    set_xattr(&m.path("acl"), "system.posix_acl_default", &value).unwrap();
     let at = m.at.to_str().unwrap();
     assert!(as_user(&format!("umask 027; cd {at}; mkdir d; touch f; touch acl/f; mkdir acl/d")));
     let fact = |name: &str| {
@@ -320,32 +293,39 @@ fn holes_are_punched_copied_and_found() {
     let m = Mounted::new();
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(m.path("f")).unwrap();
     file.write_all_at(&vec![7; 1 << 20], 0).unwrap();
-    let fd = file.as_raw_fd();
+    let fd = file.as_fd();
     let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    // SAFETY: no pointers.
-    unsafe {
-        assert_eq!(libc::fallocate(fd, punch, 65536, 131_072), 0);
-        assert_eq!(libc::lseek(fd, 0, libc::SEEK_HOLE), 65536);
-        assert_eq!(libc::lseek(fd, 65536, libc::SEEK_DATA), 196_608);
-        assert_eq!(libc::fallocate(fd, libc::FALLOC_FL_COLLAPSE_RANGE, 0, 4096), -1);
-    }
+    assert_eq!(sys::fallocate(fd, punch, 65536, 131_072), Ok(()));
+    assert_eq!(sys::lseek(fd, 0, libc::SEEK_HOLE), Ok(65536));
+    assert_eq!(sys::lseek(fd, 65536, libc::SEEK_DATA), Ok(196_608));
+    assert!(sys::fallocate(fd, libc::FALLOC_FL_COLLAPSE_RANGE, 0, 4096).is_err());
     fs::copy(m.path("f"), m.path("copy")).unwrap();
     assert_eq!(fs::read(m.behind.join("copy")).unwrap(), fs::read(m.behind.join("f")).unwrap());
 }
 
 #[test]
-fn synchronous_and_direct_opens_work() {
+fn a_synchronous_write_is_durable_when_it_returns() {
     let m = Mounted::new();
-    for flags in [libc::O_SYNC, libc::O_DSYNC, libc::O_DIRECT] {
+    let journal = m.stack.journal();
+    for (name, flags) in [("s", libc::O_SYNC), ("d", libc::O_DSYNC)] {
         let mut open = OpenOptions::new();
-        open.read(true).write(true).create(true).truncate(false).custom_flags(flags);
-        let file = open.open(m.path("f")).unwrap();
-        file.write_all_at(&[5; 4096], 4096).unwrap();
-        let mut buffer = [0; 4096];
-        file.read_exact_at(&mut buffer, 4096).unwrap();
-        assert_eq!(buffer, [5; 4096]);
+        open.write(true).create_new(true).custom_flags(flags);
+        let file = open.open(m.path(name)).unwrap();
+        file.write_all_at(&[5; 4096], 0).unwrap();
+        assert_eq!(journal.durable_tid(), journal.last_tid(), "{name}");
     }
-    assert_eq!(m.stack.journal().durable_tid(), m.stack.journal().last_tid());
+}
+
+#[test]
+fn direct_io_needs_no_alignment_behind() {
+    let m = Mounted::new();
+    let mut open = OpenOptions::new();
+    open.read(true).write(true).create_new(true).custom_flags(libc::O_DIRECT);
+    let file = open.open(m.path("f")).unwrap();
+    file.write_all_at(&[5; 1000], 3).unwrap();
+    let mut buffer = [0; 1000];
+    file.read_exact_at(&mut buffer, 3).unwrap();
+    assert_eq!(buffer, [5; 1000]);
 }
 
 #[test]
@@ -366,6 +346,40 @@ fn a_mount_in_use_is_busy_and_a_lazy_unmount_waits_for_its_users() {
 }
 
 #[test]
+fn a_dead_mount_is_seen_and_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let (at, behind) = (dir.path().join("mnt"), dir.path().join("tree"));
+    fs::create_dir(&at).unwrap();
+    fs::create_dir(&behind).unwrap();
+    // What a daemon that was killed leaves: a mount whose device nobody holds.
+    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
+    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+    let point = CString::new(at.to_str().unwrap()).unwrap();
+    sys::mount_fuse(c"dtfs:dead", &point, &CString::new(options).unwrap()).unwrap();
+    drop(device);
+    assert!(dead_mount_at(&at));
+    fs::write(behind.join("f"), b"alive").unwrap();
+    let (journal, _) = Journal::open(&dir.path().join("j"), JournalOptions::default()).unwrap();
+    let stack = Stack::new(Tree::open(&behind).unwrap(), journal, StackOptions::default()).unwrap();
+    let volume = MountedVolume::mount(stack, &at, "alive").unwrap();
+    let (dead, seen) = (dead_mount_at(&at), fs::read(at.join("f")));
+    volume.unmount(Unmount::Plain).unwrap();
+    assert_eq!((dead, seen.unwrap()), (false, b"alive".to_vec()));
+    assert_eq!(fs::read_dir(&at).unwrap().count(), 0, "nothing is left mounted below");
+}
+
+#[test]
+fn a_working_directory_that_was_removed_still_answers() {
+    let m = Mounted::new();
+    fs::create_dir(m.path("d")).unwrap();
+    let dir = sys::openat(nix::fcntl::AT_FDCWD, &CString::new(m.path("d").to_str().unwrap()).unwrap(), libc::O_PATH, 0);
+    let dir = dir.unwrap();
+    fs::remove_dir(m.path("d")).unwrap();
+    assert_eq!(sys::fstat(dir.as_fd()).map(|stat| stat.uid), Ok(0));
+    assert_eq!(sys::mkdirat(dir.as_fd(), c"new", 0o755), Err(Errno::ENOENT));
+}
+
+#[test]
 fn a_volume_is_mounted_over_its_own_directory() {
     let dir = tempfile::tempdir().unwrap();
     let state = tempfile::tempdir().unwrap();
@@ -382,4 +396,34 @@ fn a_volume_is_mounted_over_its_own_directory() {
     written.unwrap();
     assert_eq!(fs::read(dir.path().join("after")).unwrap(), b"too");
     assert!(table.contains("- fuse.dtfs dtfs:over "), "{table}");
+}
+
+#[test]
+fn workload_worker() {
+    workload::worker_was_asked();
+}
+
+/// What the kernel keeps of the mount must be what is there, whoever changed it through the mount.
+fn views_stay_equal_on(kind: FileSystem) {
+    let scratch = Scratch::new(kind);
+    let m = Mounted::over(tempfile::tempdir().unwrap(), scratch.dir("tree"));
+    let done = Workload::start(&m.at, 1, 4, 4000).finish();
+    assert!(done.len() > 10, "{done:?}");
+    trees::assert_equal(&m.behind, &m.at, "the mount shows what lies behind it");
+    assert!(!m.stack.has_failed());
+}
+
+#[test]
+fn a_busy_mount_shows_what_lies_behind_it_on_ext4() {
+    views_stay_equal_on(FileSystem::Ext4);
+}
+
+#[test]
+fn a_busy_mount_shows_what_lies_behind_it_on_xfs() {
+    views_stay_equal_on(FileSystem::Xfs);
+}
+
+#[test]
+fn a_busy_mount_shows_what_lies_behind_it_on_btrfs() {
+    views_stay_equal_on(FileSystem::Btrfs);
 }

@@ -101,6 +101,8 @@ pub struct Applier {
     missing: BTreeSet<Missing>,
     /// Parts of a directory's state that wait for the last one.
     listing: Vec<DirItem>,
+    /// The directory whose state came last, and the objects in it.
+    listed: Option<(Oid, Vec<Oid>)>,
     /// Objects that a directory's state put out of their slot and that nothing has bound again yet.
     unlisted: BTreeSet<Oid>,
     /// Parked objects whose displaced slot may be put back when the replay has passed `high_water`.
@@ -128,6 +130,7 @@ impl Applier {
             open: HashMap::new(),
             missing: BTreeSet::new(),
             listing: Vec::new(),
+            listed: None,
             unlisted: BTreeSet::new(),
             displaced: BTreeSet::new(),
             high_water,

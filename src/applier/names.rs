@@ -43,13 +43,16 @@ impl Applier {
                 self.unlink(oid, slot, *fate)?;
                 self.touch(slot.parent, *parent_after);
             }
-            Op::Rename { from, to, shape, replaced, from_after, to_after } => {
+            Op::Rename { from, to, shape, attrs, replaced, from_after, to_after } => {
                 self.rename(&Move { oid, from, to, shape, replaced: *replaced })?;
+                self.touch(oid, *attrs);
                 self.touch(from.parent, *from_after);
                 self.touch(to.parent, *to_after);
             }
-            Op::Exchange { from, to, shape, other, other_shape, from_after, to_after } => {
+            Op::Exchange { from, to, shape, attrs, other, other_shape, other_attrs, from_after, to_after } => {
                 self.exchange((oid, from, shape), (*other, to, other_shape))?;
+                self.touch(oid, *attrs);
+                self.touch(*other, *other_attrs);
                 self.touch(from.parent, *from_after);
                 self.touch(to.parent, *to_after);
             }

@@ -28,6 +28,7 @@ impl Applier {
                 if *last {
                     let items = std::mem::take(&mut self.listing);
                     self.set_listing(oid, &items)?;
+                    self.listed = Some((oid, items.iter().map(|item| item.oid).collect()));
                     self.touch_listed(oid, *attrs, *flags);
                 }
                 Ok(())
@@ -72,7 +73,7 @@ impl Applier {
         self.catalog.unblock(oid)?;
         for item in items {
             if !present.contains(item.name.as_bytes()) {
-                // The source has queued the children of a directory that it lists: nothing needs to be asked for.
+                // The source has queued the children, or a StateEnd follows at which those that lack are asked for.
                 self.ensure(item.oid, &item.shape)?;
                 self.bind(&Slot { parent: oid, name: item.name.clone() }, item.oid)?;
             }
@@ -161,8 +162,26 @@ impl Applier {
                 self.catalog.set_known(oid, Known::Complete)?;
                 self.catalog.unblock(oid)?;
                 self.touch(oid, *attrs);
+                if row.kind == libc::S_IFDIR {
+                    self.ask_for_children(oid)?;
+                }
             }
             _ => self.need(oid),
+        }
+        Ok(())
+    }
+
+    /// The end of a directory's state says that nothing of its children follows: those that are not known here are asked
+    /// for. So a subtree that came into the source's tree from outside, with nothing in it that looks new, is fetched whole.
+    fn ask_for_children(&mut self, oid: Oid) -> Outcome<()> {
+        let Some((_, children)) = self.listed.take().filter(|(listed, _)| *listed == oid) else {
+            self.need(oid);
+            return Ok(());
+        };
+        for child in children {
+            if !self.catalog.get(child)?.is_some_and(|row| row.known == Known::Complete) {
+                self.need(child);
+            }
         }
         Ok(())
     }

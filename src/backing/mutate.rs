@@ -84,18 +84,6 @@ impl<'a> TreeMut<'a> {
         sys::pwritev_all(file, &[data], offset)
     }
 
-    /// copy_file_range(2); may copy less than asked.
-    pub fn copy_range(
-        &self,
-        from: BorrowedFd<'_>,
-        from_offset: u64,
-        to: BorrowedFd<'_>,
-        to_offset: u64,
-        len: usize,
-    ) -> Result<usize> {
-        sys::copy_file_range(from, from_offset, to, to_offset, len)
-    }
-
     /// ftruncate(2).
     pub fn truncate(&self, file: BorrowedFd<'_>, size: u64) -> Result<()> {
         sys::ftruncate(file, size)

@@ -107,6 +107,7 @@ fn wait_for_one(
 ) -> Result<(), Failure> {
     const LOOK_EVERY: Duration = Duration::from_millis(200);
     let behind = |text: String| Failure::new(ExitCode::Behind, text).with_remedy("dtfs status shows how far it is");
+    volume.flush_target(name);
     while !volume.is_consistent(name, tid)? {
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(behind(format!("target {name} is not consistent at {tid} yet")));

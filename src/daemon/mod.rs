@@ -10,10 +10,12 @@ mod demo;
 mod handler;
 mod log;
 mod run;
+mod scan;
 mod serve;
 mod status;
 mod volume;
 mod volumes;
+mod watched;
 
 pub use demo::{Keep, demo};
 pub use run::run;

@@ -62,7 +62,7 @@ fn open_volume(volume: &Volume) -> Result<VolumeStatus, Failure> {
     let mut targets = Vec::new();
     for (name, sender) in &live.senders {
         if let Some(row) = volume.journal.store().target(name.as_str()).map_err(super::volume::VolumeError::from)? {
-            targets.push(target(volume, name, &row, &sender.status())?);
+            targets.push(target(volume, name, &row, (&sender.status(), live.is_scanned()))?);
         }
     }
     Ok(VolumeStatus {
@@ -77,7 +77,12 @@ fn open_volume(volume: &Volume) -> Result<VolumeStatus, Failure> {
     })
 }
 
-fn target(volume: &Volume, name: &TargetName, row: &TargetRow, sender: &SenderStatus) -> Result<TargetStatus, Failure> {
+fn target(
+    volume: &Volume,
+    name: &TargetName,
+    row: &TargetRow,
+    (sender, scanned): (&SenderStatus, bool),
+) -> Result<TargetStatus, Failure> {
     let store = volume.journal.store();
     let failed = super::volume::VolumeError::from;
     let work_left = store.work_count(row.id).map_err(failed)?;
@@ -91,10 +96,10 @@ fn target(volume: &Volume, name: &TargetName, row: &TargetRow, sender: &SenderSt
             TargetState::Offline { reason }
         }
         SenderState::Connected if mirroring => TargetState::Mirroring,
-        SenderState::Connected if work_left > 0 || sender.blocked > 0 => TargetState::Converging,
+        SenderState::Connected if work_left > 0 || sender.blocked > 0 || !scanned => TargetState::Converging,
         SenderState::Connected => TargetState::Replicating,
     };
-    let consistent = row.mirrored && work_left == 0 && sender.blocked == 0;
+    let consistent = scanned && row.mirrored && work_left == 0 && sender.blocked == 0;
     Ok(TargetStatus {
         name: name.clone(),
         url: row.url.clone(),

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::scan::{Scan, ScanJob};
+use super::watched::{Moment, Unwatched};
 use crate::backing::{BackingError, Tree, TreeView};
 use crate::config::{
     AccessTimes, Adoption, MountEntry, Paths, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
@@ -35,7 +37,36 @@ pub(super) struct Volume {
 pub(super) struct Live {
     stack: Arc<Stack>,
     pub(super) mounted: Option<MountedVolume>,
+    unwatched: Changes,
     pub(super) senders: BTreeMap<TargetName, SenderThread>,
+}
+
+/// What is known of changes that were made while the volume was not mounted.
+enum Changes {
+    /// They may be there, and nobody looks.
+    Unknown,
+    /// They are looked for.
+    Scanned(Scan),
+    /// All of them are work, or there are none.
+    Queued,
+}
+
+impl Changes {
+    fn are_queued(&self) -> bool {
+        match self {
+            Changes::Unknown => false,
+            Changes::Scanned(scan) => scan.is_done(),
+            Changes::Queued => true,
+        }
+    }
+}
+
+impl Live {
+    /// Whether everything that was changed while the volume was not mounted is queued as work. Before that no target is
+    /// consistent at any TID.
+    pub(super) fn is_scanned(&self) -> bool {
+        self.unwatched.are_queued()
+    }
 }
 
 /// Why a volume cannot be opened or mounted.
@@ -98,8 +129,14 @@ impl Volume {
         let tree = Tree::open(&entry.path)?;
         let store = entry.options.store.clone().unwrap_or_else(|| paths.volume_state(&entry.volume));
         let (journal, last_stop) = open_journal(&store, file)?;
+        let io = |cause| VolumeError::Io { path: entry.path.clone(), cause };
+        if last_stop != LastStop::Clean {
+            // Everything is compared, or mirrored, by readings from now on.
+            Moment::now().map_err(io)?.store(journal.store())?;
+        }
+        let unwatched = if last_stop == LastStop::New { Changes::Queued } else { Changes::Unknown };
         let stack = Stack::new(tree, journal.clone(), options)?;
-        let live = Live { stack, mounted: None, senders: BTreeMap::new() };
+        let live = Live { stack, mounted: None, unwatched, senders: BTreeMap::new() };
         let volume = Arc::new(Volume {
             name: entry.volume.clone(),
             path: entry.path.clone(),
@@ -139,14 +176,63 @@ impl Volume {
         }
         let mounted = MountedVolume::mount(live.stack.clone(), &self.path, self.name.as_str())?;
         live.mounted = Some(mounted);
+        self.look_for_changes(&mut live)?;
         Ok(true)
+    }
+
+    /// Starts looking for what was changed while the volume was not mounted; from now on nothing goes by unseen.
+    fn look_for_changes(&self, live: &mut Live) -> Result<(), VolumeError> {
+        live.unwatched = Changes::Unknown;
+        let mounted = self.moment()?;
+        let unwatched = match Moment::load(self.journal.store())? {
+            Some(moment) => moment.until(&mounted),
+            None => Unwatched::Anywhere("it is not known when the volume was unmounted"),
+        };
+        let job = ScanJob {
+            name: self.name.clone(),
+            journal: self.journal.clone(),
+            stack: live.stack.clone(),
+            unwatched,
+            mounted,
+            suspects: Vec::new(),
+            nudges: live.senders.values().map(SenderThread::nudge).collect(),
+        };
+        let io = |cause| VolumeError::Io { path: self.path.clone(), cause };
+        live.unwatched = Changes::Scanned(Scan::start(job).map_err(io)?);
+        Ok(())
+    }
+
+    /// The time up to which everything went through the mount, right before it is taken down; `None` when somebody else
+    /// took it out of the way at a time that nobody knows.
+    fn last_watched(&self, mounted: &MountedVolume) -> Result<Option<Moment>, VolumeError> {
+        let moment = self.moment()?;
+        Ok(mounted.is_in_place().then_some(moment))
+    }
+
+    /// Writes down that everything up to `moment` went through the mount. While it is not known what happened before the
+    /// mount, the next scan starts where this one did.
+    fn end_of_watch(&self, live: &mut Live, moment: Option<Moment>) -> Result<(), VolumeError> {
+        let queued = live.unwatched.are_queued();
+        live.unwatched = Changes::Unknown;
+        if let (true, Some(moment)) = (queued, moment) {
+            moment.store(self.journal.store())?;
+            live.unwatched = Changes::Queued;
+        }
+        Ok(())
+    }
+
+    fn moment(&self) -> Result<Moment, VolumeError> {
+        Moment::now().map_err(|cause| VolumeError::Io { path: self.path.clone(), cause })
     }
 
     /// Unmounts the volume; false when it was not mounted. The senders go on.
     pub(super) fn unmount(&self, how: Unmount, file: &VolumeFile) -> Result<bool, VolumeError> {
         let mut live = self.live.lock();
         let Some(mounted) = &live.mounted else { return Ok(false) };
-        if mounted.unmount(how)? == Unmounted::Ended {
+        let moment = self.last_watched(mounted)?;
+        let left = mounted.unmount(how)?;
+        self.end_of_watch(&mut live, moment)?;
+        if left == Unmounted::Ended {
             live.mounted = None;
             self.renew(&mut live, file)?;
         }
@@ -227,12 +313,15 @@ impl Volume {
         const HELD_OPEN: Duration = Duration::from_secs(1);
         let mut live = self.live.lock();
         if let Some(mounted) = live.mounted.take() {
+            let moment = self.last_watched(&mounted)?;
             if let Err(error) = mounted.unmount(Unmount::Plain) {
                 tracing::warn!(volume = %self.name, %error, "unmounting lazily: programs that use it will get ENOTCONN");
                 mounted.unmount(Unmount::Lazy)?;
                 let _ = mounted.wait(HELD_OPEN);
             }
+            self.end_of_watch(&mut live, moment)?;
         }
+        live.unwatched = Changes::Unknown;
         live.senders.clear();
         Ok(self.journal.close_clean()?)
     }
@@ -278,19 +367,23 @@ impl Volume {
     pub(super) fn is_consistent(&self, name: &TargetName, tid: crate::base::Tid) -> Result<bool, VolumeError> {
         let store = self.journal.store();
         let Some(row) = store.target(name.as_str())? else { return Ok(false) };
-        let blocked = self.live.lock().senders.get(name).is_some_and(|sender| sender.status().blocked > 0);
-        Ok(row.mirrored && row.applied >= tid && !blocked && store.work_count_upto(row.id, tid)? == 0)
+        let live = self.live.lock();
+        let blocked = live.senders.get(name).is_some_and(|sender| sender.status().blocked > 0);
+        let scanned = live.is_scanned();
+        drop(live);
+        Ok(scanned && row.mirrored && row.applied >= tid && !blocked && store.work_count_upto(row.id, tid)? == 0)
     }
 
-    /// Waits for news of the target, at most `timeout`; the target is asked to make durable what it has.
+    /// Asks the target to make durable what it has.
+    pub(super) fn flush_target(&self, name: &TargetName) {
+        if let Some(sender) = self.live.lock().senders.get(name) {
+            sender.flush();
+        }
+    }
+
+    /// Waits for news of the target, at most `timeout`.
     pub(super) fn wait_for_target(&self, name: &TargetName, timeout: Duration) {
-        let waiter = {
-            let live = self.live.lock();
-            live.senders.get(name).map(|sender| {
-                sender.flush();
-                sender.waiter()
-            })
-        };
+        let waiter = self.live.lock().senders.get(name).map(SenderThread::waiter);
         match waiter {
             Some(waiter) => waiter.wait(timeout),
             None => std::thread::sleep(timeout),

@@ -1,6 +1,5 @@
 //! One method per request of the kernel: decode, one stack call, reply.
 
-use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,54 +14,25 @@ use fuser::{
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::init;
 use super::reply::{
-    KEEP, attr, bare_attr, caller, error, file, listed_type, node, open_flags, send_attr, send_empty, send_entry,
-    send_opened, send_value, time,
+    KEEP, add_plus, attr, caller, error, file, listed_type, node, open_flags, room, send_attr, send_empty, send_entry,
+    send_opened, send_value, send_written, time,
 };
-use crate::stack::{AttrChange, Listed, MAX_TRANSFER_BYTES, Privileges, Room, Stack, WriteMode};
+use super::{init, worker};
+use crate::stack::{AttrChange, MAX_TRANSFER_BYTES, Privileges, Stack, WriteMode};
 
 /// A stack as `fuser` wants to see a filesystem.
 pub(super) struct Adapter {
     pub(super) stack: Arc<Stack>,
 }
 
-thread_local! {
-    static PREPARED: Cell<bool> = const { Cell::new(false) };
-    static READ_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A worker must not wait for dirty pages that only a worker can write back (PR_SET_IO_FLUSHER, prctl(2)).
-fn prepare_worker() {
-    if !PREPARED.replace(true)
-        && let Err(errno) = crate::sys::set_io_flusher()
-    {
-        tracing::warn!(%errno, "a worker cannot be kept out of memory reclaim");
-    }
-}
-
 impl Adapter {
     /// Runs one request. A reply that a panic drops answers EIO.
     fn serve(&self, act: impl FnOnce(&Stack)) {
-        prepare_worker();
+        worker::prepare();
         if catch_unwind(AssertUnwindSafe(|| act(&self.stack))).is_err() {
             self.stack.fail("a request panicked");
         }
-    }
-}
-
-/// Writes are answered with a u32; none is longer than one transfer.
-fn send_written(outcome: crate::stack::Result<usize>, reply: ReplyWrite) {
-    match outcome {
-        Ok(written) => reply.written(written as u32),
-        Err(errno) => reply.error(error(errno)),
-    }
-}
-
-fn room(full: bool) -> Room {
-    match full {
-        true => Room::Full,
-        false => Room::Taken,
     }
 }
 
@@ -205,14 +175,9 @@ impl Filesystem for Adapter {
     ) {
         let size = (size as usize).min(MAX_TRANSFER_BYTES);
         self.serve(|stack| {
-            READ_BUFFER.with_borrow_mut(|buffer| {
-                if buffer.len() < size {
-                    buffer.resize(size, 0);
-                }
-                match stack.read(node(ino), file(fh), flags.0, offset, &mut buffer[..size]) {
-                    Ok(len) => reply.data(&buffer[..len]),
-                    Err(errno) => reply.error(error(errno)),
-                }
+            worker::with_buffer(size, |buffer| match stack.read(node(ino), file(fh), flags.0, offset, buffer) {
+                Ok(len) => reply.data(&buffer[..len]),
+                Err(errno) => reply.error(error(errno)),
             });
         });
     }
@@ -391,7 +356,7 @@ impl Filesystem for Adapter {
                 &attr(&entry.stat, entry.node.0),
                 Generation(u64::from(entry.generation)),
                 FileHandle(opened.file.0),
-                open_flags(opened.caching),
+                open_flags(&opened),
             ),
             Err(errno) => reply.error(error(errno)),
         });
@@ -489,15 +454,4 @@ impl Filesystem for Adapter {
         let to = (node(ino_out), file(fh_out), offset_out);
         self.serve(|stack| send_written(stack.copy_file_range(&caller, from, to, len), reply));
     }
-}
-
-/// Node 0 tells the kernel that an entry was listed without a look-up.
-fn add_plus(reply: &mut ReplyDirectoryPlus, listed: &Listed<'_>) -> bool {
-    let name = OsStr::from_bytes(listed.name);
-    let (ino, attr, generation) = match &listed.entry {
-        Some(entry) => (entry.node.0, attr(&entry.stat, listed.ino), entry.generation),
-        None => (0, bare_attr(listed), 0),
-    };
-    let generation = Generation(u64::from(generation));
-    reply.add(INodeNo(ino), listed.next_offset, name, &KEEP, &attr, generation)
 }

@@ -9,7 +9,7 @@
 mod adapter;
 mod init;
 mod mount;
-mod mountinfo;
 mod reply;
+mod worker;
 
 pub use mount::{MountError, MountedVolume, Unmount, Unmounted, dead_mount_at, detach};

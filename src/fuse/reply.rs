@@ -1,13 +1,17 @@
 //! Between fuser's types and the stack's.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyOpen,
-    ReplyXattr, Request, TimeOrNow,
+    FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request, TimeOrNow,
 };
 
-use crate::stack::{Caching, Caller, Entry, Errno, FileId, Listed, NodeId, Opened, Result, Stat, TimeChange};
+use crate::stack::{
+    Caching, Caller, Closing, Entry, Errno, FileId, Listed, NodeId, Opened, Result, Room, Stat, TimeChange,
+};
 
 /// How long the kernel may keep names and attributes: everything goes through the mount, so they do not go stale.
 pub(super) const KEEP: Duration = Duration::from_secs(3600);
@@ -96,10 +100,14 @@ pub(super) fn bare_attr(listed: &Listed<'_>) -> FileAttr {
     }
 }
 
-pub(super) fn open_flags(caching: Caching) -> FopenFlags {
-    match caching {
+pub(super) fn open_flags(opened: &Opened) -> FopenFlags {
+    let caching = match opened.caching {
         Caching::Cached => FopenFlags::FOPEN_KEEP_CACHE,
         Caching::Direct => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES,
+    };
+    match opened.closing {
+        Closing::Quiet => caching | FopenFlags::FOPEN_NOFLUSH,
+        Closing::Told => caching,
     }
 }
 
@@ -126,7 +134,7 @@ pub(super) fn send_empty(outcome: Result<()>, reply: ReplyEmpty) {
 
 pub(super) fn send_opened(outcome: Result<Opened>, reply: ReplyOpen) {
     match outcome {
-        Ok(opened) => reply.opened(FileHandle(opened.file.0), open_flags(opened.caching)),
+        Ok(opened) => reply.opened(FileHandle(opened.file.0), open_flags(&opened)),
         Err(errno) => reply.error(error(errno)),
     }
 }
@@ -139,4 +147,30 @@ pub(super) fn send_value(outcome: Result<Vec<u8>>, room: u32, reply: ReplyXattr)
         Ok(value) => reply.data(&value),
         Err(errno) => reply.error(error(errno)),
     }
+}
+
+/// Writes are answered with a u32; none is longer than one transfer.
+pub(super) fn send_written(outcome: Result<usize>, reply: ReplyWrite) {
+    match outcome {
+        Ok(written) => reply.written(written as u32),
+        Err(errno) => reply.error(error(errno)),
+    }
+}
+
+pub(super) fn room(full: bool) -> Room {
+    match full {
+        true => Room::Full,
+        false => Room::Taken,
+    }
+}
+
+/// Node 0 tells the kernel that an entry was listed without a look-up.
+pub(super) fn add_plus(reply: &mut ReplyDirectoryPlus, listed: &Listed<'_>) -> bool {
+    let name = OsStr::from_bytes(listed.name);
+    let (ino, attr, generation) = match &listed.entry {
+        Some(entry) => (entry.node.0, attr(&entry.stat, listed.ino), entry.generation),
+        None => (0, bare_attr(listed), 0),
+    };
+    let generation = Generation(u64::from(generation));
+    reply.add(INodeNo(ino), listed.next_offset, name, &KEEP, &attr, generation)
 }

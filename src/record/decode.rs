@@ -217,6 +217,7 @@ fn take_namespace_op(r: &mut FieldReader<'_>, kind: u16) -> Result<Op, DecodeErr
             from,
             to: take_slot(r)?,
             shape: take_shape(r)?,
+            attrs: take_attrs(r)?,
             replaced: match r.flag("replaced")? {
                 false => None,
                 true => Some(Replaced { oid: r.oid("replaced")?, fate: take_fate(r)? }),
@@ -228,8 +229,10 @@ fn take_namespace_op(r: &mut FieldReader<'_>, kind: u16) -> Result<Op, DecodeErr
             from,
             to: take_slot(r)?,
             shape: take_shape(r)?,
+            attrs: take_attrs(r)?,
             other: r.oid("other object")?,
             other_shape: take_shape(r)?,
+            other_attrs: take_attrs(r)?,
             from_after: take_attrs(r)?,
             to_after: take_attrs(r)?,
         },

@@ -92,10 +92,11 @@ fn put_namespace_op(out: &mut FieldWriter, op: &Op) -> u16 {
             put_attrs(out, parent_after);
             3
         }
-        Op::Rename { from, to, shape, replaced, from_after, to_after } => {
+        Op::Rename { from, to, shape, attrs, replaced, from_after, to_after } => {
             put_slot(out, from);
             put_slot(out, to);
             put_shape(out, shape);
+            put_attrs(out, attrs);
             match replaced {
                 None => out.u8(0),
                 Some(replaced) => {
@@ -108,12 +109,14 @@ fn put_namespace_op(out: &mut FieldWriter, op: &Op) -> u16 {
             put_attrs(out, to_after);
             4
         }
-        Op::Exchange { from, to, shape, other, other_shape, from_after, to_after } => {
+        Op::Exchange { from, to, shape, attrs, other, other_shape, other_attrs, from_after, to_after } => {
             put_slot(out, from);
             put_slot(out, to);
             put_shape(out, shape);
+            put_attrs(out, attrs);
             out.oid(*other);
             put_shape(out, other_shape);
+            put_attrs(out, other_attrs);
             put_attrs(out, from_after);
             put_attrs(out, to_after);
             5

@@ -96,6 +96,11 @@ pub struct Slot {
     pub name: Name,
 }
 
+/// In the mode of [`Op::Allocate`]: the block that the range starts in the middle of holds data afterwards.
+pub const FIRST_BLOCK_IS_DATA: i32 = 1 << 29;
+/// In the mode of [`Op::Allocate`]: the block that the range ends in the middle of holds data afterwards.
+pub const LAST_BLOCK_IS_DATA: i32 = 1 << 30;
+
 /// What became of an object that lost a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fate {
@@ -139,14 +144,35 @@ pub enum Op {
     /// A name less (unlink, rmdir).
     Unlink { slot: Slot, fate: Fate, parent_after: Attrs },
     /// The object moved from one slot to another, perhaps putting out what was there.
-    Rename { from: Slot, to: Slot, shape: Shape, replaced: Option<Replaced>, from_after: Attrs, to_after: Attrs },
-    /// The object (in slot `from`) and `other` (in slot `to`) changed places.
-    Exchange { from: Slot, to: Slot, shape: Shape, other: Oid, other_shape: Shape, from_after: Attrs, to_after: Attrs },
+    Rename {
+        from: Slot,
+        to: Slot,
+        shape: Shape,
+        attrs: Attrs,
+        replaced: Option<Replaced>,
+        from_after: Attrs,
+        to_after: Attrs,
+    },
+    /// The object (in slot `from`) and `other` (in slot `to`) changed places. XFS counts that as a change of a moved
+    /// directory's data (fs/xfs/xfs_inode.c, xfs_cross_rename), so the attributes of both are here.
+    Exchange {
+        from: Slot,
+        to: Slot,
+        shape: Shape,
+        attrs: Attrs,
+        other: Oid,
+        other_shape: Shape,
+        other_attrs: Attrs,
+        from_after: Attrs,
+        to_after: Attrs,
+    },
     /// The payload was written at `offset`.
     Write { offset: u64, attrs: Attrs },
     /// The file now ends at `attrs.size`.
     Truncate { attrs: Attrs },
-    /// fallocate(2) with these mode bits: reserve, punch or zero a range.
+    /// fallocate(2) with these mode bits: reserve, punch or zero a range. [`FIRST_BLOCK_IS_DATA`] and
+    /// [`LAST_BLOCK_IS_DATA`] stand beside them: whether the blocks that a punch cuts hold data afterwards depends on
+    /// reserved space (btrfs makes zeros of it, but leaves a hole alone), which a target may not have.
     Allocate { mode: i32, offset: u64, len: u64, attrs: Attrs },
     /// Mode, owner or times changed.
     SetAttr { attrs: Attrs },

@@ -15,8 +15,8 @@ use super::stream::Stream;
 use super::thread::SenderOptions;
 use super::work::{Done, Walk};
 use super::{SenderState, SessionError};
-use crate::backing::TreeView;
 use crate::base::Tid;
+use crate::catchup::TreeView;
 use crate::journal::{Journal, Level, NewWork, TargetId, WorkKind, WorkReason};
 use crate::wire::{Ack, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, PROTOCOL_VERSION, WireError};
 
@@ -30,6 +30,8 @@ pub(super) enum Event {
     Durable,
     /// Someone waits for the target.
     Flush,
+    /// Work rows were added.
+    Work,
     /// End the session and the thread.
     Stop,
 }
@@ -175,6 +177,7 @@ impl<'a> Session<'a> {
             Event::Ended(error) => return Err(error.into()),
             Event::Durable => self.stream.more(),
             Event::Flush => self.send(&Message::Flush)?,
+            Event::Work => self.walk.look_again(),
             Event::Stop => {
                 let _ = self.send(&Message::Bye);
                 return Ok(false);
@@ -322,7 +325,7 @@ fn wait_for_reply(queue: &Receiver<Event>) -> Result<HelloReply, SessionError> {
             Ok(Event::Heard(_)) => return Err(SessionError::Protocol("it did not say who it is")),
             Ok(Event::Ended(error)) => return Err(error.into()),
             Ok(Event::Stop) => return Err(SessionError::Protocol("stopped before it answered")),
-            Ok(Event::Durable | Event::Flush) => {}
+            Ok(Event::Durable | Event::Flush | Event::Work) => {}
             Err(_) => return Err(SessionError::Silent(HANDSHAKE.as_secs())),
         }
     }

@@ -4,14 +4,13 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::lookup::shape_of;
 use super::mutation::{BIRTH_RECORD, Mutation, NAME_RECORD};
 use super::opens::{BackingMode, Handle, OpenFile};
-use super::types::{Caller, Entry, NodeId, Object, Opened, attrs};
+use super::types::{Caller, Entry, NodeId, Object, Opened};
 use super::{Stack, creds};
 use crate::backing::Found;
 use crate::base::Name;
-use crate::record::{Op, RESERVED_XATTR_PREFIX, Slot, Xattr};
+use crate::record::{Attrs, Op, RESERVED_XATTR_PREFIX, Shape, Slot, Xattr};
 use crate::sys::{self, Errno, Result};
 
 /// What to make.
@@ -74,7 +73,7 @@ impl Stack {
         fd: BorrowedFd<'_>,
     ) -> Result<()> {
         let op = change.read_back(self.birth_op(dir, name, found, fd))?;
-        change.commit(self.oid(found.key), &op, &[]);
+        change.commit(found.key, &op, &[]);
         Ok(())
     }
 
@@ -82,10 +81,10 @@ impl Stack {
         let xattrs = self.tree.xattrs(fd, RESERVED_XATTR_PREFIX)?;
         Ok(Op::Create {
             slot: self.slot(dir, name),
-            shape: shape_of(&found.stat, fd)?,
-            attrs: attrs(&found.stat),
+            shape: Shape::of(fd, &found.stat)?,
+            attrs: Attrs::of(&found.stat),
             xattrs: xattrs.into_iter().map(|(name, value)| Xattr { name, value }).collect(),
-            parent_after: attrs(&sys::fstat(dir.fd.as_fd())?),
+            parent_after: Attrs::of(&sys::fstat(dir.fd.as_fd())?),
         })
     }
 
@@ -143,7 +142,7 @@ impl Stack {
         file.atime_is(found.stat.atime);
         // The kernel still holds the directory, so nobody can unlink the name before we answer.
         let file = self.opens.insert(Handle::File(Arc::new(file)));
-        Opened { file, caching: self.caching_of(flags) }
+        self.opened(file, flags)
     }
 
     /// link(2): `name` in `parent` becomes a further name of `node`.
@@ -158,16 +157,16 @@ impl Stack {
         let found = change.read_back(self.tree.found(object.fd.as_fd()))?;
         let op = change.read_back(self.link_op(&object, &dir, name, found))?;
         let entry = self.entry(found);
-        change.commit(self.oid(object.key), &op, &[]);
+        change.commit(object.key, &op, &[]);
         entry
     }
 
     fn link_op(&self, object: &Object, dir: &Object, name: Name, found: Found) -> Result<Op> {
         Ok(Op::Link {
             slot: self.slot(dir, name),
-            shape: shape_of(&found.stat, object.fd.as_fd())?,
-            attrs: attrs(&found.stat),
-            parent_after: attrs(&sys::fstat(dir.fd.as_fd())?),
+            shape: Shape::of(object.fd.as_fd(), &found.stat)?,
+            attrs: Attrs::of(&found.stat),
+            parent_after: Attrs::of(&sys::fstat(dir.fd.as_fd())?),
         })
     }
 }

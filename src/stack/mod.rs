@@ -14,6 +14,7 @@
 //!
 //! What differs from the backing directory is listed in `SEMANTICS.md`.
 
+mod committer;
 mod create;
 mod creds;
 mod dirs;
@@ -40,10 +41,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use self::committer::Committer;
 use self::nodes::NodeTable;
 use self::opens::OpenTable;
 pub use self::types::{
-    AtimeMode, AttrChange, Caching, Caller, Entry, FileId, Listed, NodeId, Opened, Privileges, Room, StackOptions,
+    AtimeMode, AttrChange, Caching, Caller, Closing, Entry, FileId, Listed, NodeId, Opened, Privileges, Room,
+    StackOptions,
 };
 pub use self::write::WriteMode;
 use crate::backing::{Tree, TreeView};
@@ -60,12 +63,16 @@ pub enum StackError {
     /// The journal stopped after an earlier failure.
     #[error("the journal has failed: {0}")]
     JournalFailed(String),
+    /// The thread that commits for fsync cannot be started.
+    #[error("no thread for commits: {0}")]
+    Thread(#[from] std::io::Error),
 }
 
 /// A backing tree with its journal.
 pub struct Stack {
     tree: Tree,
     journal: Arc<Journal>,
+    committer: Committer,
     space: Space,
     locks: ObjectLocks,
     /// Protects the shape of the directory graph while a directory changes its parent, so that two such renames cannot
@@ -92,6 +99,7 @@ impl Stack {
         }
         Ok(Arc::new(Stack {
             space: journal.identity().space,
+            committer: Committer::start(&journal)?,
             tree,
             journal,
             locks: ObjectLocks::default(),

@@ -12,7 +12,7 @@
 use super::Stack;
 use super::types::Caller;
 use crate::backing::TreeMut;
-use crate::base::{ObjectGuard, ObjectKey, Oid, Tid};
+use crate::base::{ObjectGuard, ObjectKey, Tid};
 use crate::journal::Reservation;
 use crate::record::{Draft, Op};
 use crate::sys::{Errno, Result};
@@ -88,12 +88,24 @@ impl<'s> Mutation<'s> {
         })
     }
 
-    /// Records the change on `oid` and ends it. The record is encoded, its payload copied, before the journal's lock.
-    pub(super) fn commit(self, oid: Oid, op: &Op, payload: &[u8]) -> Tid {
-        let draft = Draft::new(oid, op, payload);
+    /// Records the change of `key` and ends it. The record is encoded, its payload copied, before the journal's lock.
+    /// A change of a ghost leaves no record.
+    pub(super) fn commit(self, key: ObjectKey, op: &Op, payload: &[u8]) -> Tid {
+        if is_of_one_object(op) && self.stack.nodes.is_ghost(key) {
+            return self.stack.journal.last_tid();
+        }
+        let draft = Draft::new(self.stack.oid(key), op, payload);
         let tid = self.reservation.commit(draft);
         tracing::trace!(unique = self.caller.unique, %tid, op = op.word(), "change recorded");
         drop(self.objects);
         tid
     }
+}
+
+/// Whether `op` changes an object and no name.
+fn is_of_one_object(op: &Op) -> bool {
+    !matches!(
+        op,
+        Op::Create { .. } | Op::Link { .. } | Op::Unlink { .. } | Op::Rename { .. } | Op::Exchange { .. } | Op::Gone
+    )
 }

@@ -1,29 +1,50 @@
-//! Which nodes the kernel knows.
+//! Which nodes the kernel knows, and the ghosts among them.
+//!
+//! A ghost is an object that lost its last name while nobody had it open, and whose node the kernel still uses: as a
+//! working directory, or behind an O_PATH descriptor. For a target it is gone, and nobody can give it a name again; so
+//! what is done to it is done, and leaves no record.
 
 use std::collections::HashMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
 use crate::base::ObjectKey;
 
 const SHARDS: usize = 64;
+/// Most ghosts that are kept alive. Usually there are as many as the kernel has not yet come to forget.
+const MOST_GHOSTS: usize = 256;
 
 struct Node {
     generation: u32,
     /// Look-ups that were answered and not yet given back.
     lookups: u64,
+    life: Life,
 }
 
-/// The nodes that answered look-ups, by inode number. No descriptor is kept for any of them.
+enum Life {
+    Named,
+    /// Gone, but the descriptor keeps the inode alive.
+    Ghost {
+        _inode: OwnedFd,
+    },
+    /// Gone: there were too many ghosts.
+    Stale,
+}
+
+/// The nodes that answered look-ups, by inode number. No descriptor is kept for any of them but ghosts.
 ///
 /// Locks: one per shard; each protects its map. Rank: a leaf, below the object locks. Held only for a look-up in the map.
 pub(super) struct NodeTable {
     shards: Vec<Mutex<HashMap<u64, Node>>>,
+    /// Descriptors that ghosts hold.
+    ghosts: AtomicUsize,
 }
 
 impl NodeTable {
     pub(super) fn new() -> NodeTable {
-        NodeTable { shards: (0..SHARDS).map(|_| Mutex::default()).collect() }
+        NodeTable { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), ghosts: AtomicUsize::new(0) }
     }
 
     fn shard(&self, ino: u64) -> &Mutex<HashMap<u64, Node>> {
@@ -43,20 +64,64 @@ impl NodeTable {
     /// look-ups of its stale inode under the same number.
     pub(super) fn count(&self, key: ObjectKey) {
         let mut shard = self.shard(key.ino).lock();
-        let node = shard.entry(key.ino).or_insert(Node { generation: key.generation, lookups: 0 });
-        node.generation = key.generation;
+        let fresh = Node { generation: key.generation, lookups: 0, life: Life::Named };
+        let node = shard.entry(key.ino).or_insert(fresh);
+        if node.generation != key.generation {
+            node.generation = key.generation;
+            self.bury(std::mem::replace(&mut node.life, Life::Named));
+        }
         node.lookups += 1;
     }
 
     /// Gives `lookups` back; the last one removes the node.
     pub(super) fn forget(&self, ino: u64, lookups: u64) {
         let mut shard = self.shard(ino).lock();
-        if let Some(node) = shard.get_mut(&ino) {
-            node.lookups = node.lookups.saturating_sub(lookups);
-            if node.lookups == 0 {
-                shard.remove(&ino);
-            }
+        let Some(node) = shard.get_mut(&ino) else {
+            return;
+        };
+        node.lookups = node.lookups.saturating_sub(lookups);
+        if node.lookups == 0
+            && let Some(node) = shard.remove(&ino)
+        {
+            self.bury(node.life);
         }
+    }
+
+    /// Makes `key`, open as `fd`, a ghost if the kernel knows it. The caller holds the object's lock.
+    pub(super) fn haunt(&self, key: ObjectKey, fd: BorrowedFd<'_>) {
+        let mut shard = self.shard(key.ino).lock();
+        if let Some(node) = shard.get_mut(&key.ino)
+            && node.generation == key.generation
+        {
+            let life = self.keep_alive(fd);
+            self.bury(std::mem::replace(&mut node.life, life));
+        }
+    }
+
+    fn keep_alive(&self, fd: BorrowedFd<'_>) -> Life {
+        let one_more = |ghosts| (ghosts < MOST_GHOSTS).then_some(ghosts + 1);
+        if self.ghosts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
+            return Life::Stale;
+        }
+        fd.try_clone_to_owned().map_or_else(
+            |_| {
+                self.ghosts.fetch_sub(1, Ordering::Relaxed);
+                Life::Stale
+            },
+            |_inode| Life::Ghost { _inode },
+        )
+    }
+
+    fn bury(&self, life: Life) {
+        if let Life::Ghost { .. } = life {
+            self.ghosts.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether `key` is a ghost: gone as far as any record is concerned.
+    pub(super) fn is_ghost(&self, key: ObjectKey) -> bool {
+        let shard = self.shard(key.ino).lock();
+        shard.get(&key.ino).is_some_and(|node| node.generation == key.generation && !matches!(node.life, Life::Named))
     }
 
     /// How many nodes are known.
@@ -67,6 +132,8 @@ impl NodeTable {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
 
     #[test]
@@ -80,5 +147,20 @@ mod tests {
         table.forget(9, 1);
         assert_eq!(table.known(9), None);
         assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn ghosts_are_bounded_and_end_with_their_node() {
+        let table = NodeTable::new();
+        let file = tempfile::tempfile().unwrap();
+        let keys = || (10..10 + 2 * MOST_GHOSTS as u64).map(|ino| ObjectKey { ino, generation: 1 });
+        for key in keys() {
+            table.count(key);
+            table.haunt(key, file.as_fd());
+            assert!(table.is_ghost(key));
+        }
+        assert_eq!(table.ghosts.load(Ordering::Relaxed), MOST_GHOSTS);
+        keys().for_each(|key| table.forget(key.ino, 1));
+        assert_eq!((table.ghosts.load(Ordering::Relaxed), table.len()), (0, 0));
     }
 }

@@ -7,10 +7,10 @@ use parking_lot::Mutex;
 
 use super::mutation::SMALL_RECORD;
 use super::opens::{BackingMode, DirCursor, Ended, Handle, OpenDir, OpenFile};
-use super::types::{Caching, Caller, FileId, NodeId, Opened, Privileges, attrs};
+use super::types::{Caching, Caller, Closing, FileId, NodeId, Opened, Privileges};
 use super::{Stack, creds};
 use crate::base::ObjectKey;
-use crate::record::Op;
+use crate::record::{Attrs, Op};
 use crate::sys::{self, Errno, Result};
 
 impl Stack {
@@ -26,21 +26,30 @@ impl Stack {
         // Under the object's lock an unlink comes either before, and the object is gone, or after, and sees the handle.
         let _object = self.locks.lock(&[file.key]);
         let stat = sys::fstat(file.fd())?;
-        if stat.nlink == 0 && !self.opens.outlives_its_name(file.key) {
+        if stat.nlink == 0 && !self.may_open_nameless(&file) {
             return Err(Errno::ESTALE);
         }
         file.atime_is(stat.atime);
-        Ok(Opened { file: self.opens.insert(Handle::File(file)), caching: self.caching_of(flags) })
+        Ok(self.opened(self.opens.insert(Handle::File(file)), flags))
+    }
+
+    /// A file without a name opens again through /proc/PID/fd: as one more handle of those that keep it, or as a ghost.
+    fn may_open_nameless(&self, file: &OpenFile) -> bool {
+        self.nodes.is_ghost(file.key) || self.opens.outlives_its_name(file.key) || {
+            self.nodes.haunt(file.key, file.fd());
+            self.nodes.is_ghost(file.key)
+        }
     }
 
     /// A file that is written past the page cache, or only read, needs no coherence between readers and writers here:
     /// the kernel keeps it (fs/fuse/file.c). One that is opened for both is the operator's choice.
-    pub(super) fn caching_of(&self, flags: i32) -> Caching {
-        match flags & libc::O_ACCMODE {
-            libc::O_RDONLY => Caching::Cached,
-            libc::O_WRONLY => Caching::Direct,
-            _ => self.options.read_write,
-        }
+    pub(super) fn opened(&self, file: FileId, flags: i32) -> Opened {
+        let (caching, closing) = match flags & libc::O_ACCMODE {
+            libc::O_RDONLY => (Caching::Cached, Closing::Quiet),
+            libc::O_WRONLY => (Caching::Direct, Closing::Told),
+            _ => (self.options.read_write, Closing::Told),
+        };
+        Opened { file, caching, closing }
     }
 
     fn open_file(&self, node: NodeId, flags: i32) -> Result<OpenFile> {
@@ -70,8 +79,8 @@ impl Stack {
         creds::changing_data(caller, Privileges::of(caller))?;
         change.tree().truncate(file.fd(), 0)?;
         let stat = change.read_back(sys::fstat(file.fd()))?;
-        let op = Op::Truncate { attrs: attrs(&stat) };
-        change.commit(self.oid(file.key), &op, &[]);
+        let op = Op::Truncate { attrs: Attrs::of(&stat) };
+        change.commit(file.key, &op, &[]);
         Ok(())
     }
 
@@ -145,7 +154,11 @@ impl Stack {
         let key = file.key;
         let ended = {
             let _object = self.locks.lock(&[key]);
-            self.opens.end(key)
+            let ended = self.opens.end(key);
+            if ended == Ended::Gone {
+                self.nodes.haunt(key, file.fd());
+            }
+            ended
         };
         drop(file);
         if ended == Ended::Gone {
@@ -169,7 +182,7 @@ impl Stack {
     fn record_end(&self, key: ObjectKey) {
         match self.begin(&Caller::daemon(), &[key], SMALL_RECORD) {
             Ok(change) => {
-                change.commit(self.oid(key), &Op::Gone, &[]);
+                change.commit(key, &Op::Gone, &[]);
             }
             Err(errno) => {
                 // The close cannot fail any more; a target keeps the object parked until it compares.
@@ -194,8 +207,8 @@ impl Stack {
             return;
         };
         if let Ok(stat) = sys::fstat(fd) {
-            let op = Op::SetAttr { attrs: attrs(&stat) };
-            change.commit(self.oid(key), &op, &[]);
+            let op = Op::SetAttr { attrs: Attrs::of(&stat) };
+            change.commit(key, &op, &[]);
         }
     }
 }

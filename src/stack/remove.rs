@@ -1,14 +1,14 @@
 //! Names that go: unlink, rmdir.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use super::Stack;
-use super::lookup::name_of;
+use super::lookup::{lockable, name_of};
 use super::mutation::{Mutation, NAME_RECORD};
-use super::types::{Caller, NodeId, Object, attrs, kind};
+use super::types::{Caller, NodeId, Object, kind};
 use crate::backing::Found;
 use crate::base::Name;
-use crate::record::{Fate, Op};
+use crate::record::{Attrs, Fate, Op};
 use crate::sys::{self, Result};
 
 #[derive(Clone, Copy)]
@@ -39,36 +39,41 @@ impl Stack {
         let name = name_of(name)?;
         let dir = self.object(parent)?;
         loop {
-            let seen = self.find(&dir, &name)?.0;
-            let change = self.begin(caller, &[dir.key, seen.key], NAME_RECORD)?;
-            let found = self.find(&dir, &name)?.0;
-            if found.key == seen.key {
-                return self.remove_locked(change, &dir, name, found, how);
+            let seen = sys::fstatat(dir.fd.as_fd(), name.as_cstr())?.ino;
+            let change = self.begin(caller, &[dir.key, lockable(seen)], NAME_RECORD)?;
+            let found = self.find(&dir, &name)?;
+            if found.0.key.ino == seen {
+                return self.remove_locked(change, &dir, name, &found, how);
             }
         }
     }
 
-    fn remove_locked(&self, change: Mutation<'_>, dir: &Object, name: Name, found: Found, how: Removal) -> Result<()> {
+    fn remove_locked(
+        &self,
+        change: Mutation<'_>,
+        dir: &Object,
+        name: Name,
+        found: &(Found, OwnedFd),
+        how: Removal,
+    ) -> Result<()> {
         match how {
             Removal::Unlink => change.tree().unlink(dir.fd.as_fd(), &name)?,
             Removal::Rmdir => change.tree().rmdir(dir.fd.as_fd(), &name)?,
         }
-        let parent_after = attrs(&change.read_back(sys::fstat(dir.fd.as_fd()))?);
-        let op = Op::Unlink { slot: self.slot(dir, name), fate: self.fate_of(&found), parent_after };
-        change.commit(self.oid(found.key), &op, &[]);
+        let parent_after = Attrs::of(&change.read_back(sys::fstat(dir.fd.as_fd()))?);
+        let op = Op::Unlink { slot: self.slot(dir, name), fate: self.fate_of(found), parent_after };
+        change.commit(found.0.key, &op, &[]);
         Ok(())
     }
 
     /// What becomes of an object that just lost one name; `before` is how it was under the same lock. A directory
     /// cannot be used any more once its name is gone, whoever holds it open.
-    pub(super) fn fate_of(&self, before: &Found) -> Fate {
+    pub(super) fn fate_of(&self, (before, fd): &(Found, OwnedFd)) -> Fate {
         let is_dir = kind(&before.stat) == libc::S_IFDIR;
-        if is_dir {
-            return Fate::Gone;
+        if !is_dir && (before.stat.nlink > 1 || self.opens.outlives_its_name(before.key)) {
+            return Fate::Kept;
         }
-        match before.stat.nlink > 1 || self.opens.outlives_its_name(before.key) {
-            true => Fate::Kept,
-            false => Fate::Gone,
-        }
+        self.nodes.haunt(before.key, fd.as_fd());
+        Fate::Gone
     }
 }

@@ -3,12 +3,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::Stack;
-use super::lookup::{name_of, shape_of};
+use super::lookup::{lockable, name_of};
 use super::mutation::{Mutation, NAME_RECORD};
-use super::types::{Caller, NodeId, Object, attrs, kind};
+use super::types::{Caller, NodeId, Object, kind};
 use crate::backing::Found;
-use crate::base::{Name, ObjectKey};
-use crate::record::{Op, Replaced};
+use crate::base::Name;
+use crate::record::{Attrs, Op, Replaced, Shape};
 use crate::sys::{self, Errno, Result};
 
 /// The two slots of a rename.
@@ -23,14 +23,30 @@ struct Held {
     to: Option<(Found, OwnedFd)>,
 }
 
-impl Held {
-    fn keys(&self) -> (ObjectKey, Option<ObjectKey>) {
-        (self.from.0.key, self.to.as_ref().map(|to| to.0.key))
-    }
+/// What the two slots seemed to hold before anything was locked: inode number and type.
+#[derive(PartialEq, Eq)]
+struct Seen {
+    from: (u64, u32),
+    to: Option<(u64, u32)>,
+}
 
+/// What came of an attempt to rename.
+enum Attempt {
+    Done,
+    /// The slots hold something else than what was locked: look again.
+    Changed,
+}
+
+impl Held {
+    fn seen(&self) -> Seen {
+        let what = |found: &Found| (found.stat.ino, kind(&found.stat));
+        Seen { from: what(&self.from.0), to: self.to.as_ref().map(|to| what(&to.0)) }
+    }
+}
+
+impl Seen {
     fn moves_a_directory(&self) -> bool {
-        let is_dir = |found: &Found| kind(&found.stat) == libc::S_IFDIR;
-        is_dir(&self.from.0) || self.to.as_ref().is_some_and(|to| is_dir(&to.0))
+        self.from.1 == libc::S_IFDIR || self.to.is_some_and(|to| to.1 == libc::S_IFDIR)
     }
 }
 
@@ -44,49 +60,44 @@ impl Stack {
             return Err(Errno::EINVAL);
         }
         let ends = Ends { from: (self.object(from.0)?, name_of(from.1)?), to: self.place(to.0, to.1)? };
-        loop {
-            let seen = self.held(&ends)?;
-            if let Some(outcome) = self.try_rename(caller, &ends, &seen, flags) {
-                return outcome;
-            }
-        }
+        while let Attempt::Changed = self.try_rename(caller, &ends, flags)? {}
+        Ok(())
+    }
+
+    fn look(&self, ends: &Ends) -> Result<Seen> {
+        let what = |end: &(Object, Name)| {
+            let stat = sys::fstatat(end.0.fd.as_fd(), end.1.as_cstr())?;
+            Ok((stat.ino, kind(&stat)))
+        };
+        Ok(Seen { from: what(&ends.from)?, to: if_there(what(&ends.to))? })
     }
 
     fn held(&self, ends: &Ends) -> Result<Held> {
         let from = self.find(&ends.from.0, &ends.from.1)?;
-        let to = match self.find(&ends.to.0, &ends.to.1) {
-            Ok(found) => Some(found),
-            Err(Errno::ENOENT) => None,
-            Err(errno) => return Err(errno),
-        };
-        Ok(Held { from, to })
+        Ok(Held { from, to: if_there(self.find(&ends.to.0, &ends.to.1))? })
     }
 
-    /// Locks what was seen and renames; `None` when the slots hold something else by then.
-    fn try_rename(&self, caller: &Caller, ends: &Ends, seen: &Held, flags: u32) -> Option<Result<()>> {
-        let reserved = match self.reserve(caller, NAME_RECORD) {
-            Ok(reserved) => reserved,
-            Err(errno) => return Some(Err(errno)),
-        };
+    /// Locks what the slots seem to hold, and renames when that is what they hold.
+    fn try_rename(&self, caller: &Caller, ends: &Ends, flags: u32) -> Result<Attempt> {
+        let seen = self.look(ends)?;
+        let reserved = self.reserve(caller, NAME_RECORD)?;
         let changes_parent = ends.from.0.key != ends.to.0.key;
         let _graph = (changes_parent && seen.moves_a_directory()).then(|| self.rename_lock.lock());
-        let mut keys = vec![ends.from.0.key, ends.to.0.key, seen.from.0.key];
-        keys.extend(seen.keys().1);
-        let change = match reserved.lock(&keys) {
-            Ok(change) => change,
-            Err(errno) => return Some(Err(errno)),
-        };
-        match self.held(ends) {
-            Err(errno) => Some(Err(errno)),
-            Ok(held) if held.keys() != seen.keys() => None,
-            Ok(held) => Some(self.rename_locked(change, ends, &held, flags)),
+        let mut keys = vec![ends.from.0.key, ends.to.0.key, lockable(seen.from.0)];
+        keys.extend(seen.to.map(|to| lockable(to.0)));
+        let change = reserved.lock(&keys)?;
+        let held = self.held(ends)?;
+        if held.seen() != seen {
+            return Ok(Attempt::Changed);
         }
+        self.rename_locked(change, ends, &held, flags)?;
+        Ok(Attempt::Done)
     }
 
     fn rename_locked(&self, change: Mutation<'_>, ends: &Ends, held: &Held, flags: u32) -> Result<()> {
         let (from, to) = (&ends.from, &ends.to);
         change.tree().rename(from.0.fd.as_fd(), &from.1, to.0.fd.as_fd(), &to.1, flags)?;
-        if held.keys().1 == Some(held.keys().0) {
+        if held.to.as_ref().is_some_and(|to| to.0.key == held.from.0.key) {
             // Two names of one object: rename(2) does nothing and succeeds, so nothing is recorded.
             return Ok(());
         }
@@ -95,7 +106,7 @@ impl Stack {
             _ => self.exchange_op(ends, held),
         };
         let op = change.read_back(op)?;
-        change.commit(self.oid(held.from.0.key), &op, &[]);
+        change.commit(held.from.0.key, &op, &[]);
         Ok(())
     }
 
@@ -104,13 +115,11 @@ impl Stack {
         Ok(Op::Rename {
             from: self.slot(&ends.from.0, ends.from.1.clone()),
             to: self.slot(&ends.to.0, ends.to.1.clone()),
-            shape: shape_of(&moved.stat, fd.as_fd())?,
-            replaced: held
-                .to
-                .as_ref()
-                .map(|(found, _)| Replaced { oid: self.oid(found.key), fate: self.fate_of(found) }),
-            from_after: attrs(&sys::fstat(ends.from.0.fd.as_fd())?),
-            to_after: attrs(&sys::fstat(ends.to.0.fd.as_fd())?),
+            shape: Shape::of(fd.as_fd(), &moved.stat)?,
+            attrs: Attrs::of(&sys::fstat(fd.as_fd())?),
+            replaced: held.to.as_ref().map(|to| Replaced { oid: self.oid(to.0.key), fate: self.fate_of(to) }),
+            from_after: Attrs::of(&sys::fstat(ends.from.0.fd.as_fd())?),
+            to_after: Attrs::of(&sys::fstat(ends.to.0.fd.as_fd())?),
         })
     }
 
@@ -120,11 +129,22 @@ impl Stack {
         Ok(Op::Exchange {
             from: self.slot(&ends.from.0, ends.from.1.clone()),
             to: self.slot(&ends.to.0, ends.to.1.clone()),
-            shape: shape_of(&moved.stat, fd.as_fd())?,
+            shape: Shape::of(fd.as_fd(), &moved.stat)?,
+            attrs: Attrs::of(&sys::fstat(fd.as_fd())?),
             other: self.oid(other.key),
-            other_shape: shape_of(&other.stat, other_fd.as_fd())?,
-            from_after: attrs(&sys::fstat(ends.from.0.fd.as_fd())?),
-            to_after: attrs(&sys::fstat(ends.to.0.fd.as_fd())?),
+            other_shape: Shape::of(other_fd.as_fd(), &other.stat)?,
+            other_attrs: Attrs::of(&sys::fstat(other_fd.as_fd())?),
+            from_after: Attrs::of(&sys::fstat(ends.from.0.fd.as_fd())?),
+            to_after: Attrs::of(&sys::fstat(ends.to.0.fd.as_fd())?),
         })
+    }
+}
+
+/// `None` for what is not there.
+fn if_there<T>(found: Result<T>) -> Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(errno) => Err(errno),
     }
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::mutation::{Mutation, SMALL_RECORD};
 use super::opens::{Handle, OpenFile};
-use super::types::{AttrChange, Caller, FileId, NodeId, Object, Privileges, attrs};
+use super::types::{AttrChange, Caller, FileId, NodeId, Object, Privileges};
 use super::{Stack, creds};
-use crate::record::Op;
+use crate::record::{Attrs, Op};
 use crate::sys::{self, Result, Stat, TimeChange};
 
 /// How far a change of several attributes came.
@@ -61,7 +61,7 @@ impl Stack {
         if let Some(Handle::File(open)) = file.and_then(|id| self.opens.get(id)) {
             open.atime_is(stat.atime);
         }
-        let attrs = attrs(&stat);
+        let attrs = Attrs::of(&stat);
         let op = match change.size {
             Some(_) => Op::Truncate { attrs },
             // A change of owner took the capability away (chown(2)), which attributes alone do not say.
@@ -70,7 +70,7 @@ impl Stack {
             }
             None => Op::SetAttr { attrs },
         };
-        mutation.commit(self.oid(object.key), &op, &[]);
+        mutation.commit(object.key, &op, &[]);
         outcome.map(|()| stat)
     }
 

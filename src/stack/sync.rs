@@ -52,20 +52,26 @@ impl Stack {
         }
     }
 
-    /// The journal goes first: its group commit is shared with others, and the backing fsync finds the disk's queue
-    /// already moving.
+    /// Both at once, unless the journal has nothing to do: each waits for a disk. The first error wins.
     fn sync_both(&self, fd: BorrowedFd<'_>, kind: SyncKind, tid: Tid) -> Result<()> {
         self.check_alive()?;
-        let journal = self.journal.commit(tid);
+        let ticket = match self.journal.durable_tid() >= tid {
+            true => None,
+            false => Some(self.committer.ask(tid)),
+        };
         let backing = faults::point("backing.fsync").and_then(|()| match kind {
             SyncKind::Data => sys::fdatasync(fd),
             SyncKind::All => sys::fsync(fd),
         });
+        let journal = match ticket {
+            None => Ok(()),
+            Some(ticket) => ticket.wait(&self.journal, tid),
+        };
         if let Err(error) = &journal {
             self.fail(&format!("the journal cannot be made durable: {error}"));
-            return Err(error.errno());
         }
-        backing.map_err(|errno| self.sync_failed(errno))
+        backing.map_err(|errno| self.sync_failed(errno))?;
+        journal.map_err(|error| error.errno())
     }
 
     /// The kernel reports lost pages once; a second fsync would claim success (fsync(2)).

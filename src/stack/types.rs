@@ -1,7 +1,6 @@
 //! The words of the stack's interface.
 
 use crate::base::ObjectKey;
-use crate::record::Attrs;
 use crate::sys::{Stat, TimeChange};
 
 /// What the kernel calls an inode of the mount: the backing inode number, and 1 for the root.
@@ -59,13 +58,24 @@ pub enum Caching {
     Direct,
 }
 
+/// Whether the kernel tells of each close (flush) before the last one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Closing {
+    /// No: a reader has nothing to lose, and a request less.
+    Quiet,
+    /// Yes: a writer that never calls fsync learns here that the volume failed.
+    Told,
+}
+
 /// An answered open.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Opened {
     /// The new handle.
     pub file: FileId,
-    /// What to tell the kernel.
+    /// How the kernel may cache it.
     pub caching: Caching,
+    /// Whether the kernel tells of each close.
+    pub closing: Closing,
 }
 
 /// Where an access time that moved is recorded.
@@ -158,11 +168,6 @@ pub struct Listed<'a> {
     pub next_offset: u64,
     /// What it leads to, when look-ups were asked for and it could be looked up.
     pub entry: Option<Entry>,
-}
-
-/// What a record says of `stat`.
-pub(super) fn attrs(stat: &Stat) -> Attrs {
-    Attrs { mode: stat.mode, uid: stat.uid, gid: stat.gid, size: stat.size, atime: stat.atime, mtime: stat.mtime }
 }
 
 /// Type bits of a mode.

@@ -1,11 +1,14 @@
 //! Changes of data: write, fallocate, copy_file_range.
 
+use std::os::fd::BorrowedFd;
+
 use super::mutation::{Mutation, SMALL_RECORD};
 use super::opens::{BackingMode, OpenFile};
-use super::types::{Caller, FileId, NodeId, Privileges, attrs};
+use super::types::{Caller, FileId, NodeId, Privileges};
 use super::{MAX_TRANSFER_BYTES, Stack, creds};
+use crate::backing::{HOLE_UNIT, block_is_data};
 use crate::base::Tid;
-use crate::record::Op;
+use crate::record::{Attrs, FIRST_BLOCK_IS_DATA, LAST_BLOCK_IS_DATA, Op};
 use crate::sys::{self, Errno, Result};
 
 /// How one write is done.
@@ -50,9 +53,9 @@ impl Stack {
             BackingMode::Positioned => offset,
             BackingMode::AppendOnly => stat.size - data.len() as u64,
         };
-        let op = Op::Write { offset, attrs: attrs(&stat) };
+        let op = Op::Write { offset, attrs: Attrs::of(&stat) };
         file.atime_is(stat.atime);
-        Ok(change.commit(self.oid(file.key), &op, data))
+        Ok(change.commit(file.key, &op, data))
     }
 
     /// fallocate(2). The kernel passes KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE only.
@@ -69,13 +72,14 @@ impl Stack {
         creds::changing_data(caller, Privileges::of(caller))?;
         change.tree().allocate(file.fd(), mode, offset, len)?;
         let stat = change.read_back(sys::fstat(file.fd()))?;
-        let op = Op::Allocate { mode, offset, len, attrs: attrs(&stat) };
-        change.commit(self.oid(file.key), &op, &[]);
+        let mode = mode | change.read_back(cut_blocks(file.fd(), mode, offset, len))?;
+        let op = Op::Allocate { mode, offset, len, attrs: Attrs::of(&stat) };
+        change.commit(file.key, &op, &[]);
         Ok(())
     }
 
-    /// copy_file_range(2), at most one transfer at a time. Recorded as a write of what the destination holds afterwards,
-    /// read back under its lock: the source may change meanwhile.
+    /// copy_file_range(2), at most one transfer at a time, by reading and writing: the kernel's own would share extents
+    /// where the filesystem can, and with them holes, which the record of a write does not tell a target.
     ///
     /// # Errors
     /// As copy_file_range(2).
@@ -92,13 +96,28 @@ impl Stack {
         let mut data = vec![0; len];
         let change = self.begin(caller, &[file.key], SMALL_RECORD + len)?;
         creds::changing_data(caller, Privileges::of(caller))?;
-        let copied = change.tree().copy_range(source.fd(), from.2, file.fd(), to.2, len)?;
-        if copied == 0 {
+        let there = sys::pread(source.fd(), &mut data, from.2)?;
+        data.truncate(there);
+        if data.is_empty() {
             return Ok(0);
         }
+        let copied = change.tree().write(file.fd(), &data, to.2)?;
         data.truncate(copied);
-        change.read_back(sys::read_exact_at(file.fd(), &mut data, to.2))?;
         self.record_write(change, &file, to.2, &data)?;
         Ok(copied)
     }
+}
+
+/// Which of the blocks that a punched range cuts hold data now.
+fn cut_blocks(file: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> Result<i32> {
+    if mode & libc::FALLOC_FL_PUNCH_HOLE == 0 {
+        return Ok(0);
+    }
+    let mut bits = 0;
+    for (at, bit) in [(offset, FIRST_BLOCK_IS_DATA), (offset + len, LAST_BLOCK_IS_DATA)] {
+        if at % HOLE_UNIT != 0 && block_is_data(file, at)? {
+            bits |= bit;
+        }
+    }
+    Ok(bits)
 }

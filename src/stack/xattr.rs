@@ -4,9 +4,9 @@ use std::ffi::CString;
 use std::os::fd::AsFd;
 
 use super::mutation::SMALL_RECORD;
-use super::types::{Caller, NodeId, attrs};
+use super::types::{Caller, NodeId};
 use super::{Stack, creds};
-use crate::record::{Op, RESERVED_XATTR_PREFIX, Xattr};
+use crate::record::{Attrs, Op, RESERVED_XATTR_PREFIX, Xattr};
 use crate::sys::{self, Errno, Result};
 
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
@@ -54,8 +54,8 @@ impl Stack {
         credentials_for(caller, name)?;
         change.tree().set_xattr(object.fd.as_fd(), &text, value, flags)?;
         let stat = change.read_back(sys::fstat(object.fd.as_fd()))?;
-        let op = Op::SetXattr { xattr: Xattr { name: name.to_vec(), value: value.to_vec() }, attrs: attrs(&stat) };
-        change.commit(self.oid(object.key), &op, &[]);
+        let op = Op::SetXattr { xattr: Xattr { name: name.to_vec(), value: value.to_vec() }, attrs: Attrs::of(&stat) };
+        change.commit(object.key, &op, &[]);
         Ok(())
     }
 
@@ -73,8 +73,8 @@ impl Stack {
         creds::changing_attrs()?;
         change.tree().remove_xattr(object.fd.as_fd(), &text)?;
         let stat = change.read_back(sys::fstat(object.fd.as_fd()))?;
-        let op = Op::RemoveXattr { name: name.to_vec(), attrs: attrs(&stat) };
-        change.commit(self.oid(object.key), &op, &[]);
+        let op = Op::RemoveXattr { name: name.to_vec(), attrs: Attrs::of(&stat) };
+        change.commit(object.key, &op, &[]);
         Ok(())
     }
 }

@@ -6,10 +6,12 @@
 #![allow(unsafe_code)]
 
 mod attrs;
+mod clock;
 mod creds;
 mod dirs;
 mod files;
 mod handle;
+mod mountinfo;
 mod mounts;
 mod shm;
 
@@ -19,6 +21,7 @@ pub use attrs::{
     FSXATTR_BYTES, FileFlags, Stat, TimeChange, fchmod, fchown, file_flags_get, file_flags_set, fstat, fstatat,
     fsxattr_get, fsxattr_set, getxattr, listxattr, removexattr, setxattr, utimens,
 };
+pub use clock::boottime_nanos;
 pub use creds::{Dropped, ThreadCreds, drop_fsetid_thread, drop_resource_thread, set_io_flusher, set_umask};
 pub use dirs::{
     DirEntry, DirStream, LinkSource, last_component, linkat, mkdirat, mknodat, readlinkat, renameat2, symlinkat,
@@ -29,6 +32,7 @@ pub use files::{
     openat2_beneath, pread, pwrite, pwritev_all, read_exact_at, reopen, syncfs,
 };
 pub use handle::{HANDLE_MAX, RawHandle, name_to_handle_at, open_by_handle_at};
+pub use mountinfo::{Mount, mount_at, mounts};
 pub use mounts::{clone_mount, mount_fuse, unmount};
 pub use nix::errno::Errno;
 pub use shm::page_size;
