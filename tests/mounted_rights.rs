@@ -123,8 +123,14 @@ fn changes_of_data_take_privileges_away() {
 
 fn owners(dir: &Path, facts: &mut Facts) {
     let member = User { groups: &[GROUP], ..SOMEONE };
-    for (index, (uid, gid, mode)) in [(None, Some(GROUP), 0o6755), (Some(1234), None, 0o6755), (None, None, 0o6755),
-        (Some(0), Some(0), 0o2644), (Some(3_000_000_000), Some(4_294_967_294), 0o755), (Some(1234), Some(1234), 0o6711)]
+    for (index, (uid, gid, mode)) in [
+        (None, Some(GROUP), 0o6755),
+        (Some(1234), None, 0o6755),
+        (None, None, 0o6755),
+        (Some(0), Some(0), 0o2644),
+        (Some(3_000_000_000), Some(4_294_967_294), 0o755),
+        (Some(1234), Some(1234), 0o6711),
+    ]
     .into_iter()
     .enumerate()
     {
@@ -165,7 +171,8 @@ fn group_bits(dir: &Path, facts: &mut Facts) {
     for (who, user) in [("stranger", SOMEONE), ("member", member), ("root", User { uid: 0, gid: 0, ..member })] {
         let file = shared.join(format!("file-{who}"));
         let inner = shared.join(format!("dir-{who}"));
-        let create = |path: &Path, mode| OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map(drop);
+        let create =
+            |path: &Path, mode| OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map(drop);
         facts.end(who, user.does(|| create(&file, 0o2775)));
         facts.end(who, user.does(|| fs::DirBuilder::new().mode(0o775).create(&inner)));
         facts.end(who, user.does(|| create(&inner.join("deep"), 0o2711)));
@@ -190,7 +197,8 @@ fn sticky(dir: &Path, facts: &mut Facts) {
     facts.end("rename onto another's", other.does(|| fs::rename(common.join("b"), common.join("a"))));
     facts.end("unlink of one's own", other.does(|| fs::remove_file(common.join("b"))));
     facts.end("write to another's", other.does(|| fs::write(common.join("a"), b"no")));
-    facts.end("chmod of another's", other.does(|| fs::set_permissions(common.join("a"), Permissions::from_mode(0o777))));
+    facts
+        .end("chmod of another's", other.does(|| fs::set_permissions(common.join("a"), Permissions::from_mode(0o777))));
 }
 
 #[test]
@@ -202,7 +210,11 @@ fn set_group_id_directories_and_sticky_ones() {
 }
 
 fn inheritance(dir: &Path, facts: &mut Facts) {
-    let lists = [("wide", full_acl(7, 7, 7, 7)), ("narrow", full_acl(6, 5, 4, 0)), ("plain", acl(&[(1, 7, NONE), (4, 5, NONE), (0x20, 1, NONE)]))];
+    let lists = [
+        ("wide", full_acl(7, 7, 7, 7)),
+        ("narrow", full_acl(6, 5, 4, 0)),
+        ("plain", acl(&[(1, 7, NONE), (4, 5, NONE), (0x20, 1, NONE)])),
+    ];
     for (name, list) in &lists {
         let parent = dir.join(name);
         fs::create_dir(&parent).unwrap();
@@ -213,7 +225,11 @@ fn inheritance(dir: &Path, facts: &mut Facts) {
             let at = |kind: &str| parent.join(format!("{kind}-{umask:o}"));
             facts.end(name, user.does(|| fs::write(at("file"), b"x")));
             facts.end(name, user.does(|| fs::create_dir(at("dir"))));
-            facts.end(name, user.does(|| nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::from_bits_truncate(0o666))).map_err(Into::into));
+            facts.end(
+                name,
+                user.does(|| nix::unistd::mkfifo(&at("fifo"), nix::sys::stat::Mode::from_bits_truncate(0o666)))
+                    .map_err(Into::into),
+            );
             facts.end(name, user.does(|| symlink("x", at("link"))));
             for kind in ["file", "dir", "fifo", "link"] {
                 facts.object(format!("{name} {umask:o} {kind}"), &at(kind));
@@ -235,7 +251,10 @@ fn access_lists(dir: &Path, facts: &mut Facts) {
     facts.object("after chmod", &file);
     facts.sys("removed", SOMEONE.does(|| remove_xattr(&file, ACCESS)));
     facts.object("after removal", &file);
-    facts.sys("a list that is only a mode", set_xattr(&file, ACCESS, &acl(&[(1, 7, NONE), (4, 0, NONE), (0x20, 4, NONE)]), 0));
+    facts.sys(
+        "a list that is only a mode",
+        set_xattr(&file, ACCESS, &acl(&[(1, 7, NONE), (4, 0, NONE), (0x20, 4, NONE)]), 0),
+    );
     facts.object("after that", &file);
     facts.sys("nonsense", set_xattr(&file, ACCESS, b"nonsense", 0));
     facts.sys("default list of a file", set_xattr(&file, DEFAULT, &full_acl(7, 7, 7, 7), 0));
@@ -262,7 +281,9 @@ fn attributes(dir: &Path, facts: &mut Facts) {
     fs::write(&file, b"x").unwrap();
     symlink("file", &link).unwrap();
     fs::set_permissions(&file, Permissions::from_mode(0o666)).unwrap();
-    for name in ["user.a", "trusted.a", "security.a", "system.a", "other.a", "user.", &format!("user.{}", "n".repeat(251))] {
+    for name in
+        ["user.a", "trusted.a", "security.a", "system.a", "other.a", "user.", &format!("user.{}", "n".repeat(251))]
+    {
         facts.sys(format!("set {name}"), set_xattr(&file, name, b"value", 0));
         facts.sys(format!("set {name} on a symlink"), set_xattr(&link, name, b"value", 0));
         facts.sys(format!("set {name} by a user"), SOMEONE.does(|| set_xattr(&file, name, b"by a user", 0)));
@@ -278,7 +299,10 @@ fn attributes(dir: &Path, facts: &mut Facts) {
     facts.sys("remove again", remove_xattr(&file, "user.long"));
     facts.object("file", &file);
     facts.object("link", &link);
-    facts.add("seen by a user", format!("{:?}", SOMEONE.does(|| support::both::xattrs(&file)).map_err(|error| error.kind())));
+    facts.add(
+        "seen by a user",
+        format!("{:?}", SOMEONE.does(|| support::both::xattrs(&file)).map_err(|error| error.kind())),
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use support::conformance::{self, Verdicts};
 use support::fuzzer::{Access, Fuzzer};
-use support::pair::Pair;
+use support::replica::Pair;
 use support::scratch::FileSystem;
 
 /// Tests of pjdfstest that differ on the mount; each stands in src/stack/SEMANTICS.md.
@@ -25,7 +25,8 @@ fn failures(verdicts: &Verdicts) -> Vec<(&String, &String)> {
 fn same_verdicts(bare: &Verdicts, mount: &Verdicts) {
     let differ = |name: &&String| bare.get(*name) != mount.get(*name) && !EXPLAINED.contains(&name.as_str());
     let names = bare.keys().chain(mount.keys()).filter(differ);
-    let lines: Vec<_> = names.map(|name| format!("{name}: bare {:?}, mount {:?}", bare.get(name), mount.get(name))).collect();
+    let lines: Vec<_> =
+        names.map(|name| format!("{name}: bare {:?}, mount {:?}", bare.get(name), mount.get(name))).collect();
     assert!(lines.is_empty(), "verdicts differ:\n{}", lines.join("\n"));
 }
 

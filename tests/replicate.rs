@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 
-use support::pair::Pair;
+use support::replica::Pair;
 use support::scratch::{FileSystem, Scratch};
 use support::workload::{Workload, worker_was_asked};
 use support::{ops, trees};

@@ -1,13 +1,14 @@
 //! Data, attributes and xattrs of objects whose state is known here. For others these records are skipped: their state is
 //! still to come, stamped later than the record, or they are gone.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use super::catalog::Known;
 use super::objects::c_name;
 use super::{Applier, Outcome};
+use crate::backing::{HOLE_UNIT, block_is_data};
 use crate::base::Oid;
-use crate::record::{Attrs, Op};
+use crate::record::{Attrs, FIRST_BLOCK_IS_DATA, LAST_BLOCK_IS_DATA, Op};
 use crate::sys::Errno;
 
 impl Applier {
@@ -56,15 +57,11 @@ impl Applier {
         Ok(())
     }
 
-    fn allocate(
-        &self,
-        fd: std::os::fd::BorrowedFd<'_>,
-        mode: i32,
-        (offset, len): (u64, u64),
-        attrs: &Attrs,
-    ) -> Outcome<()> {
+    fn allocate(&self, fd: BorrowedFd<'_>, mode: i32, (offset, len): (u64, u64), attrs: &Attrs) -> Outcome<()> {
         // Collapse and insert move data and cannot be performed twice; a source sends their effect as data.
         const KNOWN: i32 = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
+        let cut = mode & (FIRST_BLOCK_IS_DATA | LAST_BLOCK_IS_DATA);
+        let mode = mode & !cut;
         if mode & !KNOWN != 0 || len == 0 {
             return Err(Errno::EINVAL.into());
         }
@@ -77,10 +74,24 @@ impl Applier {
             Err(Errno::EOPNOTSUPP) => {}
             other => other?,
         }
-        Ok(tree.truncate(fd, attrs.size)?)
+        tree.truncate(fd, attrs.size)?;
+        self.fill_cut_blocks(fd, cut, (offset, len), attrs.size)
     }
 
-    fn write_zeros(&self, fd: std::os::fd::BorrowedFd<'_>, mut offset: u64, mut len: u64) -> Outcome<()> {
+    /// Makes data of the blocks at the ends of a punched range where the source has data: zeros, as there.
+    fn fill_cut_blocks(&self, fd: BorrowedFd<'_>, cut: i32, (offset, len): (u64, u64), size: u64) -> Outcome<()> {
+        let end = offset + len;
+        let first = (FIRST_BLOCK_IS_DATA, offset, offset.next_multiple_of(HOLE_UNIT).min(end));
+        let last = (LAST_BLOCK_IS_DATA, (end / HOLE_UNIT * HOLE_UNIT).max(offset), end);
+        for (bit, from, to) in [first, last] {
+            if cut & bit != 0 && from < size && !block_is_data(fd, from)? {
+                self.write_zeros(fd, from, to.min(size) - from)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_zeros(&self, fd: BorrowedFd<'_>, mut offset: u64, mut len: u64) -> Outcome<()> {
         let zeros = vec![0; 1 << 20];
         while len > 0 {
             let step = len.min(zeros.len() as u64);

@@ -253,6 +253,14 @@ impl Applier {
         self.missing.insert(Missing { oid, offset: 0, len: 0 });
     }
 
+    /// Nothing of this object has to be sent any more.
+    fn forget_missing(&mut self, oid: Oid) {
+        let (first, last) = (Missing { oid, offset: 0, len: 0 }, Missing { oid, offset: u64::MAX, len: u64::MAX });
+        while let Some(missing) = self.missing.range(first..=last).next().copied() {
+            self.missing.remove(&missing);
+        }
+    }
+
     /// One object cannot have what its record says; the stream goes on without it, it is named, and asked for again at the
     /// next session.
     fn block(&mut self, oid: Oid, errno: Errno) -> Outcome<()> {

@@ -76,7 +76,7 @@ impl Applier {
         self.ensure(oid, shape)?;
         self.catalog.set_known(oid, Known::Complete)?;
         self.catalog.unblock(oid)?;
-        self.missing.retain(|missing| missing.oid != oid);
+        self.forget_missing(oid);
         if let Some(fd) = self.fd(oid)? {
             if shape.is_file() {
                 self.tree.mutate().truncate(fd.as_fd(), 0)?;

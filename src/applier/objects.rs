@@ -98,7 +98,7 @@ impl Applier {
     pub(super) fn drop_object(&mut self, oid: Oid) -> Outcome<()> {
         self.displaced.remove(&oid);
         self.touched.remove(&oid);
-        self.missing.retain(|missing| missing.oid != oid);
+        self.forget_missing(oid);
         if oid == Oid::ROOT {
             return Ok(());
         }
@@ -182,6 +182,7 @@ pub(super) fn entry_names(dir: OwnedFd) -> Outcome<Vec<Name>> {
     Ok(names)
 }
 
+/// Whether it is a directory that is still in the tree.
 fn is_dir(fd: &OwnedFd) -> bool {
-    sys::fstat(fd.as_fd()).is_ok_and(|stat| stat.mode & libc::S_IFMT == libc::S_IFDIR)
+    sys::fstat(fd.as_fd()).is_ok_and(|stat| stat.mode & libc::S_IFMT == libc::S_IFDIR && stat.nlink > 0)
 }

@@ -2,14 +2,11 @@
 
 use std::os::fd::BorrowedFd;
 
-use super::{Extent, next_extent};
+use super::{Extent, HOLE_UNIT, next_extent};
 use crate::sys::{self, Result};
 
 /// Length of a compared block.
 pub const BLOCK_BYTES: u64 = 128 << 10;
-
-/// Granularity at which two filesystems with the same block size agree about holes.
-const HOLE_UNIT: u64 = 4096;
 
 /// The digest of `len` bytes (at most [`BLOCK_BYTES`]) at `offset` of `file`, whose size is `size`. Blocks that read the
 /// same but have holes in other places differ.

@@ -57,6 +57,18 @@ pub fn next_extent(file: BorrowedFd<'_>, offset: u64, size: u64) -> Result<Optio
     Ok(Some(Extent::Data { offset, len: hole.max(offset + 1) - offset }))
 }
 
+/// Granularity at which filesystems with the usual block size agree about holes.
+pub const HOLE_UNIT: u64 = 4096;
+
+/// Whether the block around byte `at` holds data.
+///
+/// # Errors
+/// As lseek(2).
+pub fn block_is_data(file: BorrowedFd<'_>, at: u64) -> Result<bool> {
+    let block = at / HOLE_UNIT * HOLE_UNIT;
+    Ok(matches!(next_extent(file, block, block + HOLE_UNIT)?, Some(Extent::Data { .. })))
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;

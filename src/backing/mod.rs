@@ -16,7 +16,7 @@ mod tree;
 mod view;
 
 pub use digest::{BLOCK_BYTES, block_digest};
-pub use extents::{Extent, next_extent};
+pub use extents::{Extent, HOLE_UNIT, block_is_data, next_extent};
 pub use mutate::TreeMut;
 pub use tree::{BackingError, Found, Tree};
 pub use view::TreeView;

@@ -245,36 +245,11 @@ fn no_xattrs(errno: Errno) -> Result<Vec<Vec<u8>>> {
 
 /// The mount points strictly below `path`.
 fn inner_mounts(path: &Path) -> Result<Vec<PathBuf>> {
-    let table = std::fs::read("/proc/self/mountinfo").map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(0)))?;
-    let mut inner: Vec<PathBuf> = table
-        .split(|b| *b == b'\n')
-        .filter_map(|line| line.split(|b| *b == b' ').nth(4))
-        .map(|field| PathBuf::from(std::ffi::OsStr::from_bytes(&unescape(field))))
-        .filter(|point| point != path && point.starts_with(path))
-        .collect();
+    let below = |point: &PathBuf| point != path && point.starts_with(path);
+    let mut inner: Vec<PathBuf> = sys::mounts()?.into_iter().map(|mount| mount.point).filter(below).collect();
     inner.sort();
     inner.dedup();
     Ok(inner)
-}
-
-/// mountinfo writes space, tab, newline and backslash as three octal digits (proc_pid_mountinfo(5)).
-fn unescape(field: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|d| d.iter().all(|b| (b'0'..b'8').contains(b)));
-        match (byte, octal) {
-            (b'\\', Some(digits)) => {
-                out.push(digits.iter().fold(0u8, |n, d| n.wrapping_mul(8).wrapping_add(d - b'0')));
-                rest = &tail[3..];
-            }
-            _ => {
-                out.push(byte);
-                rest = tail;
-            }
-        }
-    }
-    out
 }
 
 #[cfg(test)]
@@ -307,10 +282,5 @@ mod tests {
         }
         let error = Tree::open(Path::new("/proc/self")).err().unwrap();
         assert!(matches!(error, BackingError::Unsupported { .. } | BackingError::Io { .. }), "{error}");
-    }
-
-    #[test]
-    fn mountinfo_escapes() {
-        assert_eq!(unescape(b"/a\\040b\\134c\\x"), b"/a b\\c\\x");
     }
 }

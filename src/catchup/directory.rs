@@ -10,6 +10,10 @@ use crate::sys::{self, Errno, Result};
 
 /// Entries in one part of a directory's state.
 const PART_ITEMS: usize = 4096;
+/// Bytes of one part, about: names and the texts of symlinks have very different lengths.
+const PART_BYTES: usize = 1 << 20;
+/// What an entry takes beside its name and text: oid, kind, device, lengths.
+const ITEM_BYTES: usize = 32;
 
 /// A directory as it was at `stamp`.
 pub struct DirReading {
@@ -88,21 +92,37 @@ fn item(view: &dyn TreeView, tree: &Tree, dir: BorrowedFd<'_>, name: Name) -> Re
 }
 
 fn parts(oid: Oid, stamp: Tid, listing: &Listing) -> Vec<Encoded> {
-    let count = listing.children.len().div_ceil(PART_ITEMS).max(1);
-    (0..count)
-        .map(|part| {
-            let from = part * PART_ITEMS;
-            let items = &listing.children[from..(from + PART_ITEMS).min(listing.children.len())];
-            let op = Op::StateDir {
-                attrs: listing.attrs,
-                // Once is enough: the target keeps what the first part said.
-                xattrs: if part == 0 { listing.xattrs.clone() } else { Vec::new() },
-                flags: listing.flags,
-                first: part == 0,
-                last: part + 1 == count,
-                items: items.to_vec(),
-            };
-            state(oid, stamp, &op, &[])
-        })
-        .collect()
+    let parts = cut(&listing.children);
+    let last = parts.len() - 1;
+    let record = |(part, items): (usize, &[DirItem])| {
+        let op = Op::StateDir {
+            attrs: listing.attrs,
+            // Once is enough: the target keeps what the first part said.
+            xattrs: if part == 0 { listing.xattrs.clone() } else { Vec::new() },
+            flags: listing.flags,
+            first: part == 0,
+            last: part == last,
+            items: items.to_vec(),
+        };
+        state(oid, stamp, &op, &[])
+    };
+    parts.into_iter().enumerate().map(record).collect()
+}
+
+/// Cuts entries into parts that each fit a record; at least one part.
+fn cut(mut items: &[DirItem]) -> Vec<&[DirItem]> {
+    let mut parts = Vec::new();
+    loop {
+        let mut bytes = 0;
+        let fits = |item: &&DirItem| {
+            bytes += ITEM_BYTES + item.name.as_bytes().len() + item.shape.link_text.len();
+            bytes <= PART_BYTES
+        };
+        let (part, rest) = items.split_at(items.iter().take(PART_ITEMS).take_while(fits).count());
+        parts.push(part);
+        items = rest;
+        if items.is_empty() {
+            return parts;
+        }
+    }
 }

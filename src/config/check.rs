@@ -263,22 +263,13 @@ fn relation(path: &Path, other: &Path) -> Option<Relation> {
 
 /// Mount point and type of the filesystem that `path` lies on, by the kernel's table; `None` when it cannot be read.
 fn filesystem_at(path: &Path) -> Option<(PathBuf, String)> {
-    let table = fs::read(Path::new("/proc/self/mountinfo")).ok()?;
-    let table = String::from_utf8_lossy(&table);
+    let mounts = crate::sys::mounts().ok()?;
     // The last of several mounts on one point is the visible one.
-    table
-        .lines()
-        .filter_map(mount_line)
-        .filter(|(mount_point, _)| path.starts_with(mount_point))
-        .max_by_key(|(mount_point, _)| mount_point.components().count())
-}
-
-/// `ID PARENT DEV ROOT MOUNT_POINT OPTIONS [FIELDS] - TYPE SOURCE ...`, escaped as in fstab (proc(5)).
-fn mount_line(line: &str) -> Option<(PathBuf, String)> {
-    let (before, after) = line.split_once(" - ")?;
-    let mount_point = super::escape::unescape(before.split(' ').nth(4)?.as_bytes()).ok()?;
-    let kind = after.split(' ').next()?;
-    Some((PathBuf::from(String::from_utf8(mount_point).ok()?), kind.to_owned()))
+    mounts
+        .into_iter()
+        .filter(|mount| path.starts_with(&mount.point))
+        .max_by_key(|mount| mount.point.components().count())
+        .map(|mount| (mount.point, mount.kind))
 }
 
 #[cfg(test)]

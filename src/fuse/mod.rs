@@ -9,7 +9,6 @@
 mod adapter;
 mod init;
 mod mount;
-mod mountinfo;
 mod reply;
 mod worker;
 

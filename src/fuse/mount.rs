@@ -13,7 +13,6 @@ use fuser::{Config, Session, SessionACL};
 use parking_lot::Mutex;
 
 use super::adapter::Adapter;
-use super::mountinfo;
 use crate::stack::Stack;
 use crate::sys::{self, Errno};
 
@@ -138,7 +137,7 @@ impl MountedVolume {
     }
 
     fn take_down(&self, how: Unmount) -> Result<(), MountError> {
-        let top = mountinfo::top_at(&self.path).map_err(|error| io(&self.path, "read mountinfo")(errno_of(&error)))?;
+        let top = sys::mount_at(&self.path).map_err(io(&self.path, "read mountinfo"))?;
         match (top, how) {
             (Some(mount), _) if mount.id == self.mount_id => {}
             // A lazy unmount that is still in use: only waiting is left.
@@ -230,7 +229,7 @@ fn raise_read_ahead(device: &str) {
 /// Whether a FUSE mount lies at `path` that nobody serves any more.
 pub fn dead_mount_at(path: &Path) -> bool {
     let path = &canonical(path);
-    let is_fuse = mountinfo::top_at(path).is_ok_and(|top| top.is_some_and(|mount| mount.kind.starts_with("fuse")));
+    let is_fuse = sys::mount_at(path).is_ok_and(|top| top.is_some_and(|mount| mount.kind.starts_with("fuse")));
     is_fuse && std::fs::symlink_metadata(path).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
 }
 
@@ -255,9 +254,9 @@ fn canonical(path: &Path) -> PathBuf {
     }
 }
 
-fn top(path: &Path) -> Result<mountinfo::Mount, MountError> {
-    mountinfo::top_at(path)
-        .map_err(|error| io(path, "read mountinfo")(errno_of(&error)))?
+fn top(path: &Path) -> Result<sys::Mount, MountError> {
+    sys::mount_at(path)
+        .map_err(io(path, "read mountinfo"))?
         .ok_or_else(|| io(path, "find the mount in mountinfo")(Errno::ENOENT))
 }
 

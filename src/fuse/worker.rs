@@ -1,7 +1,6 @@
 //! What each thread that serves requests has of its own.
 
 use std::cell::{Cell, RefCell};
-use std::sync::Once;
 
 thread_local! {
     static PREPARED: Cell<bool> = const { Cell::new(false) };
@@ -10,11 +9,10 @@ thread_local! {
 
 /// A worker must not wait for dirty pages that only a worker can write back (PR_SET_IO_FLUSHER, prctl(2)).
 pub(super) fn prepare() {
-    static WARNED: Once = Once::new();
     if !PREPARED.replace(true)
         && let Err(errno) = crate::sys::set_io_flusher()
     {
-        WARNED.call_once(|| tracing::warn!(%errno, "workers cannot be kept out of memory reclaim"));
+        tracing::debug!(%errno, "a worker cannot be kept out of memory reclaim (CAP_SYS_RESOURCE is missing)");
     }
 }
 

@@ -28,7 +28,7 @@ pub(super) enum Job {
 
 /// How far this side is; what acks are made of.
 pub(super) struct Positions {
-    /// Protects the positions. Rank: a leaf; held for a few assignments.
+    /// Protects the positions and the order of acks. Rank: a leaf; held for a few assignments and one hand-over.
     ack: Mutex<Ack>,
     /// The applier has stopped: nobody will perform a jump any more.
     stopped: AtomicBool,
@@ -41,17 +41,12 @@ impl Positions {
         Positions { ack: Mutex::new(ack), stopped: AtomicBool::new(false), jumped: Condvar::new() }
     }
 
-    pub(super) fn received(&self, tid: Tid) {
-        self.ack.lock().received = tid;
-    }
-
-    /// The present positions, with what is needed.
-    pub(super) fn ack(&self, needs: Vec<Need>) -> Ack {
-        Ack { needs, ..self.ack.lock().clone() }
-    }
-
-    fn taken(&self, batch: u64) {
-        self.ack.lock().batch_taken = batch;
+    /// Changes the positions and says so. Two threads do: the lock is held until the ack is in the queue (which never
+    /// blocks), so that no ack overtakes a later one and seems to take something back.
+    pub(super) fn say(&self, out: &Sender<Message>, needs: Vec<Need>, change: impl FnOnce(&mut Ack)) {
+        let mut ack = self.ack.lock();
+        change(&mut ack);
+        let _ = out.send(Message::Ack(Ack { needs, ..ack.clone() }));
     }
 
     fn jump(&self, after: Tid) {
@@ -215,8 +210,7 @@ impl Worker<'_> {
 
     fn taken(&mut self, batch: u64) -> Result<(), PerformError> {
         self.batch = batch;
-        self.positions.taken(batch);
-        let _ = self.out.send(Message::Ack(self.positions.ack(Vec::new())));
+        self.positions.say(self.out, Vec::new(), |ack| ack.batch_taken = batch);
         Ok(())
     }
 
@@ -263,19 +257,18 @@ impl Worker<'_> {
         loop {
             let missing = self.applier.take_missing(Ack::MAX_NEEDS);
             let needs = missing.iter().map(|m| Need { oid: m.oid, offset: m.offset, len: m.len }).collect();
-            if !self.applier.has_missing() {
-                let blocked = self.applier.blocked()?;
-                let mut ack = self.positions.ack.lock();
+            if self.applier.has_missing() {
+                self.positions.say(self.out, needs, |_| ());
+                continue;
+            }
+            let blocked = self.applier.blocked()?;
+            self.positions.say(self.out, needs, |ack| {
                 ack.applied = self.durable;
                 ack.batch_durable = self.batch;
                 ack.blocked = blocked.count;
                 ack.blocked_errno = blocked.errno;
-            }
-            let done = !self.applier.has_missing();
-            let _ = self.out.send(Message::Ack(self.positions.ack(needs)));
-            if done {
-                return Ok(());
-            }
+            });
+            return Ok(());
         }
     }
 }

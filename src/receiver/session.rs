@@ -258,8 +258,7 @@ impl Intake {
         }
         self.inbox.append(prev, first, last, count, &[&body])?;
         self.inbox.sync()?;
-        self.positions.received(last);
-        let _ = self.out.send(Message::Ack(self.positions.ack(Vec::new())));
+        self.positions.say(&self.out, Vec::new(), |ack| ack.received = last);
         self.hand_over(Job::Records { batch, last, body })
     }
 

@@ -17,7 +17,7 @@ mod op;
 pub use codec::{DecodeError, FieldReader, FieldWriter};
 pub use decode::{Header, Record, RecordIter};
 pub use encode::{Draft, Encoded};
-pub use op::{Attrs, DirItem, Fate, Op, Replaced, Shape, Slot, Xattr};
+pub use op::{Attrs, DirItem, FIRST_BLOCK_IS_DATA, Fate, LAST_BLOCK_IS_DATA, Op, Replaced, Shape, Slot, Xattr};
 
 pub use crate::base::Name;
 

@@ -96,6 +96,11 @@ pub struct Slot {
     pub name: Name,
 }
 
+/// In the mode of [`Op::Allocate`]: the block that the range starts in the middle of holds data afterwards.
+pub const FIRST_BLOCK_IS_DATA: i32 = 1 << 29;
+/// In the mode of [`Op::Allocate`]: the block that the range ends in the middle of holds data afterwards.
+pub const LAST_BLOCK_IS_DATA: i32 = 1 << 30;
+
 /// What became of an object that lost a name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fate {
@@ -165,7 +170,9 @@ pub enum Op {
     Write { offset: u64, attrs: Attrs },
     /// The file now ends at `attrs.size`.
     Truncate { attrs: Attrs },
-    /// fallocate(2) with these mode bits: reserve, punch or zero a range.
+    /// fallocate(2) with these mode bits: reserve, punch or zero a range. [`FIRST_BLOCK_IS_DATA`] and
+    /// [`LAST_BLOCK_IS_DATA`] stand beside them: whether the blocks that a punch cuts hold data afterwards depends on
+    /// reserved space (btrfs makes zeros of it, but leaves a hole alone), which a target may not have.
     Allocate { mode: i32, offset: u64, len: u64, attrs: Attrs },
     /// Mode, owner or times changed.
     SetAttr { attrs: Attrs },

@@ -241,6 +241,7 @@ impl<'a> Session<'a> {
             self.advance(&ack)?;
         }
         self.parts.status.update(|status| {
+            status.acks_durable += u64::from(advanced);
             status.received = ack.received;
             status.applied = ack.applied;
             status.blocked = ack.blocked;
@@ -280,9 +281,10 @@ impl<'a> Session<'a> {
         }
         let needs: Vec<NewWork> = ack.needs.iter().map(new_work).collect();
         let store = self.parts.journal.store();
-        let first = ack.batch_durable == 0;
+        let first = ack.batch_taken == 0;
         if first {
-            // The target repeats what earlier sessions knew: rows that are under way keep their place.
+            // Nothing of this session was taken in: the target repeats what earlier sessions knew, and rows that are
+            // under way keep their place.
             store.work_insert_absent(self.target, &needs)?;
         }
         let needs = if first { &[][..] } else { &needs };

@@ -33,6 +33,8 @@ pub struct SenderStatus {
     pub bytes_sent: u64,
     /// State records sent since the sender was started.
     pub objects_read: u64,
+    /// How often the target said that something more is durable.
+    pub acks_durable: u64,
     /// Objects that the target could not bring to their state.
     pub blocked: u32,
     /// Errno of the first of them, else 0.

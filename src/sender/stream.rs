@@ -75,23 +75,19 @@ impl Stream {
         Ok(None)
     }
 
-    /// Every record up to `stamp` was sent: the readings that have this stamp follow, as many as a batch takes.
+    /// Every record up to `stamp` was sent: the readings that have this stamp follow, as much of them as a batch takes.
+    /// No record comes between the parts of a long one.
     fn state(&mut self, stamp: Tid, batch: u64) -> Batch {
         let mut body = Vec::new();
         let mut done = Vec::new();
-        let mut objects = 0;
-        while self
-            .waiting
-            .front()
-            .is_some_and(|r| r.stamp == stamp && (body.is_empty() || r.fits(body.len(), BATCH_BYTES)))
-        {
-            let Some(reading) = self.waiting.pop_front() else { break };
-            for record in &reading.records {
-                body.extend_from_slice(record.bytes());
+        while let Some(reading) = self.waiting.front_mut().filter(|reading| reading.stamp == stamp) {
+            if !reading.give(&mut body, BATCH_BYTES) {
+                break;
             }
             done.push(reading.done);
-            objects += 1;
+            self.waiting.pop_front();
         }
+        let objects = done.len() as u64;
         Batch { message: Message::State { batch, body }, done, objects }
     }
 }

@@ -1,6 +1,7 @@
 //! The thread of one target: connect, run a session, try again.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ pub struct SenderOptions {
 pub struct SenderThread {
     events: Sender<Event>,
     status: Arc<SharedStatus>,
+    /// Told to stop: the event alone could be taken by a handshake that ends with an error.
+    stopping: Arc<AtomicBool>,
     handle: Option<JoinHandle<()>>,
 }
 
@@ -51,9 +54,18 @@ impl SenderThread {
     ) -> std::io::Result<SenderThread> {
         let (events, queue) = unbounded();
         let status = Arc::new(SharedStatus::default());
-        let runner = Runner { journal, view, options, events: events.clone(), queue, status: status.clone() };
+        let stopping = Arc::new(AtomicBool::new(false));
+        let runner = Runner {
+            journal,
+            view,
+            options,
+            events: events.clone(),
+            queue,
+            status: status.clone(),
+            stopping: stopping.clone(),
+        };
         let handle = std::thread::Builder::new().name("dtfs-sender".into()).spawn(move || runner.run())?;
-        Ok(SenderThread { events, status, handle: Some(handle) })
+        Ok(SenderThread { events, status, stopping, handle: Some(handle) })
     }
 
     /// Where it is.
@@ -73,6 +85,7 @@ impl SenderThread {
 
     /// Tells the thread to stop; [`Drop`] waits for it.
     pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
         let _ = self.events.send(Event::Stop);
     }
 }
@@ -105,19 +118,21 @@ struct Runner {
     events: Sender<Event>,
     queue: Receiver<Event>,
     status: Arc<SharedStatus>,
+    stopping: Arc<AtomicBool>,
 }
 
 impl Runner {
     fn run(self) {
         let mut delay = FIRST_RETRY;
         loop {
-            let began = Instant::now();
+            let before = self.status.get().acks_durable;
             match self.session() {
                 Ok(()) => break,
                 Err(error) => self.explain(&error),
             }
-            // A session that worked for a while was not refused: begin again with short delays.
-            delay = if began.elapsed() > LAST_RETRY { FIRST_RETRY } else { (delay * 2).min(LAST_RETRY) };
+            // A session in which the target made something durable worked: begin again with short delays.
+            let worked = self.status.get().acks_durable > before;
+            delay = if worked { FIRST_RETRY } else { (delay * 2).min(LAST_RETRY) };
             if self.pause(jitter(delay)) {
                 break;
             }
@@ -150,12 +165,9 @@ impl Runner {
         }
     }
 
-    /// What the last connection still had to say is of no use to the next; a word to stop is kept.
+    /// What the last connection still had to say is of no use to the next.
     fn forget_old_events(&self) {
-        let kept: Vec<Event> = self.queue.try_iter().filter(|event| matches!(event, Event::Stop)).collect();
-        for event in kept {
-            let _ = self.events.send(event);
-        }
+        self.queue.try_iter().for_each(drop);
     }
 
     fn explain(&self, error: &SessionError) {
@@ -181,10 +193,11 @@ impl Runner {
     fn pause(&self, delay: Duration) -> bool {
         let deadline = Instant::now() + delay;
         loop {
-            match self.queue.recv_deadline(deadline) {
-                Ok(Event::Stop) => return true,
-                Ok(_) => {}
-                Err(_) => return false,
+            if self.stopping.load(Ordering::SeqCst) {
+                return true;
+            }
+            if self.queue.recv_deadline(deadline).is_err() {
+                return false;
             }
         }
     }

@@ -4,14 +4,13 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::lookup::shape_of;
 use super::mutation::{BIRTH_RECORD, Mutation, NAME_RECORD};
 use super::opens::{BackingMode, Handle, OpenFile};
-use super::types::{Caller, Entry, NodeId, Object, Opened, attrs};
+use super::types::{Caller, Entry, NodeId, Object, Opened};
 use super::{Stack, creds};
 use crate::backing::Found;
 use crate::base::Name;
-use crate::record::{Op, RESERVED_XATTR_PREFIX, Slot, Xattr};
+use crate::record::{Attrs, Op, RESERVED_XATTR_PREFIX, Shape, Slot, Xattr};
 use crate::sys::{self, Errno, Result};
 
 /// What to make.
@@ -82,10 +81,10 @@ impl Stack {
         let xattrs = self.tree.xattrs(fd, RESERVED_XATTR_PREFIX)?;
         Ok(Op::Create {
             slot: self.slot(dir, name),
-            shape: shape_of(&found.stat, fd)?,
-            attrs: attrs(&found.stat),
+            shape: Shape::of(fd, &found.stat)?,
+            attrs: Attrs::of(&found.stat),
             xattrs: xattrs.into_iter().map(|(name, value)| Xattr { name, value }).collect(),
-            parent_after: attrs(&sys::fstat(dir.fd.as_fd())?),
+            parent_after: Attrs::of(&sys::fstat(dir.fd.as_fd())?),
         })
     }
 
@@ -165,9 +164,9 @@ impl Stack {
     fn link_op(&self, object: &Object, dir: &Object, name: Name, found: Found) -> Result<Op> {
         Ok(Op::Link {
             slot: self.slot(dir, name),
-            shape: shape_of(&found.stat, object.fd.as_fd())?,
-            attrs: attrs(&found.stat),
-            parent_after: attrs(&sys::fstat(dir.fd.as_fd())?),
+            shape: Shape::of(object.fd.as_fd(), &found.stat)?,
+            attrs: Attrs::of(&found.stat),
+            parent_after: Attrs::of(&sys::fstat(dir.fd.as_fd())?),
         })
     }
 }

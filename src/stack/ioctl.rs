@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::mutation::SMALL_RECORD;
 use super::opens::Handle;
-use super::types::{Caller, FileId, NodeId, attrs};
+use super::types::{Caller, FileId, NodeId};
 use super::{Stack, creds};
 use crate::base::ObjectKey;
-use crate::record::Op;
+use crate::record::{Attrs, Op};
 use crate::sys::{self, Errno, FileFlags, Result};
 
 /// FS_IOC_GETFLAGS (ioctl_iflags(2)).
@@ -76,7 +76,7 @@ impl Stack {
         set(change.tree(), fd.as_fd())?;
         let flags = change.read_back(sys::file_flags_get(fd.as_fd()))?;
         let stat = change.read_back(sys::fstat(fd.as_fd()))?;
-        let op = Op::SetFlags { flags: flags.0, attrs: attrs(&stat) };
+        let op = Op::SetFlags { flags: flags.0, attrs: Attrs::of(&stat) };
         change.commit(key, &op, &[]);
         Ok(Vec::new())
     }

@@ -7,7 +7,7 @@ use super::opens::Handle;
 use super::types::{Entry, FileId, NodeId, Object, kind};
 use crate::backing::Found;
 use crate::base::{Name, NameError, ObjectKey};
-use crate::record::{RESERVED_DIR, Shape};
+use crate::record::RESERVED_DIR;
 use crate::sys::{self, Errno, Result, Stat};
 
 /// More steps from a directory to the root than any real tree has.
@@ -191,15 +191,4 @@ pub(super) fn name_of(bytes: &[u8]) -> Result<Name> {
         NameError::Empty => Errno::ENOENT,
         NameError::BadByte | NameError::Dots => Errno::EINVAL,
     })
-}
-
-/// What the object behind `fd` is for life.
-pub(super) fn shape_of(stat: &Stat, fd: BorrowedFd<'_>) -> Result<Shape> {
-    let mut shape = Shape::plain(stat.mode);
-    match shape.kind {
-        libc::S_IFLNK => shape.link_text = sys::readlinkat(fd, c"")?,
-        libc::S_IFCHR | libc::S_IFBLK => shape.rdev = stat.rdev,
-        _ => {}
-    }
-    Ok(shape)
 }

@@ -7,10 +7,10 @@ use parking_lot::Mutex;
 
 use super::mutation::SMALL_RECORD;
 use super::opens::{BackingMode, DirCursor, Ended, Handle, OpenDir, OpenFile};
-use super::types::{Caching, Caller, Closing, FileId, NodeId, Opened, Privileges, attrs};
+use super::types::{Caching, Caller, Closing, FileId, NodeId, Opened, Privileges};
 use super::{Stack, creds};
 use crate::base::ObjectKey;
-use crate::record::Op;
+use crate::record::{Attrs, Op};
 use crate::sys::{self, Errno, Result};
 
 impl Stack {
@@ -79,7 +79,7 @@ impl Stack {
         creds::changing_data(caller, Privileges::of(caller))?;
         change.tree().truncate(file.fd(), 0)?;
         let stat = change.read_back(sys::fstat(file.fd()))?;
-        let op = Op::Truncate { attrs: attrs(&stat) };
+        let op = Op::Truncate { attrs: Attrs::of(&stat) };
         change.commit(file.key, &op, &[]);
         Ok(())
     }
@@ -207,7 +207,7 @@ impl Stack {
             return;
         };
         if let Ok(stat) = sys::fstat(fd) {
-            let op = Op::SetAttr { attrs: attrs(&stat) };
+            let op = Op::SetAttr { attrs: Attrs::of(&stat) };
             change.commit(key, &op, &[]);
         }
     }

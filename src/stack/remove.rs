@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::Stack;
 use super::lookup::{lockable, name_of};
 use super::mutation::{Mutation, NAME_RECORD};
-use super::types::{Caller, NodeId, Object, attrs, kind};
+use super::types::{Caller, NodeId, Object, kind};
 use crate::backing::Found;
 use crate::base::Name;
-use crate::record::{Fate, Op};
+use crate::record::{Attrs, Fate, Op};
 use crate::sys::{self, Result};
 
 #[derive(Clone, Copy)]
@@ -60,7 +60,7 @@ impl Stack {
             Removal::Unlink => change.tree().unlink(dir.fd.as_fd(), &name)?,
             Removal::Rmdir => change.tree().rmdir(dir.fd.as_fd(), &name)?,
         }
-        let parent_after = attrs(&change.read_back(sys::fstat(dir.fd.as_fd()))?);
+        let parent_after = Attrs::of(&change.read_back(sys::fstat(dir.fd.as_fd()))?);
         let op = Op::Unlink { slot: self.slot(dir, name), fate: self.fate_of(found), parent_after };
         change.commit(found.0.key, &op, &[]);
         Ok(())

@@ -3,12 +3,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::Stack;
-use super::lookup::{lockable, name_of, shape_of};
+use super::lookup::{lockable, name_of};
 use super::mutation::{Mutation, NAME_RECORD};
-use super::types::{Caller, NodeId, Object, attrs, kind};
+use super::types::{Caller, NodeId, Object, kind};
 use crate::backing::Found;
 use crate::base::Name;
-use crate::record::{Op, Replaced};
+use crate::record::{Attrs, Op, Replaced, Shape};
 use crate::sys::{self, Errno, Result};
 
 /// The two slots of a rename.
@@ -115,11 +115,11 @@ impl Stack {
         Ok(Op::Rename {
             from: self.slot(&ends.from.0, ends.from.1.clone()),
             to: self.slot(&ends.to.0, ends.to.1.clone()),
-            shape: shape_of(&moved.stat, fd.as_fd())?,
-            attrs: attrs(&sys::fstat(fd.as_fd())?),
+            shape: Shape::of(fd.as_fd(), &moved.stat)?,
+            attrs: Attrs::of(&sys::fstat(fd.as_fd())?),
             replaced: held.to.as_ref().map(|to| Replaced { oid: self.oid(to.0.key), fate: self.fate_of(to) }),
-            from_after: attrs(&sys::fstat(ends.from.0.fd.as_fd())?),
-            to_after: attrs(&sys::fstat(ends.to.0.fd.as_fd())?),
+            from_after: Attrs::of(&sys::fstat(ends.from.0.fd.as_fd())?),
+            to_after: Attrs::of(&sys::fstat(ends.to.0.fd.as_fd())?),
         })
     }
 
@@ -129,13 +129,13 @@ impl Stack {
         Ok(Op::Exchange {
             from: self.slot(&ends.from.0, ends.from.1.clone()),
             to: self.slot(&ends.to.0, ends.to.1.clone()),
-            shape: shape_of(&moved.stat, fd.as_fd())?,
-            attrs: attrs(&sys::fstat(fd.as_fd())?),
+            shape: Shape::of(fd.as_fd(), &moved.stat)?,
+            attrs: Attrs::of(&sys::fstat(fd.as_fd())?),
             other: self.oid(other.key),
-            other_shape: shape_of(&other.stat, other_fd.as_fd())?,
-            other_attrs: attrs(&sys::fstat(other_fd.as_fd())?),
-            from_after: attrs(&sys::fstat(ends.from.0.fd.as_fd())?),
-            to_after: attrs(&sys::fstat(ends.to.0.fd.as_fd())?),
+            other_shape: Shape::of(other_fd.as_fd(), &other.stat)?,
+            other_attrs: Attrs::of(&sys::fstat(other_fd.as_fd())?),
+            from_after: Attrs::of(&sys::fstat(ends.from.0.fd.as_fd())?),
+            to_after: Attrs::of(&sys::fstat(ends.to.0.fd.as_fd())?),
         })
     }
 }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::mutation::{Mutation, SMALL_RECORD};
 use super::opens::{Handle, OpenFile};
-use super::types::{AttrChange, Caller, FileId, NodeId, Object, Privileges, attrs};
+use super::types::{AttrChange, Caller, FileId, NodeId, Object, Privileges};
 use super::{Stack, creds};
-use crate::record::Op;
+use crate::record::{Attrs, Op};
 use crate::sys::{self, Result, Stat, TimeChange};
 
 /// How far a change of several attributes came.
@@ -58,7 +58,7 @@ impl Stack {
         if let Some(Handle::File(open)) = file.and_then(|id| self.opens.get(id)) {
             open.atime_is(stat.atime);
         }
-        let attrs = attrs(&stat);
+        let attrs = Attrs::of(&stat);
         let op = match change.size {
             Some(_) => Op::Truncate { attrs },
             None => Op::SetAttr { attrs },

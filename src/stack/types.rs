@@ -1,7 +1,6 @@
 //! The words of the stack's interface.
 
 use crate::base::ObjectKey;
-use crate::record::Attrs;
 use crate::sys::{Stat, TimeChange};
 
 /// What the kernel calls an inode of the mount: the backing inode number, and 1 for the root.
@@ -169,11 +168,6 @@ pub struct Listed<'a> {
     pub next_offset: u64,
     /// What it leads to, when look-ups were asked for and it could be looked up.
     pub entry: Option<Entry>,
-}
-
-/// What a record says of `stat`.
-pub(super) fn attrs(stat: &Stat) -> Attrs {
-    Attrs { mode: stat.mode, uid: stat.uid, gid: stat.gid, size: stat.size, atime: stat.atime, mtime: stat.mtime }
 }
 
 /// Type bits of a mode.

@@ -1,11 +1,14 @@
 //! Changes of data: write, fallocate, copy_file_range.
 
+use std::os::fd::BorrowedFd;
+
 use super::mutation::{Mutation, SMALL_RECORD};
 use super::opens::{BackingMode, OpenFile};
-use super::types::{Caller, FileId, NodeId, Privileges, attrs};
+use super::types::{Caller, FileId, NodeId, Privileges};
 use super::{MAX_TRANSFER_BYTES, Stack, creds};
+use crate::backing::{HOLE_UNIT, block_is_data};
 use crate::base::Tid;
-use crate::record::Op;
+use crate::record::{Attrs, FIRST_BLOCK_IS_DATA, LAST_BLOCK_IS_DATA, Op};
 use crate::sys::{self, Errno, Result};
 
 /// How one write is done.
@@ -50,7 +53,7 @@ impl Stack {
             BackingMode::Positioned => offset,
             BackingMode::AppendOnly => stat.size - data.len() as u64,
         };
-        let op = Op::Write { offset, attrs: attrs(&stat) };
+        let op = Op::Write { offset, attrs: Attrs::of(&stat) };
         file.atime_is(stat.atime);
         Ok(change.commit(file.key, &op, data))
     }
@@ -69,7 +72,8 @@ impl Stack {
         creds::changing_data(caller, Privileges::of(caller))?;
         change.tree().allocate(file.fd(), mode, offset, len)?;
         let stat = change.read_back(sys::fstat(file.fd()))?;
-        let op = Op::Allocate { mode, offset, len, attrs: attrs(&stat) };
+        let mode = mode | change.read_back(cut_blocks(file.fd(), mode, offset, len))?;
+        let op = Op::Allocate { mode, offset, len, attrs: Attrs::of(&stat) };
         change.commit(file.key, &op, &[]);
         Ok(())
     }
@@ -102,4 +106,18 @@ impl Stack {
         self.record_write(change, &file, to.2, &data)?;
         Ok(copied)
     }
+}
+
+/// Which of the blocks that a punched range cuts hold data now.
+fn cut_blocks(file: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> Result<i32> {
+    if mode & libc::FALLOC_FL_PUNCH_HOLE == 0 {
+        return Ok(0);
+    }
+    let mut bits = 0;
+    for (at, bit) in [(offset, FIRST_BLOCK_IS_DATA), (offset + len, LAST_BLOCK_IS_DATA)] {
+        if at % HOLE_UNIT != 0 && block_is_data(file, at)? {
+            bits |= bit;
+        }
+    }
+    Ok(bits)
 }

@@ -4,9 +4,9 @@ use std::ffi::CString;
 use std::os::fd::AsFd;
 
 use super::mutation::SMALL_RECORD;
-use super::types::{Caller, NodeId, Object, attrs};
+use super::types::{Caller, NodeId, Object};
 use super::{Stack, creds};
-use crate::record::{Op, RESERVED_XATTR_PREFIX, Xattr};
+use crate::record::{Attrs, Op, RESERVED_XATTR_PREFIX, Xattr};
 use crate::sys::{self, Errno, Result};
 
 const TRUSTED_PREFIX: &[u8] = b"trusted.";
@@ -61,7 +61,7 @@ impl Stack {
         credentials_for(caller, name, &object)?;
         change.tree().set_xattr(object.fd.as_fd(), &text, value, flags)?;
         let stat = change.read_back(sys::fstat(object.fd.as_fd()))?;
-        let op = Op::SetXattr { xattr: Xattr { name: name.to_vec(), value: value.to_vec() }, attrs: attrs(&stat) };
+        let op = Op::SetXattr { xattr: Xattr { name: name.to_vec(), value: value.to_vec() }, attrs: Attrs::of(&stat) };
         change.commit(object.key, &op, &[]);
         Ok(())
     }
@@ -80,7 +80,7 @@ impl Stack {
         creds::changing_attrs()?;
         change.tree().remove_xattr(object.fd.as_fd(), &text)?;
         let stat = change.read_back(sys::fstat(object.fd.as_fd()))?;
-        let op = Op::RemoveXattr { name: name.to_vec(), attrs: attrs(&stat) };
+        let op = Op::RemoveXattr { name: name.to_vec(), attrs: Attrs::of(&stat) };
         change.commit(object.key, &op, &[]);
         Ok(())
     }

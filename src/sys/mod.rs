@@ -10,6 +10,7 @@ mod creds;
 mod dirs;
 mod files;
 mod handle;
+mod mountinfo;
 mod mounts;
 mod shm;
 
@@ -31,6 +32,7 @@ pub use files::{
     openat2_beneath, pread, pwrite, pwritev_all, read_exact_at, reopen, syncfs,
 };
 pub use handle::{HANDLE_MAX, RawHandle, name_to_handle_at, open_by_handle_at};
+pub use mountinfo::{Mount, mount_at, mounts};
 pub use mounts::{clone_mount, mount_fuse, unmount};
 pub use nix::errno::Errno;
 pub use shm::page_size;

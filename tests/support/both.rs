@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use dtfs::sys::{self, Errno};
 use nix::fcntl::AT_FDCWD;
 
-use super::pair::Pair;
+use super::replica::Pair;
 use super::scratch::FileSystem;
 
 /// What a scenario saw, in words that do not depend on the directory it ran in.
@@ -43,7 +43,9 @@ impl Facts {
 fn said<T>(end: &io::Result<T>) -> String {
     match end {
         Ok(_) => "ok".to_owned(),
-        Err(error) => error.raw_os_error().map_or_else(|| error.to_string(), |raw| format!("{:?}", Errno::from_raw(raw))),
+        Err(error) => {
+            error.raw_os_error().map_or_else(|| error.to_string(), |raw| format!("{:?}", Errno::from_raw(raw)))
+        }
     }
 }
 

@@ -29,8 +29,7 @@ pub(crate) fn read(file: BorrowedFd<'_>, at: u64, len: u64, size: u64) -> sys::R
     assert!(at + len <= size, "the range fits the mapping");
     let (size, at, len) = (size as usize, at as usize, len as usize);
     // SAFETY: a fresh mapping at an address of the kernel's choice.
-    let map =
-        unsafe { libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    let map = unsafe { libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
     if map == libc::MAP_FAILED {
         return Err(Errno::last());
     }

@@ -7,6 +7,7 @@
 pub(crate) mod both;
 pub(crate) mod conformance;
 pub(crate) mod fuzzer;
+pub(crate) mod hand;
 pub(crate) mod host;
 pub(crate) mod mapping;
 pub(crate) mod mounted;
@@ -14,6 +15,7 @@ pub(crate) mod ops;
 pub(crate) mod pair;
 pub(crate) mod prng;
 pub(crate) mod process;
+pub(crate) mod replica;
 pub(crate) mod scratch;
 pub(crate) mod trees;
 pub(crate) mod user;

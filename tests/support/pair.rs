@@ -1,61 +1,312 @@
-//! A volume and its local target, by the real program.
+//! A source and its target in one process: the whole pipeline without a mount.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use super::host::Host;
-use super::scratch::{FileSystem, Scratch};
+use dtfs::applier::Adopt;
+use dtfs::backing::Tree;
+use dtfs::journal::{Journal, JournalOptions, TargetId};
+use dtfs::receiver::{ServeOptions, serve};
+use dtfs::sender::{Connect, SenderOptions, SenderState, SenderStatus, SenderThread};
+use dtfs::stack::{Stack, StackOptions};
+use dtfs::wire::{Compression, Connection, Peer};
+use parking_lot::Mutex;
+use tempfile::TempDir;
+
 use super::trees;
 
-const WAIT_SECONDS: u32 = 300;
+/// How long a target may take to have everything.
+const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A volume `data` with one target, mounted and mirrored. The fields are dropped in this order: host first.
+/// How often a condition is looked at.
+const POLL: Duration = Duration::from_millis(2);
+
+/// The sessions that were opened, for cutting them and for waiting until they are over.
+#[derive(Default)]
+struct Sessions {
+    wires: Mutex<Vec<UnixStream>>,
+    ends: Mutex<Vec<JoinHandle<()>>>,
+    errors: Mutex<Vec<String>>,
+}
+
+/// A source tree with its journal and one target, all below one temporary directory.
 pub(crate) struct Pair {
-    pub(crate) host: Host,
-    pub(crate) source: PathBuf,
-    pub(crate) target: PathBuf,
-    pub(crate) scratch: Scratch,
+    root: TempDir,
+    options: JournalOptions,
+    target: TargetId,
+    stack: Option<Arc<Stack>>,
+    sender: Option<SenderThread>,
+    sessions: Arc<Sessions>,
+    /// Bytes and objects that senders before the present one have sent.
+    before: (u64, u64),
 }
 
 impl Pair {
-    /// On a filesystem of its own, with what `prepare` puts into the source before the volume exists.
-    pub(crate) fn new(kind: FileSystem, prepare: impl FnOnce(&PathBuf)) -> Pair {
-        let scratch = Scratch::with_size(kind, 4096);
-        let (source, target) = (scratch.dir("source"), scratch.dir("target"));
-        prepare(&source);
-        let mut host = Host::new();
-        host.define_volume("data", &source);
-        host.start_and_mount();
-        host.define_target("data", &target);
-        Pair { host, source, target, scratch }
+    /// On the filesystem of the temporary directory. The sender is not started.
+    pub(crate) fn new() -> Pair {
+        Pair::below(&std::env::temp_dir())
     }
 
-    pub(crate) fn mirrored(kind: FileSystem, prepare: impl FnOnce(&PathBuf)) -> Pair {
-        let pair = Pair::new(kind, prepare);
-        pair.wait();
+    /// On a filesystem in memory: for many short histories.
+    pub(crate) fn in_memory() -> Pair {
+        Pair::below(Path::new("/dev/shm"))
+    }
+
+    fn below(dir: &Path) -> Pair {
+        let root = tempfile::Builder::new().prefix("dtfs-pair-").tempdir_in(dir).expect("a temporary directory");
+        for name in ["source", "target", "states"] {
+            fs::create_dir(root.path().join(name)).expect("a directory");
+        }
+        let options = JournalOptions { segment_bytes: 8 << 20, ..JournalOptions::default() };
+        let mut pair = Pair {
+            root,
+            options,
+            target: TargetId(0),
+            stack: None,
+            sender: None,
+            sessions: Arc::default(),
+            before: (0, 0),
+        };
+        pair.open();
+        pair.target = pair.stack().journal().store().target_add("target", "test:").expect("a new target");
         pair
     }
 
-    pub(crate) fn wait(&self) {
-        self.host.wait("data", WAIT_SECONDS);
+    pub(crate) fn source(&self) -> PathBuf {
+        self.root.path().join("source")
     }
 
+    pub(crate) fn target(&self) -> PathBuf {
+        self.root.path().join("target")
+    }
+
+    pub(crate) fn states(&self) -> PathBuf {
+        self.root.path().join("states")
+    }
+
+    pub(crate) fn stack(&self) -> &Arc<Stack> {
+        self.stack.as_ref().expect("the stack is open")
+    }
+
+    fn open(&mut self) {
+        let (journal, _) = Journal::open(&self.root.path().join("journal"), self.options).expect("a journal");
+        let tree = Tree::open(&self.source()).expect("a tree");
+        self.stack = Some(Stack::new(tree, journal, StackOptions::default()).expect("a stack"));
+    }
+
+    /// Closes tree and journal and opens them again; `clean` as by SIGTERM, else as by a crash.
+    pub(crate) fn reopen(&mut self, clean: bool) {
+        let running = self.sender.is_some();
+        self.stop();
+        let stack = self.stack.take().expect("the stack is open");
+        if clean {
+            stack.journal().close_clean().expect("a clean stop");
+        }
+        drop(stack);
+        self.open();
+        if running {
+            self.start();
+        }
+    }
+
+    /// Starts the sender.
+    pub(crate) fn start(&mut self) {
+        assert!(self.sender.is_none(), "one sender per target");
+        let options = SenderOptions {
+            target: self.target,
+            label: "data".into(),
+            connect: self.connect(),
+            compression: Compression::Zstd { level: 1, max_bytes: 64 << 10 },
+        };
+        let stack = self.stack().clone();
+        self.sender = Some(SenderThread::spawn(stack.journal().clone(), stack, options).expect("a thread"));
+    }
+
+    /// Stops the sender; returns when the target's side has ended too.
+    pub(crate) fn stop(&mut self) {
+        if let Some(sender) = self.sender.take() {
+            let status = sender.status();
+            drop(sender);
+            self.before = (self.before.0 + status.bytes_sent, self.before.1 + status.objects_read);
+        }
+        for end in std::mem::take(&mut *self.sessions.ends.lock()) {
+            end.join().expect("the target's side does not panic");
+        }
+        self.sessions.wires.lock().clear();
+    }
+
+    /// Cuts the connection, as a network does.
+    pub(crate) fn cut(&self) {
+        for wire in self.sessions.wires.lock().drain(..) {
+            let _ = wire.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn connect(&self) -> Connect {
+        let sessions = self.sessions.clone();
+        let (dir, states) = (self.target(), self.states());
+        Box::new(move || {
+            let (near, far) = UnixStream::pair()?;
+            let options = ServeOptions { dir: dir.clone(), states: states.clone(), adopt: Adopt::Yes };
+            let log = sessions.clone();
+            sessions.wires.lock().push(near.try_clone()?);
+            let input = far.try_clone()?;
+            sessions.ends.lock().push(std::thread::spawn(move || {
+                if let Err(error) = serve(input, Half(far), &options) {
+                    log.errors.lock().push(format!("serve: {error}"));
+                }
+            }));
+            let reader = Box::new(near.try_clone()?);
+            Ok(Connection { reader, writer: Box::new(Half(near)), peer: Peer::none() })
+        })
+    }
+
+    pub(crate) fn status(&self) -> SenderStatus {
+        self.sender.as_ref().expect("the sender runs").status()
+    }
+
+    /// Bytes sent by all senders so far.
     pub(crate) fn bytes_sent(&self) -> u64 {
-        self.host.bytes_sent("data")
+        self.before.0 + self.sender.as_ref().map_or(0, |sender| sender.status().bytes_sent)
     }
 
-    /// Bytes and changes that `change` costs, up to the moment the target has it.
-    pub(crate) fn cost(&self, change: impl FnOnce()) -> (u64, u64) {
-        self.wait();
-        let (bytes, tid) = (self.bytes_sent(), self.host.tid("data"));
-        change();
-        self.wait();
-        (self.bytes_sent() - bytes, self.host.tid("data") - tid)
+    /// State records sent by all senders so far.
+    pub(crate) fn objects_read(&self) -> u64 {
+        self.before.1 + self.sender.as_ref().map_or(0, |sender| sender.status().objects_read)
     }
 
-    /// Stops the daemon and compares what is left on both sides.
-    pub(crate) fn stop_and_compare(mut self, context: &str) {
+    fn is_consistent(&self) -> bool {
+        let journal = self.stack().journal();
+        let store = journal.store();
+        let row = store.target_by_id(self.target).expect("the store").expect("the target");
+        let connected = self.sender.as_ref().is_some_and(|sender| sender.status().state == SenderState::Connected);
+        let all = row.mirrored && row.applied >= journal.last_tid();
+        connected && all && store.work_count(self.target).expect("the store") == 0
+    }
+
+    /// Waits until the target has everything.
+    pub(crate) fn wait(&self) {
+        let journal = self.stack().journal();
+        journal.commit(journal.last_tid()).expect("a commit");
+        let sender = self.sender.as_ref().expect("the sender runs");
+        let until = Instant::now() + PATIENCE;
+        sender.flush();
+        while !self.is_consistent() {
+            if Instant::now() > until {
+                panic!("the target does not get there:\n{}", self.explain());
+            }
+            std::thread::sleep(POLL);
+        }
+        assert_eq!(sender.status().blocked, 0, "objects are blocked: {:?}", sender.status());
+    }
+
+    /// Waits, and panics unless both trees are equal.
+    pub(crate) fn wait_equal(&self, context: &str) {
         self.wait();
-        self.host.stop();
-        trees::assert_equal(&self.source, &self.target, context);
+        trees::assert_equal(&self.source(), &self.target(), context);
+    }
+
+    /// What everybody says, for a test that fails.
+    pub(crate) fn explain(&self) -> String {
+        let journal = self.stack().journal();
+        let store = journal.store();
+        let row = store.target_by_id(self.target);
+        let work = store.work_next(self.target, 0, 20);
+        let last = journal.last_tid();
+        let events: Vec<_> =
+            store.events(20).map(|rows| rows.into_iter().map(|row| row.text).collect()).unwrap_or_default();
+        format!(
+            "status {:?}\nlast {last}, target {row:?}\nwork {work:#?}\nerrors {:#?}\nevents {events:#?}",
+            self.sender.as_ref().map(SenderThread::status),
+            self.sessions.errors.lock()
+        )
+    }
+
+    /// What the target's sessions ended with, other than by the source's word.
+    pub(crate) fn target_errors(&self) -> Vec<String> {
+        self.sessions.errors.lock().clone()
+    }
+
+    /// Removes everything the target has, as an operator would who begins anew.
+    pub(crate) fn wipe_target(&mut self) {
+        self.stop();
+        for dir in [self.target(), self.states()] {
+            clear_flags(&dir);
+            fs::remove_dir_all(&dir).expect("a directory that can be removed");
+            fs::create_dir(&dir).expect("a directory");
+        }
+    }
+
+    /// Copies the target's catalog and inbox; the sender is stopped for that time.
+    pub(crate) fn keep_states(&mut self) -> TempDir {
+        self.stop();
+        let kept = tempfile::Builder::new().prefix("kept-").tempdir_in(self.root.path()).expect("a directory");
+        copy_dir(&self.states(), kept.path());
+        kept
+    }
+
+    /// Puts a kept state back, under a tree that has gone on since.
+    pub(crate) fn restore_states(&mut self, kept: &Path) {
+        self.stop();
+        fs::remove_dir_all(self.states()).expect("a directory that can be removed");
+        copy_dir(kept, &self.states());
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the pair ---\n{}\n---", self.explain());
+        }
+        self.cut();
+        drop(self.sender.take());
+        for end in std::mem::take(&mut *self.sessions.ends.lock()) {
+            let _ = end.join();
+        }
+        clear_flags(self.root.path());
+    }
+}
+
+/// The writing half of a socket: dropping it ends the stream, as closing a pipe does.
+struct Half(UnixStream);
+
+impl Write for Half {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl Drop for Half {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(Shutdown::Write);
+    }
+}
+
+/// Takes the immutable flag off everything below `dir`, so that it can be removed.
+fn clear_flags(dir: &Path) {
+    let _ = std::process::Command::new("chattr").args(["-R", "-f", "-i", "-a"]).arg(dir).output();
+}
+
+/// Copies plain files and directories.
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a directory");
+    for entry in fs::read_dir(from).expect("a readable directory") {
+        let entry = entry.expect("an entry");
+        let copy = to.join(entry.file_name());
+        if entry.file_type().expect("a type").is_dir() {
+            copy_dir(&entry.path(), &copy);
+        } else {
+            fs::copy(entry.path(), &copy).expect("a copy");
+        }
     }
 }

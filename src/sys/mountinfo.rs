@@ -3,20 +3,37 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::{Errno, Result};
+
 /// One mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Mount {
-    pub(super) id: u64,
+pub struct Mount {
+    /// The kernel's number for it.
+    pub id: u64,
     /// MAJOR:MINOR of its device.
-    pub(super) device: String,
-    pub(super) point: PathBuf,
-    pub(super) kind: String,
+    pub device: String,
+    /// Where it is mounted.
+    pub point: PathBuf,
+    /// Type of its filesystem.
+    pub kind: String,
+}
+
+/// All mounts of this process's namespace, in the kernel's order: of several on one point the last is the visible one.
+///
+/// # Errors
+/// When the table cannot be read.
+pub fn mounts() -> Result<Vec<Mount>> {
+    let table = std::fs::read("/proc/self/mountinfo")
+        .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
+    Ok(table.split(|b| *b == b'\n').filter_map(parse).collect())
 }
 
 /// The mount that a look-up of `path` ends on, when one lies exactly there: of several the last.
-pub(super) fn top_at(path: &Path) -> std::io::Result<Option<Mount>> {
-    let table = std::fs::read("/proc/self/mountinfo")?;
-    Ok(table.split(|b| *b == b'\n').filter_map(parse).rfind(|mount| mount.point == path))
+///
+/// # Errors
+/// As [`mounts`].
+pub fn mount_at(path: &Path) -> Result<Option<Mount>> {
+    Ok(mounts()?.into_iter().rfind(|mount| mount.point == path))
 }
 
 fn parse(line: &[u8]) -> Option<Mount> {

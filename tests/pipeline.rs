@@ -1,0 +1,130 @@
+//! The whole pipeline in one process without a mount: stack, journal, sender, wire, receiver, applier.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics with the reason")]
+
+mod support;
+
+use support::hand::{Hand, IMMUTABLE, acl};
+use support::pair::Pair;
+use support::trees;
+
+/// For what travels when nothing changed: handshakes, heartbeats, positions.
+const QUIET_BYTES: u64 = 4 << 10;
+
+/// One change of each kind, below `at`.
+fn every_kind(hand: &Hand, at: &str) {
+    let p = |name: &str| format!("{at}/{name}");
+    hand.mkdir(at).unwrap();
+    hand.file(&p("file"), b"first content").unwrap();
+    hand.patch(&p("file"), 6, b"CONTENT AND MORE").unwrap();
+    hand.truncate(&p("file"), 9).unwrap();
+    hand.truncate(&p("file"), 100_000).unwrap();
+    hand.allocate(&p("file"), 0, 0, 200_000).unwrap();
+    let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    hand.patch(&p("file"), 0, &[7; 50_000]).unwrap();
+    hand.allocate(&p("file"), punch, 8192, 8192).unwrap();
+    hand.allocate(&p("file"), libc::FALLOC_FL_KEEP_SIZE, 0, 1 << 20).unwrap();
+    hand.link(&p("file"), &p("second")).unwrap();
+    hand.link(&p("file"), &p("third")).unwrap();
+    hand.unlink(&p("second")).unwrap();
+    hand.symlink(&p("symlink"), b"some/where").unwrap();
+    hand.mknod(&p("fifo"), libc::S_IFIFO | 0o640, 0).unwrap();
+    hand.mknod(&p("socket"), libc::S_IFSOCK | 0o600, 0).unwrap();
+    hand.mknod(&p("char"), libc::S_IFCHR | 0o666, libc::makedev(1, 3)).unwrap();
+    hand.mknod(&p("block"), libc::S_IFBLK | 0o660, libc::makedev(240, 300)).unwrap();
+    for name in ["symlink", "fifo", "socket", "char", "block"] {
+        hand.chown(&p(name), 1000, 1001).unwrap();
+    }
+    hand.chmod(&p("char"), 0o600).unwrap();
+    hand.set_xattr(&p("file"), "user.one", b"value").unwrap();
+    hand.set_xattr(&p("file"), "user.two", b"gone soon").unwrap();
+    hand.remove_xattr(&p("file"), "user.two").unwrap();
+    hand.set_xattr(&p("file"), "system.posix_acl_access", &acl(1234)).unwrap();
+    hand.mkdir(&p("dir")).unwrap();
+    hand.set_xattr(&p("dir"), "system.posix_acl_default", &acl(4321)).unwrap();
+    hand.file(&p("dir/inherits"), b"an ACL").unwrap();
+    hand.mkdir(&p("dir/inherits-too")).unwrap();
+    hand.file(&p("suid"), b"#!").unwrap();
+    hand.chown(&p("suid"), 77, 88).unwrap();
+    hand.chmod(&p("suid"), 0o6755).unwrap();
+    hand.chmod(&p("dir"), 0o2770).unwrap();
+    hand.file(&p("locked"), b"nobody changes this").unwrap();
+    hand.set_flags(&p("locked"), IMMUTABLE).unwrap();
+    hand.mkdir(&p("sealed")).unwrap();
+    hand.file(&p("sealed/in"), b"inside").unwrap();
+    hand.set_flags(&p("sealed"), IMMUTABLE).unwrap();
+    hand.mkdir(&p("empty")).unwrap();
+    hand.rmdir(&p("empty")).unwrap();
+    moves(hand, &p("moves"));
+}
+
+fn moves(hand: &Hand, at: &str) {
+    let p = |name: &str| format!("{at}/{name}");
+    hand.mkdir(at).unwrap();
+    for dir in ["a", "a/b", "a/b/c", "x", "x/y", "over", "free"] {
+        hand.mkdir(&p(dir)).unwrap();
+    }
+    hand.file(&p("a/b/c/deep"), b"deep").unwrap();
+    hand.file(&p("x/y/other"), b"other").unwrap();
+    hand.exchange(&p("a/b"), &p("x/y")).unwrap();
+    hand.rename(&p("free"), &p("over")).unwrap();
+    hand.file(&p("new"), b"replaces").unwrap();
+    hand.file(&p("old"), b"is replaced").unwrap();
+    hand.rename(&p("new"), &p("old")).unwrap();
+    hand.rename(&p("old"), &p("x/moved")).unwrap();
+    // A directory below what was below it.
+    hand.rename(&p("x/y/c"), &p("c")).unwrap();
+    hand.rename(&p("x"), &p("c/x")).unwrap();
+    hand.exchange(&p("a"), &p("c/x/moved")).unwrap();
+    nameless(hand, at);
+}
+
+/// A file that lives on without a name until its last holder closes it.
+fn nameless(hand: &Hand, at: &str) {
+    let path = format!("{at}/nameless");
+    let open = hand.create(&path).unwrap();
+    hand.write_at(open, 0, b"before").unwrap();
+    hand.unlink(&path).unwrap();
+    hand.write_at(open, 3, b"after").unwrap();
+    hand.file(&path, b"another of the same name").unwrap();
+    hand.close(open);
+}
+
+#[test]
+fn every_kind_of_change_before_during_and_after_the_mirror() {
+    let mut pair = Pair::new();
+    let hand = Hand::new(pair.stack());
+    every_kind(&hand, "before");
+    pair.start();
+    every_kind(&hand, "during");
+    pair.wait_equal("during");
+    every_kind(&hand, "after");
+    pair.wait_equal("after");
+    hand.set_flags("before/locked", 0).unwrap();
+    hand.patch("before/locked", 3, b"changed").unwrap();
+    hand.set_flags("before/locked", IMMUTABLE).unwrap();
+    hand.set_flags("during/sealed", 0).unwrap();
+    hand.unlink("during/sealed/in").unwrap();
+    hand.rmdir("during/sealed").unwrap();
+    pair.wait_equal("immutable objects were changed");
+    assert_eq!(pair.target_errors(), Vec::<String>::new());
+}
+
+#[test]
+fn what_was_there_before_the_journal_is_mirrored() {
+    let mut pair = Pair::new();
+    trees::fill(&pair.source().join("some"), 1_500);
+    std::fs::write(pair.source().join("some/large"), vec![42; 5 << 20]).unwrap();
+    pair.start();
+    pair.wait_equal("mirror");
+    assert_eq!(pair.target_errors(), Vec::<String>::new());
+    let mirror = pair.bytes_sent();
+    pair.stop();
+    pair.start();
+    pair.wait_equal("a quiet stop and start");
+    let again = pair.bytes_sent() - mirror;
+    assert!(again < QUIET_BYTES, "{again} bytes were sent after a quiet stop, the mirror took {mirror}");
+    pair.reopen(true);
+    pair.wait_equal("the source was stopped and started");
+    let again = pair.bytes_sent() - mirror;
+    assert!(again < 2 * QUIET_BYTES, "{again} bytes were sent after two quiet stops");
+}
