@@ -9,91 +9,19 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Duration;
 
 use dtfs::backing::Tree;
-use dtfs::base::Tid;
 use dtfs::fuse::{MountedVolume, Unmount, Unmounted, dead_mount_at};
 use dtfs::journal::{Journal, JournalOptions};
-use dtfs::record::{Op, RecordIter};
 use dtfs::stack::{Stack, StackOptions};
 use dtfs::sys::{self, Errno};
+use support::mounted::{Mounted, as_user};
 use support::scratch::{FileSystem, Scratch};
 use support::workload::{self, Workload};
 use support::{mapping, trees};
-
-/// A volume that is mounted at `at` over another directory, so that both sides can be looked at.
-struct Mounted {
-    volume: MountedVolume,
-    stack: Arc<Stack>,
-    at: PathBuf,
-    behind: PathBuf,
-    dir: Option<tempfile::TempDir>,
-}
-
-impl Mounted {
-    fn new() -> Mounted {
-        let dir = tempfile::tempdir().unwrap();
-        fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        let behind = dir.path().join("tree");
-        fs::create_dir(&behind).unwrap();
-        Mounted::over(dir, behind)
-    }
-
-    /// Over `behind`, with mount point and journal in `dir`.
-    fn over(dir: tempfile::TempDir, behind: PathBuf) -> Mounted {
-        let at = dir.path().join("mnt");
-        fs::create_dir(&at).unwrap();
-        let (journal, _) = Journal::open(&dir.path().join("j"), JournalOptions::default()).unwrap();
-        let tree = Tree::open(&behind).unwrap();
-        let stack = Stack::new(tree, journal, StackOptions::default()).unwrap();
-        let volume = MountedVolume::mount(stack.clone(), &at, "test").unwrap();
-        Mounted { volume, stack, at, behind, dir: Some(dir) }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.at.join(name)
-    }
-
-    fn words(&self) -> Vec<&'static str> {
-        let journal = self.stack.journal();
-        journal.commit(journal.last_tid()).unwrap();
-        let mut reader = journal.reader(Tid::ZERO).unwrap();
-        let mut words = Vec::new();
-        while let Some(chunk) = reader.next_chunk(dtfs::base::Tid(u64::MAX), 1 << 20).unwrap() {
-            words.extend(RecordIter::new(&chunk.body).map(|r| word(&r.unwrap().op)));
-        }
-        words
-    }
-}
-
-fn word(op: &Op) -> &'static str {
-    op.word()
-}
-
-impl Drop for Mounted {
-    /// Also when the test panicked. What is still mounted must not be deleted through.
-    fn drop(&mut self) {
-        let plain = self.volume.unmount(Unmount::Plain);
-        if plain.is_err() {
-            let _ = self.volume.unmount(Unmount::Lazy);
-        }
-        if self.volume.is_serving() {
-            std::mem::forget(self.dir.take());
-        }
-    }
-}
-
-/// Runs a shell line as an ordinary user.
-fn as_user(line: &str) -> bool {
-    let mut command = Command::new("sh");
-    command.args(["-c", line]).uid(65_534).gid(65_534);
-    command.status().unwrap().success()
-}
 
 #[test]
 fn files_are_created_written_read_and_renamed() {

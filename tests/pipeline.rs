@@ -4,6 +4,7 @@
 mod support;
 
 use support::hand::{Hand, IMMUTABLE, acl};
+use support::history::History;
 use support::pair::Pair;
 use support::trees;
 
@@ -127,4 +128,53 @@ fn what_was_there_before_the_journal_is_mirrored() {
     pair.wait_equal("the source was stopped and started");
     let again = pair.bytes_sent() - mirror;
     assert!(again < 2 * QUIET_BYTES, "{again} bytes were sent after two quiet stops");
+}
+
+/// Names one number of the environment.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+/// Runs the history of one seed; says what is wrong afterwards.
+fn history(seed: u64) -> Result<(), String> {
+    let outcome = std::panic::catch_unwind(|| {
+        let mut history = History::new(Pair::in_memory(), seed);
+        let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            history.run();
+            history.pair.wait_equal(&format!("seed {seed}"));
+        }));
+        if lived.is_err() {
+            eprintln!("seed {seed}: {:?}\n{}", history.story, history.pair.explain());
+        }
+        lived.map_err(|_| ())
+    });
+    match outcome {
+        Ok(Ok(())) => Ok(()),
+        _ => Err(format!("DTFS_SEED={seed} repeats it")),
+    }
+}
+
+/// `DTFS_HISTORIES` says how many, `DTFS_SEED` names one.
+#[test]
+fn random_histories_end_equal() {
+    let seeds = match number("DTFS_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("DTFS_HISTORIES").unwrap_or(200),
+    };
+    let next = std::sync::atomic::AtomicU64::new(seeds.start);
+    let failed = parking_lot::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    failed.lock().extend(history(seed).err());
+                }
+            });
+        }
+    });
+    assert_eq!(*failed.lock(), Vec::<String>::new());
 }

@@ -11,67 +11,15 @@ use std::time::{Duration, SystemTime};
 
 use support::host::Host;
 use support::process::wait_until;
+use support::replica::Pair;
 use support::scratch::{FileSystem, Scratch};
 use support::workload::{Workload, worker_was_asked};
 use support::{ops, trees};
 
 const PROCESSES: u64 = 4;
 const OPS: u64 = 10_000;
-const WAIT_SECONDS: u32 = 300;
 /// For what travels when nothing changed: handshakes, heartbeats, positions.
 const QUIET_BYTES: u64 = 8 * 1024;
-
-/// A volume `data` with one target, mounted and mirrored. The fields are dropped in this order: host first.
-struct Pair {
-    host: Host,
-    source: PathBuf,
-    target: PathBuf,
-    _scratch: Scratch,
-}
-
-impl Pair {
-    /// On a filesystem of its own, with what `prepare` puts into the source before the volume exists.
-    fn new(kind: FileSystem, prepare: impl FnOnce(&PathBuf)) -> Pair {
-        let scratch = Scratch::with_size(kind, 4096);
-        let (source, target) = (scratch.dir("source"), scratch.dir("target"));
-        prepare(&source);
-        let mut host = Host::new();
-        host.define_volume("data", &source);
-        host.start_and_mount();
-        host.define_target("data", &target);
-        Pair { host, source, target, _scratch: scratch }
-    }
-
-    fn mirrored(kind: FileSystem, prepare: impl FnOnce(&PathBuf)) -> Pair {
-        let pair = Pair::new(kind, prepare);
-        pair.wait();
-        pair
-    }
-
-    fn wait(&self) {
-        self.host.wait("data", WAIT_SECONDS);
-    }
-
-    fn bytes_sent(&self) -> u64 {
-        self.host.bytes_sent("data")
-    }
-
-    /// Bytes and changes that `change` costs, up to the moment the target has it.
-    fn cost(&self, change: impl FnOnce()) -> (u64, u64) {
-        self.wait();
-        let (bytes, tid) = (self.bytes_sent(), self.host.tid("data"));
-        change();
-        self.wait();
-        (self.bytes_sent() - bytes, self.host.tid("data") - tid)
-    }
-
-    /// Stops the daemon and compares what is left on both sides.
-    fn stop_and_compare(mut self, context: &str) {
-        self.wait();
-        self.host.stop();
-        trees::assert_equal(&self.source, &self.target, context);
-    }
-}
 
 /// Not asked to be a worker, this checks the workload itself against native filesystems.
 #[test]

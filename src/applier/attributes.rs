@@ -3,8 +3,9 @@
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::catalog::Known;
-use super::{Applier, Outcome};
-use crate::base::{Oid, Timespec};
+use super::objects::Occupant;
+use super::{Applier, Outcome, Trouble};
+use crate::base::{ObjectKey, Oid, Timespec};
 
 use crate::record::{Attrs, RECORDED_FLAGS};
 use crate::sys::{self, Errno, FileFlags, Stat, TimeChange};
@@ -39,9 +40,21 @@ impl Applier {
         Ok(())
     }
 
+    /// As [`Applier::finish`], also for an object that is immutable here already.
+    pub(super) fn finish_lifted(&mut self, oid: Oid, mut touched: Touched) -> Outcome<()> {
+        match self.finish(oid, &touched) {
+            Err(Trouble::Errno(Errno::EPERM)) if self.lift_flags(oid)? => {
+                let lifted = self.touched.remove(&oid).and_then(|touched| touched.flags);
+                touched.flags = touched.flags.or(lifted);
+                self.finish(oid, &touched)
+            }
+            done => done,
+        }
+    }
+
     /// Order: owner, mode, capability, times, flags. A change of owner clears set-user-id bits and the capability
     /// (chown(2)); nothing can be set any more once the immutable flag is back.
-    pub(super) fn finish(&mut self, oid: Oid, touched: &Touched) -> Outcome<()> {
+    fn finish(&mut self, oid: Oid, touched: &Touched) -> Outcome<()> {
         match self.catalog.get(oid)? {
             Some(row) if row.known > Known::Placeholder => {}
             _ => return Ok(()),
@@ -100,13 +113,25 @@ impl Applier {
     /// Takes immutable and append-only off an object that is about to be changed; they are set again when the group ends.
     /// Returns whether there was anything to take off.
     pub(super) fn lift_flags(&mut self, oid: Oid) -> Outcome<bool> {
-        let Some(row) = self.catalog.get(oid)? else {
-            return Ok(false);
-        };
-        if !matches!(row.kind, libc::S_IFREG | libc::S_IFDIR) {
+        match self.catalog.get(oid)? {
+            Some(row) => self.lift(Some(oid), row.key, row.kind),
+            None => Ok(false),
+        }
+    }
+
+    /// As [`Applier::lift_flags`], for an object that was found in the tree, whether the catalog knows it or not.
+    pub(super) fn lift_occupant(&mut self, occupant: &Occupant) -> Outcome<bool> {
+        self.lift(occupant.oid.filter(|_| !occupant.stale), occupant.key, occupant.kind())
+    }
+
+    fn lift(&mut self, oid: Option<Oid>, key: ObjectKey, kind: u32) -> Outcome<bool> {
+        if !matches!(kind, libc::S_IFREG | libc::S_IFDIR) {
             return Ok(false);
         }
-        let fd = self.tree.open_key(row.key, libc::O_RDONLY)?;
+        let fd = match self.tree.open_key(key, libc::O_RDONLY) {
+            Err(Errno::ESTALE | Errno::ENOENT) => return Ok(false),
+            fd => fd?,
+        };
         let Ok(flags) = sys::file_flags_get(fd.as_fd()) else {
             return Ok(false);
         };
@@ -115,7 +140,9 @@ impl Applier {
         }
         let lifted = FileFlags(flags.0 & !(FileFlags::IMMUTABLE | FileFlags::APPEND));
         self.tree.mutate().set_flags(fd.as_fd(), lifted)?;
-        self.touched.entry(oid).or_default().flags.get_or_insert(flags.0 & RECORDED_FLAGS);
+        if let Some(oid) = oid {
+            self.touched.entry(oid).or_default().flags.get_or_insert(flags.0 & RECORDED_FLAGS);
+        }
         Ok(true)
     }
 }

@@ -114,7 +114,8 @@ pub struct Applier {
 const OPEN_MAX: usize = 512;
 
 impl Applier {
-    /// Works on `replica`; `high_water` is the end of what its inbox holds.
+    /// Works on `replica`; `high_water` is the end of what was ever handed to its tree: the end of what its inbox holds, or
+    /// the source's end when the inbox is lost.
     ///
     /// # Errors
     /// [`ApplyError`] when the park cannot be read.
@@ -151,7 +152,8 @@ impl Applier {
             other => other,
         };
         done.map_err(|cause| self.explain(record.op.word(), record.oid, record.tid, cause))?;
-        if !record.op.is_state() && record.tid >= self.high_water && !self.displaced.is_empty() {
+        // A state record stands behind every record up to its stamp, so it tells the place as well.
+        if record.tid >= self.high_water && !self.displaced.is_empty() {
             self.put_back_displaced().map_err(|cause| self.explain("put back", record.oid, record.tid, cause))?;
         }
         Ok(())
@@ -164,7 +166,7 @@ impl Applier {
     pub fn finish_group(&mut self) -> Result<(), ApplyError> {
         let touched = std::mem::take(&mut self.touched);
         for (oid, touched) in touched {
-            match self.finish(oid, &touched) {
+            match self.finish_lifted(oid, touched) {
                 Err(Trouble::Errno(errno)) if blocks_one_object(errno) => self.block(oid, errno),
                 other => other,
             }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::catalog::Known;
 use super::objects::Occupant;
 use super::park::{self, DISPLACED_XATTR, OID_XATTR};
-use super::{Applier, Outcome};
+use super::{Applier, Outcome, Trouble};
 use crate::base::{Name, Oid};
 use crate::record::{Attrs, Fate, Op, Replaced, Shape, Slot, Xattr};
 use crate::sys::{self, Errno};
@@ -21,6 +21,15 @@ struct Move<'a> {
     to: &'a Slot,
     shape: &'a Shape,
     replaced: Option<Replaced>,
+}
+
+/// How trying to put a displaced directory back ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PutBack {
+    /// It is back, or will never be put back.
+    Done,
+    /// Its place lies below itself for now.
+    InTheWay,
 }
 
 impl Applier {
@@ -220,22 +229,30 @@ impl Applier {
     /// Binds a known object to a slot. Into a directory whose entries are not known yet nothing is bound: a directory waits
     /// in the park until that directory's state names it.
     pub(super) fn bind(&mut self, slot: &Slot, oid: Oid) -> Outcome<()> {
+        // First: a mark that outlived this would put the object back where it does not belong any more.
+        self.forget_displaced(oid)?;
         let Some(dir) = self.mirrored(slot.parent)? else {
             return self.park_dir(oid);
         };
+        self.preserve(slot.parent, dir.as_fd())?;
         if let Some(occupant) = self.occupant(dir.as_fd(), &slot.name)? {
             if occupant.is(oid) {
-                return self.forget_displaced(oid);
+                return Ok(());
             }
             self.put_out(dir.as_fd(), &slot.name, &occupant)?;
         }
-        self.preserve(slot.parent, dir.as_fd())?;
-        self.place(oid, dir.as_fd(), &slot.name)?;
-        self.forget_displaced(oid)
+        self.place(oid, dir.as_fd(), &slot.name)
     }
 
-    /// Gives a free name to a known object: a file gets a further name, a directory moves.
+    /// Gives a free name to a known object, an immutable one too: a file gets a further name, a directory moves.
     fn place(&mut self, oid: Oid, dir: BorrowedFd<'_>, name: &Name) -> Outcome<()> {
+        match self.place_unlocked(oid, dir, name) {
+            Err(Trouble::Errno(Errno::EPERM)) if self.lift_flags(oid)? => self.place_unlocked(oid, dir, name),
+            done => done,
+        }
+    }
+
+    fn place_unlocked(&mut self, oid: Oid, dir: BorrowedFd<'_>, name: &Name) -> Outcome<()> {
         let entry = park::entry(oid)?;
         let parked = self.park.dir();
         match self.tree.mutate().rename(parked.as_fd(), &entry, dir, name, libc::RENAME_NOREPLACE) {
@@ -258,8 +275,17 @@ impl Applier {
     }
 
     /// Takes an object out of its slot: into the park when this was its last name. What is not ours goes to the orphans,
-    /// what is left over from before a crash goes away.
+    /// what is left over from before a crash goes away. An immutable object is made changeable until the group ends.
     pub(super) fn put_out(&mut self, dir: BorrowedFd<'_>, name: &Name, occupant: &Occupant) -> Outcome<()> {
+        match self.put_out_unlocked(dir, name, occupant) {
+            Err(Trouble::Errno(Errno::EPERM)) if self.lift_occupant(occupant)? => {
+                self.put_out_unlocked(dir, name, occupant)
+            }
+            done => done,
+        }
+    }
+
+    fn put_out_unlocked(&mut self, dir: BorrowedFd<'_>, name: &Name, occupant: &Occupant) -> Outcome<()> {
         let Some(oid) = occupant.oid else {
             return self.put_among_orphans(dir, name, occupant);
         };
@@ -340,6 +366,7 @@ impl Applier {
         let mut slot = parent_oid.to_bytes().to_vec();
         slot.extend_from_slice(name.as_bytes());
         self.preserve(parent_oid, parent.as_fd())?;
+        self.lift_occupant(&occupant)?;
         self.tree.mutate().set_xattr(child.as_fd(), DISPLACED_XATTR, &slot, 0)?;
         self.displaced.insert(oid);
         self.put_out(parent.as_fd(), &name, &occupant)
@@ -369,28 +396,48 @@ impl Applier {
     }
 
     /// The replay has passed everything that the tree could hold from before the crash: what is still displaced was
-    /// displaced by an edge that no longer stands in its way.
+    /// displaced by an edge that no longer stands in its way. Where one still does (a tree that is being compared has
+    /// such edges until their directories were listed) the mark stays, for another try at the end of the next group.
     pub(super) fn put_back_displaced(&mut self) -> Outcome<()> {
         for oid in std::mem::take(&mut self.displaced) {
-            let entry = park::entry(oid)?;
-            let parked = self.park.dir();
-            let Some(occupant) = self.occupant(parked.as_fd(), &entry)? else {
-                continue;
-            };
-            let slot = self.tree.xattr(occupant.fd.as_fd(), DISPLACED_XATTR)?.unwrap_or_default();
-            self.tree.mutate().remove_xattr(occupant.fd.as_fd(), DISPLACED_XATTR).or_else(not_set)?;
-            let Some((parent, name)) = read_slot(&slot) else {
-                continue;
-            };
-            let Some(dir) = self.fd(parent)? else {
-                continue;
-            };
+            if self.put_back(oid)? == PutBack::InTheWay {
+                self.displaced.insert(oid);
+            }
+        }
+        Ok(())
+    }
+
+    fn put_back(&mut self, oid: Oid) -> Outcome<PutBack> {
+        let entry = park::entry(oid)?;
+        let parked = self.park.dir();
+        let Some(occupant) = self.occupant(parked.as_fd(), &entry)? else {
+            return Ok(PutBack::Done);
+        };
+        let slot = self.tree.xattr(occupant.fd.as_fd(), DISPLACED_XATTR)?.unwrap_or_default();
+        if let Some((parent, name)) = read_slot(&slot)
+            && let Some(dir) = self.mirrored(parent)?
+        {
             self.preserve(parent, dir.as_fd())?;
+            self.lift_occupant(&occupant)?;
             let tree = self.tree.mutate();
             match tree.rename(parked.as_fd(), &entry, dir.as_fd(), &name, libc::RENAME_NOREPLACE) {
-                // Taken by another, or it would be below itself: it stays parked until a record speaks of it.
-                Ok(()) | Err(Errno::EEXIST | Errno::EINVAL | Errno::ENOENT) => {}
+                Err(Errno::EINVAL) => return Ok(PutBack::InTheWay),
+                // Taken by another: it stays parked until a record speaks of it.
+                Ok(()) | Err(Errno::EEXIST | Errno::ENOENT) => {}
                 Err(errno) => return Err(errno.into()),
+            }
+        }
+        self.tree.mutate().remove_xattr(occupant.fd.as_fd(), DISPLACED_XATTR).or_else(not_set)?;
+        Ok(PutBack::Done)
+    }
+
+    /// The directory's entries are known exactly now: nothing is put back into it from before.
+    pub(super) fn forget_displaced_from(&mut self, parent: Oid) -> Outcome<()> {
+        for oid in self.displaced.iter().copied().collect::<Vec<_>>() {
+            let Some(fd) = self.fd(oid)? else { continue };
+            let slot = self.tree.xattr(fd.as_fd(), DISPLACED_XATTR)?.unwrap_or_default();
+            if read_slot(&slot).is_some_and(|(from, _)| from == parent) {
+                self.forget_displaced(oid)?;
             }
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::catalog::{Known, Row};
 use super::park::{self, OID_XATTR};
-use super::{Applier, Outcome};
+use super::{Applier, Outcome, Trouble};
 use crate::base::{Name, ObjectKey, Oid};
 use crate::record::{RESERVED_XATTR_PREFIX, Shape, Xattr};
 use crate::sys::{self, DirStream, Errno, Stat};
@@ -124,8 +124,17 @@ impl Applier {
         }
     }
 
-    /// Removes one name; a directory's children are parked before.
+    /// Removes one name, of an immutable object too; a directory's children are parked before.
     pub(super) fn remove_entry(&mut self, dir: BorrowedFd<'_>, name: &Name, occupant: &Occupant) -> Outcome<()> {
+        match self.remove_unlocked(dir, name, occupant) {
+            Err(Trouble::Errno(Errno::EPERM)) if self.lift_occupant(occupant)? => {
+                self.remove_unlocked(dir, name, occupant)
+            }
+            done => done,
+        }
+    }
+
+    fn remove_unlocked(&mut self, dir: BorrowedFd<'_>, name: &Name, occupant: &Occupant) -> Outcome<()> {
         if !occupant.is_dir() {
             return Ok(self.tree.mutate().unlink(dir, name)?);
         }

@@ -67,6 +67,7 @@ impl Applier {
         let Some(dir) = self.fd(oid)? else {
             return Ok(());
         };
+        self.forget_displaced_from(oid)?;
         let present = self.sort_out_present(oid, dir.as_fd(), items)?;
         self.catalog.set_known(oid, Known::Complete)?;
         self.catalog.unblock(oid)?;

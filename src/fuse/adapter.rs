@@ -1,4 +1,7 @@
 //! One method per request of the kernel: decode, one stack call, reply.
+//!
+//! Not here, and so answered with ENOSYS by `fuser`: access (never sent under `default_permissions`), getlk and setlk (the
+//! kernel keeps locks itself: POSIX_LOCKS was not requested).
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -8,10 +11,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags,
+    BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow, WriteFlags,
 };
 
 use super::reply::{
@@ -323,8 +326,9 @@ impl Filesystem for Adapter {
         self.serve(|stack| send_value(stack.getxattr(node(ino), name.as_bytes()), size, reply));
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.serve(|stack| send_value(stack.listxattr(node(ino)), size, reply));
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let caller = caller(request, 0);
+        self.serve(|stack| send_value(stack.listxattr(&caller, node(ino)), size, reply));
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -332,11 +336,6 @@ impl Filesystem for Adapter {
         self.serve(|stack| {
             send_empty(stack.removexattr(&caller, node(ino), name.as_bytes()), reply);
         });
-    }
-
-    /// Never sent under `default_permissions`.
-    fn access(&self, _: &Request, _: INodeNo, _: AccessFlags, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::ENOSYS);
     }
 
     fn create(
@@ -360,38 +359,6 @@ impl Filesystem for Adapter {
             ),
             Err(errno) => reply.error(error(errno)),
         });
-    }
-
-    /// The kernel keeps locks itself: POSIX_LOCKS was not requested.
-    fn getlk(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: LockOwner,
-        _start: u64,
-        _end: u64,
-        _kind: i32,
-        _pid: u32,
-        reply: ReplyLock,
-    ) {
-        reply.error(fuser::Errno::ENOSYS);
-    }
-
-    fn setlk(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: LockOwner,
-        _start: u64,
-        _end: u64,
-        _kind: i32,
-        _pid: u32,
-        _sleep: bool,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(fuser::Errno::ENOSYS);
     }
 
     fn ioctl(

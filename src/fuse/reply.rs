@@ -9,6 +9,7 @@ use fuser::{
     ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr, Request, TimeOrNow,
 };
 
+use crate::base::Timespec;
 use crate::stack::{
     Caching, Caller, Closing, Entry, Errno, FileId, Listed, NodeId, Opened, Result, Room, Stat, TimeChange,
 };
@@ -36,7 +37,19 @@ pub(super) fn time(change: Option<TimeOrNow>) -> TimeChange {
     match change {
         None => TimeChange::Keep,
         Some(TimeOrNow::Now) => TimeChange::Now,
-        Some(TimeOrNow::SpecificTime(time)) => TimeChange::Set(time.into()),
+        Some(TimeOrNow::SpecificTime(time)) => TimeChange::Set(asked_for(time)),
+    }
+}
+
+/// fuser 0.18 decodes seconds and nanoseconds before 1970 as if both counted backwards (its `system_time_from_time`);
+/// so they can be told apart again.
+fn asked_for(decoded: SystemTime) -> Timespec {
+    match decoded.duration_since(UNIX_EPOCH) {
+        Ok(_) => decoded.into(),
+        Err(before) => {
+            let backwards = before.duration();
+            Timespec { sec: 0i64.wrapping_sub_unsigned(backwards.as_secs()), nsec: backwards.subsec_nanos() }
+        }
     }
 }
 

@@ -20,7 +20,6 @@ pub use thread::{Connect, SenderNudge, SenderOptions, SenderThread, SenderWaiter
 
 use crate::base::Tid;
 use crate::journal::JournalError;
-use crate::sys::Errno;
 use crate::wire::{RefuseCode, WireError};
 
 /// Why a session ended.
@@ -35,14 +34,6 @@ pub enum SessionError {
     /// The journal failed.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// An object could not be read.
-    #[error("object {oid} cannot be read: {errno}")]
-    Read {
-        /// The object.
-        oid: crate::base::Oid,
-        /// The kernel's answer.
-        errno: Errno,
-    },
     /// The target refused.
     #[error("refused by the target: {text}")]
     Refused {

@@ -208,10 +208,12 @@ impl<'a> Session<'a> {
         }
         let durable = self.parts.journal.durable_tid();
         let Some(next) = self.stream.next(durable, self.batch + 1)? else { return Ok(false) };
-        self.batch += 1;
         let bytes = self.writer.send(&next.message)?;
-        self.under_way.push_back((self.batch, bytes));
-        self.under_way_bytes += bytes;
+        if next.message.is_batch() {
+            self.batch += 1;
+            self.under_way.push_back((self.batch, bytes));
+            self.under_way_bytes += bytes;
+        }
         if !next.done.is_empty() {
             self.unfinished.push_back((self.batch, next.done));
         }
@@ -351,18 +353,23 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Tid, SessionError> {
     Ok(base)
 }
 
-/// Turns the journal's progress into events, so that the session waits in one place.
+/// Turns the journal's progress into events, so that the session waits in one place. Ends with the session: the journal
+/// must be free to be closed once its senders have stopped.
 struct Watcher {
     stop: Arc<AtomicBool>,
+    handle: Option<JoinHandle<()>>,
 }
+
+/// How long the end of a session may have to wait for its watcher.
+const WATCH: Duration = Duration::from_millis(50);
 
 impl Watcher {
     fn spawn(journal: Arc<Journal>, events: Sender<Event>, mut after: Tid) -> Watcher {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
-        std::thread::spawn(move || {
+        let handle = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                let durable = journal.wait_durable_past(after, TICK);
+                let durable = journal.wait_durable_past(after, WATCH);
                 let failed = journal.failed().is_some();
                 if durable > after && events.send(Event::Durable).is_err() || failed {
                     return;
@@ -370,12 +377,15 @@ impl Watcher {
                 after = durable;
             }
         });
-        Watcher { stop }
+        Watcher { stop, handle: Some(handle) }
     }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        if let Some(handle) = self.handle.take() {
+            let _ = handle.join();
+        }
     }
 }

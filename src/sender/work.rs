@@ -2,13 +2,15 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::SessionError;
 use crate::base::Tid;
 use crate::catchup::TreeView;
 use crate::catchup::{Compare, ObjectReading, is_dir, read_dir, read_listing, read_object, read_range};
-use crate::journal::{Journal, NewWork, TargetId, WorkKind, WorkReason, WorkRow};
+use crate::journal::{Journal, Level, NewWork, TargetId, WorkKind, WorkReason, WorkRow};
 use crate::record::{DirItem, Encoded};
+use crate::sys::{self, Errno};
 
 /// What is done with a row once a batch is durable at the target.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,7 +59,13 @@ pub(super) struct Walk<'a> {
     current: Option<(WorkRow, u64)>,
     /// Whether rows may be there that were not fetched.
     maybe_more: bool,
+    /// Rows whose object could not be read, and since when the first of them waits.
+    aside: Vec<WorkRow>,
+    aside_since: Instant,
 }
+
+/// How long a row waits whose object could not be read.
+const RETRY_ASIDE: Duration = Duration::from_secs(60);
 
 const PAGE_ROWS: usize = 1024;
 /// Readings taken at a time: enough for one commit to serve many, little enough to keep live changes flowing.
@@ -66,12 +74,25 @@ const SLICE_READINGS: usize = 1024;
 
 impl<'a> Walk<'a> {
     pub(super) fn new(view: &'a dyn TreeView, journal: &'a Arc<Journal>, target: TargetId) -> Walk<'a> {
-        Walk { view, journal, target, page: VecDeque::new(), after: 0, current: None, maybe_more: true }
+        Walk {
+            view,
+            journal,
+            target,
+            page: VecDeque::new(),
+            after: 0,
+            current: None,
+            maybe_more: true,
+            aside: Vec::new(),
+            aside_since: Instant::now(),
+        }
     }
 
     /// Rows may have been added.
     pub(super) fn look_again(&mut self) {
         self.maybe_more = true;
+        if self.aside_since.elapsed() >= RETRY_ASIDE {
+            self.page.extend(self.aside.drain(..));
+        }
     }
 
     /// Reads the next objects; nothing when there is no work.
@@ -81,9 +102,13 @@ impl<'a> Walk<'a> {
         let mut children = Vec::new();
         while bytes < SLICE_BYTES && readings.len() < SLICE_READINGS {
             let Some((row, offset)) = self.next_row()? else { break };
-            let reading = self.read(&row, offset, &mut children)?;
-            bytes += reading.bytes();
-            readings.push(reading);
+            match self.read(&row, offset, &mut children) {
+                Ok(reading) => {
+                    bytes += reading.bytes();
+                    readings.push(reading);
+                }
+                Err(errno) => self.put_aside(row, errno)?,
+            }
         }
         if !children.is_empty() {
             // Queued before the listing can be acknowledged, so that no child is ever forgotten.
@@ -106,12 +131,24 @@ impl<'a> Walk<'a> {
         Ok(self.page.pop_front().map(|row| (row, row.offset)))
     }
 
-    fn read(&mut self, row: &WorkRow, offset: u64, children: &mut Vec<NewWork>) -> Result<Reading, SessionError> {
-        let failed = |errno| SessionError::Read { oid: row.oid, errno };
+    /// An object that cannot be read stands against the target's being consistent, and against nothing else: its row stays
+    /// and is tried again in a while.
+    fn put_aside(&mut self, row: WorkRow, errno: Errno) -> Result<(), SessionError> {
+        if self.aside.is_empty() {
+            self.aside_since = Instant::now();
+        }
+        let text = format!("object {} cannot be read: {errno}; it is tried again", row.oid);
+        tracing::warn!(oid = %row.oid, %errno, "an object cannot be read");
+        self.journal.store().event(Level::Warning, Some(self.target), &text)?;
+        self.aside.push(row);
+        Ok(())
+    }
+
+    fn read(&mut self, row: &WorkRow, offset: u64, children: &mut Vec<NewWork>) -> sys::Result<Reading> {
         match row.kind {
             WorkKind::Tree => self.read_tree(row, children),
             WorkKind::Dir => {
-                let reading = read_listing(self.view, row.oid).map_err(failed)?;
+                let reading = read_listing(self.view, row.oid)?;
                 Ok(Reading { stamp: reading.stamp, records: reading.records.into(), done: Done::Row(row.id) })
             }
             WorkKind::Object if row.reason == WorkReason::Need && is_dir(self.view, row.oid) => {
@@ -119,12 +156,12 @@ impl<'a> Walk<'a> {
             }
             WorkKind::Object => {
                 let compare = if row.reason == WorkReason::Mirror { Compare::No } else { Compare::Digests };
-                let reading = read_object(self.view, row.oid, offset, compare).map_err(failed)?;
+                let reading = read_object(self.view, row.oid, offset, compare)?;
                 Ok(self.piece(row, reading))
             }
             WorkKind::Range => {
                 let len = (row.offset + row.len).saturating_sub(offset);
-                let reading = read_range(self.view, row.oid, offset, len).map_err(failed)?;
+                let reading = read_range(self.view, row.oid, offset, len)?;
                 Ok(self.piece(row, reading))
             }
         }
@@ -142,8 +179,8 @@ impl<'a> Walk<'a> {
         Reading { stamp, records: records.into(), done }
     }
 
-    fn read_tree(&mut self, row: &WorkRow, children: &mut Vec<NewWork>) -> Result<Reading, SessionError> {
-        let reading = read_dir(self.view, row.oid).map_err(|errno| SessionError::Read { oid: row.oid, errno })?;
+    fn read_tree(&mut self, row: &WorkRow, children: &mut Vec<NewWork>) -> sys::Result<Reading> {
+        let reading = read_dir(self.view, row.oid)?;
         children.extend(reading.children.iter().map(|item| child_row(row, item)));
         Ok(Reading { stamp: reading.stamp, records: reading.records.into(), done: Done::Row(row.id) })
     }

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 
 use super::types::{Caller, Privileges};
-use crate::sys::{self, Dropped, Errno, Result, ThreadCreds};
+use crate::sys::{self, Dropped, Errno, Result, Stat, ThreadCreds};
 
 struct Worker {
     ids: ThreadCreds,
@@ -46,6 +46,35 @@ pub(super) fn changing_data(caller: &Caller, privileges: Privileges) -> Result<(
 /// would be lost in silence.
 pub(super) fn changing_attrs() -> Result<()> {
     with_worker(|worker| worker.set_fsetid(Dropped::No))
+}
+
+/// For a change of owner or access ACL, which takes set-group-id away from an object of a group that the caller is not
+/// in (setattr_should_drop_sgid in fs/attr.c). The caller's further groups do not come with a request: the rare case
+/// that depends on them asks /proc.
+pub(super) fn changing_group_bit(caller: &Caller, before: &Stat) -> Result<()> {
+    let stays = caller.uid == 0 || before.mode & libc::S_ISGID == 0 || is_member(caller, before.gid);
+    match stays {
+        true => changing_attrs(),
+        false => changing_data(caller, Privileges::Kill),
+    }
+}
+
+/// A caller who cannot be looked up (another pid namespace, already gone) is in no further group.
+fn is_member(caller: &Caller, gid: u32) -> bool {
+    if caller.gid == gid {
+        return true;
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", caller.pid)).unwrap_or_default();
+    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+    groups.split_whitespace().any(|group| group.parse() == Ok(gid))
+}
+
+/// Does `act` as one who may not administrate, as far as the backing filesystem asks (CAP_SYS_ADMIN).
+pub(super) fn without_admin<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
+    sys::drop_admin_thread(Dropped::Yes)?;
+    let outcome = act();
+    sys::drop_admin_thread(Dropped::No)?;
+    outcome
 }
 
 fn with_worker(act: impl FnOnce(&mut Worker) -> Result<()>) -> Result<()> {

@@ -96,8 +96,8 @@ fn apply(
         *progress = Progress::Changed;
     }
     // The backing filesystem charges the new owner's quota and takes privilege bits away by itself (chown(2)).
-    if change.uid.is_some() || change.gid.is_some() {
-        creds::changing_attrs()?;
+    if change.uid.is_some() || change.gid.is_some() || takes_privileges(caller, change) {
+        creds::changing_group_bit(caller, &sys::fstat(fd)?)?;
         tree.chown(fd, change.uid, change.gid)?;
         *progress = Progress::Changed;
     }
@@ -111,4 +111,11 @@ fn apply(
         *progress = Progress::Changed;
     }
     Ok(())
+}
+
+/// A request that names nothing comes for chown(-1, -1), and for a change of data of a file with capabilities after
+/// those were removed (file_remove_privs in fs/inode.c). Both take privilege bits away from a user's file, and the kernel
+/// leaves that to us (fuse_setattr in fs/fuse/dir.c); from root's only the first does, and cannot be told apart.
+fn takes_privileges(caller: &Caller, change: &AttrChange) -> bool {
+    *change == AttrChange::default() && caller.uid != 0
 }

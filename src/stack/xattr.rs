@@ -4,11 +4,12 @@ use std::ffi::CString;
 use std::os::fd::AsFd;
 
 use super::mutation::SMALL_RECORD;
-use super::types::{Caller, NodeId};
+use super::types::{Caller, NodeId, Object};
 use super::{Stack, creds};
 use crate::record::{Attrs, Op, RESERVED_XATTR_PREFIX, Xattr};
 use crate::sys::{self, Errno, Result};
 
+const TRUSTED_PREFIX: &[u8] = b"trusted.";
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 
 impl Stack {
@@ -28,9 +29,15 @@ impl Stack {
     ///
     /// # Errors
     /// As listxattr(2).
-    pub fn listxattr(&self, node: NodeId) -> Result<Vec<u8>> {
+    pub fn listxattr(&self, caller: &Caller, node: NodeId) -> Result<Vec<u8>> {
+        let object = self.object(node)?;
+        let mut names = sys::listxattr(object.fd.as_fd())?;
+        if caller.uid != 0 && names.iter().any(|name| name.starts_with(TRUSTED_PREFIX)) {
+            // Whether `trusted.*` is shown to everyone is up to the backing filesystem (xfs and ext4 hide it).
+            names = creds::without_admin(|| sys::listxattr(object.fd.as_fd()))?;
+        }
         let mut list = Vec::new();
-        for name in sys::listxattr(self.object(node)?.fd.as_fd())? {
+        for name in names {
             if !is_reserved(&name) {
                 list.extend_from_slice(&name);
                 list.push(0);
@@ -51,7 +58,7 @@ impl Stack {
         let object = self.object(node)?;
         let room = SMALL_RECORD + name.len() + value.len();
         let change = self.begin(caller, &[object.key], room)?;
-        credentials_for(caller, name)?;
+        credentials_for(caller, name, &object)?;
         change.tree().set_xattr(object.fd.as_fd(), &text, value, flags)?;
         let stat = change.read_back(sys::fstat(object.fd.as_fd()))?;
         let op = Op::SetXattr { xattr: Xattr { name: name.to_vec(), value: value.to_vec() }, attrs: Attrs::of(&stat) };
@@ -81,9 +88,9 @@ impl Stack {
 
 /// An access ACL set by someone outside the file's group takes the set-group-id bit away (posix_acl_update_mode in
 /// fs/posix_acl.c), and so it must when the daemon sets it for him.
-fn credentials_for(caller: &Caller, name: &[u8]) -> Result<()> {
-    match name == ACCESS_ACL && caller.uid != 0 {
-        true => creds::changing_data(caller, super::Privileges::Kill),
+fn credentials_for(caller: &Caller, name: &[u8], object: &Object) -> Result<()> {
+    match name == ACCESS_ACL {
+        true => creds::changing_group_bit(caller, &sys::fstat(object.fd.as_fd())?),
         false => creds::changing_attrs(),
     }
 }

@@ -63,6 +63,7 @@ pub fn set_io_flusher() -> Result<()> {
 }
 
 const CAP_FSETID: u32 = 4;
+const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_RESOURCE: u32 = 24;
 
 /// Drops (or raises again) CAP_FSETID in the calling thread's effective set. Without it, a write or truncate by this
@@ -81,6 +82,15 @@ pub fn drop_fsetid_thread(dropped: Dropped) -> Result<()> {
 /// As capset(2).
 pub fn drop_resource_thread(dropped: Dropped) -> Result<()> {
     change_effective(CAP_SYS_RESOURCE, dropped)
+}
+
+/// Drops (or raises again) CAP_SYS_ADMIN in the calling thread's effective set: without it a filesystem shows what it
+/// shows to ordinary users.
+///
+/// # Errors
+/// As capset(2).
+pub fn drop_admin_thread(dropped: Dropped) -> Result<()> {
+    change_effective(CAP_SYS_ADMIN, dropped)
 }
 
 /// Whether a capability is taken away or given back.

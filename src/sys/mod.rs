@@ -22,7 +22,9 @@ pub use attrs::{
     fsxattr_get, fsxattr_set, getxattr, listxattr, removexattr, setxattr, utimens,
 };
 pub use clock::boottime_nanos;
-pub use creds::{Dropped, ThreadCreds, drop_fsetid_thread, drop_resource_thread, set_io_flusher, set_umask};
+pub use creds::{
+    Dropped, ThreadCreds, drop_admin_thread, drop_fsetid_thread, drop_resource_thread, set_io_flusher, set_umask,
+};
 pub use dirs::{
     DirEntry, DirStream, LinkSource, last_component, linkat, mkdirat, mknodat, readlinkat, renameat2, symlinkat,
     unlinkat,

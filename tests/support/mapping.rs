@@ -1,4 +1,4 @@
-//! Writing through a shared mapping: the one change of a file that is no system call.
+//! Mappings. Writing through a shared one is the only change of a file that is no system call.
 #![allow(unsafe_code, reason = "mmap cannot be had without; product code maps only in `sys`")]
 
 use std::fs::File;
@@ -52,4 +52,20 @@ impl Drop for Shared {
         // SAFETY: ours, and no reference into it is left.
         unsafe { libc::munmap(self.at, self.len) };
     }
+}
+
+/// What a shared mapping of the first `size` bytes of `file` shows at `at`.
+pub(crate) fn read(file: BorrowedFd<'_>, at: u64, len: u64, size: u64) -> sys::Result<Vec<u8>> {
+    assert!(at + len <= size, "the range fits the mapping");
+    let (size, at, len) = (size as usize, at as usize, len as usize);
+    // SAFETY: a fresh mapping at an address of the kernel's choice.
+    let map = unsafe { libc::mmap(std::ptr::null_mut(), size, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    if map == libc::MAP_FAILED {
+        return Err(Errno::last());
+    }
+    // SAFETY: the range lies in the mapping, and nobody truncates the file meanwhile.
+    let bytes = unsafe { std::slice::from_raw_parts(map.cast::<u8>().add(at), len) }.to_vec();
+    // SAFETY: ours, and no reference into it is left.
+    Errno::result(unsafe { libc::munmap(map, size) })?;
+    Ok(bytes)
 }

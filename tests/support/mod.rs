@@ -4,13 +4,20 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics with the reason")]
 
+pub(crate) mod both;
+pub(crate) mod conformance;
+pub(crate) mod fuzzer;
 pub(crate) mod hand;
+pub(crate) mod history;
 pub(crate) mod host;
 pub(crate) mod mapping;
+pub(crate) mod mounted;
 pub(crate) mod ops;
 pub(crate) mod pair;
 pub(crate) mod prng;
 pub(crate) mod process;
+pub(crate) mod replica;
 pub(crate) mod scratch;
 pub(crate) mod trees;
+pub(crate) mod user;
 pub(crate) mod workload;

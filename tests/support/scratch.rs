@@ -1,6 +1,7 @@
 //! Scratch filesystems of a chosen kind, on loop devices over sparse images in a temporary directory.
 
 use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -49,6 +50,8 @@ impl Scratch {
 
     pub(crate) fn with_size(kind: FileSystem, mib: u64) -> Scratch {
         let dir = tempfile::Builder::new().prefix("dtfs-scratch-").tempdir().expect("a temporary directory");
+        // Tests act as other users below it.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
         let image = dir.path().join("image");
         File::create(&image).and_then(|file| file.set_len(mib << 20)).expect("a sparse image");
         kind.make(utf8(&image));

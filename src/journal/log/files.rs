@@ -115,7 +115,7 @@ impl SegmentDir {
         Ok(file)
     }
 
-    /// Makes a segment free. Durable before the file may be written again: otherwise a crash could show another
+    /// Makes a file free under the number `no`, which no other free file has. Durable before the file may be written again: otherwise a crash could show another
     /// segment's bytes under this one's name.
     pub(super) fn retire(&self, mut file: SegmentFile, no: u64) -> Result<SegmentFile, JournalError> {
         self.rename(&mut file, &free_name(no))?;
@@ -153,6 +153,11 @@ impl SegmentDir {
 }
 
 impl SegmentFile {
+    /// Whether it is the free file with the number `no`.
+    pub(super) fn is_named_free(&self, no: u64) -> bool {
+        self.path.file_name().is_some_and(|name| name == &*free_name(no))
+    }
+
     /// Writes all of `parts` at `offset`.
     pub(super) fn write(&self, parts: &[&[u8]], offset: u64) -> Result<(), JournalError> {
         faults::point("journal.pwrite")

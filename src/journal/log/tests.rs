@@ -318,3 +318,21 @@ fn the_bytes_of_a_segment_are_those_of_the_golden_file() {
     }
     assert!(fs::read(golden()).unwrap() == bytes, "the segment format has changed");
 }
+
+#[test]
+fn free_files_never_share_a_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path()).unwrap();
+    // One file waits while another is freed: the one that waits was made first, and is used last.
+    for _ in 0..20 {
+        append(&log, 1, 1, 40 << 10).unwrap();
+        log.prepare().unwrap();
+        log.trim_upto(log.last_tid()).unwrap();
+    }
+    let count = |extension: &str| {
+        let names = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+        names.filter(|path| path.extension().is_some_and(|found| found == extension)).count()
+    };
+    assert_eq!((count("seg"), count("free")), (1, log.writer.lock().free.len()));
+    assert_eq!(read_all(&log, Tid(19), ALL, 1 << 20), [Tid(20)]);
+}

@@ -187,7 +187,7 @@ impl SegmentLog {
     fn begin_segment(&self, writer: &mut Writer) -> Result<(), JournalError> {
         let file = match writer.free.pop() {
             Some(file) => file,
-            None => self.dir.create_free(writer.link.segment + 1, self.options.segment_bytes)?,
+            None => self.dir.create_free(writer.unused_number(), self.options.segment_bytes)?,
         };
         let header = self.new_header(writer.link.segment + 1, writer.link.last);
         let activated = self.dir.activate(file, &header);
@@ -203,7 +203,7 @@ impl SegmentLog {
     fn need_free(&self, writer: &mut Writer) -> Result<(), JournalError> {
         if writer.free.is_empty() {
             let bytes = self.options.segment_bytes;
-            let file = self.dir.create_free(writer.link.segment + 1, bytes)?;
+            let file = self.dir.create_free(writer.unused_number(), bytes)?;
             writer.free.push(file);
         }
         Ok(())
@@ -224,7 +224,7 @@ impl SegmentLog {
         let usable = writer.free.len() < MOST_FREE && segment.file.capacity == self.options.segment_bytes;
         match Arc::try_unwrap(segment.file) {
             Ok(file) if usable => {
-                let file = self.dir.retire(file, segment.no)?;
+                let file = self.dir.retire(file, writer.unused_number())?;
                 writer.free.push(file);
                 Ok(())
             }
@@ -237,6 +237,13 @@ impl SegmentLog {
 }
 
 impl Writer {
+    /// A number that no free file is named by. Segment numbers would not do: a file that was made for one segment can
+    /// become another, and the first one's number then comes back while a free file still has it.
+    fn unused_number(&self) -> u64 {
+        let taken = |no: &u64| self.free.iter().any(|file| file.is_named_free(*no));
+        (0..).find(|no| !taken(no)).unwrap_or_default()
+    }
+
     fn check(&self) -> Result<(), JournalError> {
         match &self.failed {
             None => Ok(()),
