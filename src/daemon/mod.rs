@@ -9,10 +9,12 @@
 mod demo;
 mod handler;
 mod log;
+mod openers;
 mod run;
 mod scan;
 mod serve;
 mod status;
+mod unwatched;
 mod volume;
 mod volumes;
 mod watched;

@@ -68,6 +68,13 @@ impl Scan {
     }
 }
 
+impl Scan {
+    /// Whether it ended without having queued everything.
+    pub(super) fn has_failed(&self) -> bool {
+        !self.is_done() && self.thread.as_ref().is_none_or(JoinHandle::is_finished) && !self.is_done()
+    }
+}
+
 impl Drop for Scan {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);

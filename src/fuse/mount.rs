@@ -247,8 +247,8 @@ pub fn detach(path: &Path) -> Result<(), MountError> {
     sys::unmount(&c_path(path)?, flags).map_err(io(path, "umount"))
 }
 
-/// `path` as the mount table shows it. The last component is not looked at: a dead mount there answers nothing.
-fn canonical(path: &Path) -> PathBuf {
+/// `path` as the mount table and /proc show it. The last component is not looked at: a dead mount there answers nothing.
+pub fn canonical(path: &Path) -> PathBuf {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return path.to_owned();
     };
