@@ -187,7 +187,8 @@ fn after_a_new_start_of_the_system_everything_is_compared() {
     pair.host.stop();
     overwrite(&pair.source.join("files/file-00001"), b"XYZ", 3);
     let database = rusqlite::Connection::open(pair.host.root().join("var/lib/dtfs/data/state.db")).unwrap();
-    let other_boot = "UPDATE meta SET value = CAST(substr(value, 1, 24) || randomblob(16) AS BLOB) WHERE key = 'watched'";
+    let other_boot =
+        "UPDATE meta SET value = CAST(substr(value, 1, 24) || randomblob(16) AS BLOB) WHERE key = 'watched'";
     assert_eq!(database.execute(other_boot, []).unwrap(), 1);
     drop(database);
     pair.host.start_and_mount();
