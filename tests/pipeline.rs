@@ -138,7 +138,9 @@ fn number(name: &str) -> Option<u64> {
 /// Runs the history of one seed; says what is wrong afterwards.
 fn history(seed: u64) -> Result<(), String> {
     let outcome = std::panic::catch_unwind(|| {
-        let mut history = History::new(Pair::in_memory(), seed);
+        // Most in memory, where they are quick; some on a disk filesystem, where holes are compared as well.
+        let pair = if seed % 8 == 0 { Pair::new() } else { Pair::in_memory() };
+        let mut history = History::new(pair, seed);
         let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             history.run();
             history.pair.wait_equal(&format!("seed {seed}"));

@@ -8,7 +8,7 @@ use super::catalog::Known;
 use super::objects::{Occupant, entry_names};
 use super::park::OID_XATTR;
 use super::{Applier, Missing, Outcome};
-use crate::backing::{BLOCK_BYTES, Extent, block_digest, next_extent};
+use crate::backing::{BLOCK_BYTES, Extent, HOLE_UNIT, block_digest, next_extent};
 use crate::base::{Name, Oid};
 use crate::record::{Attrs, DirItem, Op, RESERVED_DIR, Shape, Slot, Xattr};
 use crate::sys::{self, Errno};
@@ -224,7 +224,11 @@ impl Applier {
         match next_extent(fd, offset, end)? {
             None => Ok(()),
             Some(Extent::Hole { len, .. }) if offset + len >= end => Ok(()),
-            Some(_) => Ok(self.tree.mutate().punch_hole(fd, offset, end - offset)?),
+            Some(_) => {
+                // A punch that ends in the middle of the last block only zeroes it: it goes when the block is named whole.
+                let stop = if end == size { end.next_multiple_of(HOLE_UNIT) } else { end };
+                Ok(self.tree.mutate().punch_hole(fd, offset, stop - offset)?)
+            }
         }
     }
 

@@ -8,7 +8,12 @@ use dtfs::backing::compare::{CompareOptions, compare_trees};
 
 /// Panics with the list of differences unless both trees are equal in everything a target promises.
 pub(crate) fn assert_equal(source: &Path, target: &Path, context: &str) {
-    let report = compare_trees(source, target, &CompareOptions::default()).expect("both trees can be read");
+    assert_equal_in(source, target, &CompareOptions::default(), context);
+}
+
+/// As [`assert_equal`], in what `options` say.
+pub(crate) fn assert_equal_in(source: &Path, target: &Path, options: &CompareOptions, context: &str) {
+    let report = compare_trees(source, target, options).expect("both trees can be read");
     assert!(report.is_equal(), "{context}: {} and {} differ:\n{report}", source.display(), target.display());
     assert!(report.objects > 1, "{context}: nothing was compared");
 }
