@@ -10,6 +10,7 @@ mod adapter;
 mod init;
 mod mount;
 mod reply;
+mod waiting;
 mod worker;
 
 pub use mount::{MountError, MountedVolume, Unmount, Unmounted, dead_mount_at, detach};

@@ -13,6 +13,7 @@ use fuser::{Config, Session, SessionACL};
 use parking_lot::Mutex;
 
 use super::adapter::Adapter;
+use super::waiting::Waiting;
 use crate::stack::Stack;
 use crate::sys::{self, Errno};
 
@@ -204,10 +205,12 @@ fn serve(stack: Arc<Stack>, device: OwnedFd) -> Result<JoinHandle<()>, Errno> {
     let mut config = Config::default();
     config.acl = SessionACL::All;
     // More than cores: a request waits in the backing filesystem, and others must go on.
-    config.n_threads = Some((4 * cores).max(8));
+    let workers = (4 * cores).max(8);
+    config.n_threads = Some(workers);
     config.clone_fd = true;
-    let session =
-        Session::from_fd(Adapter { stack }, device, SessionACL::All, config).map_err(|error| errno_of(&error))?;
+    let waiting = Waiting::new(workers).map_err(|error| errno_of(&error))?;
+    let session = Session::from_fd(Adapter { stack, waiting }, device, SessionACL::All, config)
+        .map_err(|error| errno_of(&error))?;
     std::thread::Builder::new()
         .name("fuse-session".to_owned())
         .spawn(move || {
