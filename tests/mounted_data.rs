@@ -7,7 +7,7 @@ mod support;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
@@ -210,14 +210,11 @@ fn nameless(dir: &Path, facts: &mut Facts) {
     fs::remove_file(&path).unwrap();
     facts.end("write after unlink", file.write_all(b" and after"));
     facts.end("truncate after unlink", file.set_len(12));
-    facts.end(
-        "chmod after unlink",
-        file.set_permissions(fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o600))),
-    );
+    facts.end("chmod after unlink", file.set_permissions(fs::Permissions::from_mode(0o600)));
     facts.sys("xattr after unlink", sys::setxattr(file.as_fd(), c"user.a", b"b", 0));
     let mut text = String::new();
     file.seek(SeekFrom::Start(0)).unwrap();
-    facts.end(&path.exists(), file.read_to_string(&mut text));
+    facts.end(path.exists(), file.read_to_string(&mut text));
     facts.add("text", format!("{text} {} links", file.metadata().unwrap().nlink()));
     let other = dir.join("replaced");
     let old = fresh(&other);

@@ -106,18 +106,14 @@ mod tests {
     fn a_full_queue_is_served_by_the_caller() {
         let waiting = Waiting::new(1).unwrap();
         let (block, blocked) = bounded::<()>(0);
-        for _ in 0..RESERVED + QUEUE {
-            let blocked = blocked.clone();
-            waiting.hand_over(Box::new(move || drop(blocked.recv())));
-        }
         let (done, outcome) = bounded(1);
-        // The threads take their first jobs at their own time: one of these finds the queue full.
-        for _ in 0..=RESERVED {
+        let caller = std::thread::current().id();
+        // The threads take their first jobs at their own time; then they are blocked, and the queue fills.
+        for _ in 0..=RESERVED + QUEUE {
             let (done, blocked) = (done.clone(), blocked.clone());
-            let me = std::thread::current().id();
-            waiting.hand_over(Box::new(move || match std::thread::current().id() == me {
-                true => drop(done.try_send(())),
-                false => drop(blocked.recv()),
+            waiting.hand_over(Box::new(move || match std::thread::current().id() == caller {
+                true => assert!(done.try_send(()).is_ok() || done.is_full()),
+                false => assert!(blocked.recv().is_err()),
             }));
         }
         assert!(outcome.try_recv().is_ok());
