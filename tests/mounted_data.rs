@@ -121,11 +121,21 @@ fn sparse(dir: &Path, facts: &mut Facts) {
     facts.end("offset that is none", file.write_all_at(b"x", u64::MAX));
 }
 
+/// Reserved space whose zeros were read looks like data for as long as the page stays.
+fn reserved(dir: &Path, facts: &mut Facts) {
+    let file = fresh(&dir.join("reserved"));
+    facts.sys("reserve", sys::fallocate(file.as_fd(), 0, 0, 65536));
+    facts.add("read", content(&File::open(dir.join("reserved")).unwrap()));
+    facts.sys("punch within blocks", sys::fallocate(file.as_fd(), PUNCH | KEEP, 5000, 20_000));
+    facts.add("read again", content(&File::open(dir.join("reserved")).unwrap()));
+}
+
 #[test]
 fn holes_and_sparse_files() {
     on_every_filesystem("holes", |both| {
         both.same("holes", holes);
         both.same("sparse", sparse);
+        both.same("reserved", reserved);
     });
 }
 

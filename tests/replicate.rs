@@ -5,8 +5,10 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::{Duration, SystemTime};
 
+use support::process::wait_until;
 use support::replica::Pair;
 use support::scratch::{FileSystem, Scratch};
 use support::workload::{Workload, worker_was_asked};
@@ -99,6 +101,12 @@ fn a_daemon_that_stops_and_starts_mirrors_nothing_again() {
     let mut pair = Pair::mirrored(FileSystem::Ext4, |source| trees::fill(&source.join("many"), 3_000));
     let mirror = pair.bytes_sent();
     assert!(mirror > QUIET_BYTES, "the mirror itself must count: {mirror} bytes");
+    // What was changed in the last two seconds before a stop is compared after it: stop at a quiet moment.
+    let newest = fs::metadata(pair.source.join("many")).unwrap().ctime();
+    wait_until("a quiet moment", Duration::from_secs(10), || {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() as i64;
+        (now > newest + 3).then_some(())
+    });
     pair.host.stop();
     pair.host.start_and_mount();
     fs::write(pair.source.join("after"), b"written after the restart").unwrap();

@@ -1,10 +1,12 @@
 //! The end of a group: each touched object gets the attributes that its last record named.
 
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::catalog::Known;
-use super::{Applier, Outcome};
-use crate::base::{Oid, Timespec};
+use super::objects::Occupant;
+use super::{Applier, Outcome, Trouble};
+use crate::base::{ObjectKey, Oid, Timespec};
 
 use crate::record::{Attrs, RECORDED_FLAGS};
 use crate::sys::{self, Errno, FileFlags, Stat, TimeChange};
@@ -31,17 +33,28 @@ impl Applier {
 
     /// Keeps the times of a directory whose entries are about to be moved about without a record of it.
     pub(super) fn preserve(&mut self, oid: Oid, dir: BorrowedFd<'_>) -> Outcome<()> {
-        if !self.touched.contains_key(&oid) {
+        if let Entry::Vacant(free) = self.touched.entry(oid) {
             let stat = sys::fstat(dir)?;
-            let touched = Touched { times: Some((stat.atime, stat.mtime)), ..Touched::default() };
-            self.touched.insert(oid, touched);
+            free.insert(Touched { times: Some((stat.atime, stat.mtime)), ..Touched::default() });
         }
         Ok(())
     }
 
+    /// As [`Applier::finish`], also for an object that is immutable here already.
+    pub(super) fn finish_lifted(&mut self, oid: Oid, mut touched: Touched) -> Outcome<()> {
+        match self.finish(oid, &touched) {
+            Err(Trouble::Errno(Errno::EPERM)) if self.lift_flags(oid)? => {
+                let lifted = self.touched.remove(&oid).and_then(|touched| touched.flags);
+                touched.flags = touched.flags.or(lifted);
+                self.finish(oid, &touched)
+            }
+            done => done,
+        }
+    }
+
     /// Order: owner, mode, capability, times, flags. A change of owner clears set-user-id bits and the capability
     /// (chown(2)); nothing can be set any more once the immutable flag is back.
-    pub(super) fn finish(&mut self, oid: Oid, touched: &Touched) -> Outcome<()> {
+    fn finish(&mut self, oid: Oid, touched: &Touched) -> Outcome<()> {
         match self.catalog.get(oid)? {
             Some(row) if row.known > Known::Placeholder => {}
             _ => return Ok(()),
@@ -58,7 +71,9 @@ impl Applier {
             }
             (None, None) => {}
         }
+        let fresh = self.fresh.remove(oid);
         match touched.flags {
+            Some(flags) if fresh && flags & RECORDED_FLAGS == 0 => Ok(()),
             Some(flags) if stat.mode & libc::S_IFMT != libc::S_IFLNK => self.set_flags(fd, flags),
             _ => Ok(()),
         }
@@ -66,6 +81,10 @@ impl Applier {
 
     fn set_attrs(&self, fd: BorrowedFd<'_>, stat: &Stat, attrs: &Attrs, touched: &Touched) -> Outcome<()> {
         let tree = self.tree.mutate();
+        if stat.mode & libc::S_IFMT == libc::S_IFREG && stat.size < attrs.size {
+            // A new file that ends with a hole.
+            tree.truncate(fd, attrs.size)?;
+        }
         let mut capability = touched.capability.clone();
         let moved = stat.uid != attrs.uid || stat.gid != attrs.gid;
         if moved {
@@ -100,13 +119,25 @@ impl Applier {
     /// Takes immutable and append-only off an object that is about to be changed; they are set again when the group ends.
     /// Returns whether there was anything to take off.
     pub(super) fn lift_flags(&mut self, oid: Oid) -> Outcome<bool> {
-        let Some(row) = self.catalog.get(oid)? else {
-            return Ok(false);
-        };
-        if !matches!(row.kind, libc::S_IFREG | libc::S_IFDIR) {
+        match self.catalog.get(oid)? {
+            Some(row) => self.lift(Some(oid), row.key, row.kind),
+            None => Ok(false),
+        }
+    }
+
+    /// As [`Applier::lift_flags`], for an object that was found in the tree, whether the catalog knows it or not.
+    pub(super) fn lift_occupant(&mut self, occupant: &Occupant) -> Outcome<bool> {
+        self.lift(occupant.oid.filter(|_| !occupant.stale), occupant.key, occupant.kind())
+    }
+
+    fn lift(&mut self, oid: Option<Oid>, key: ObjectKey, kind: u32) -> Outcome<bool> {
+        if !matches!(kind, libc::S_IFREG | libc::S_IFDIR) {
             return Ok(false);
         }
-        let fd = self.tree.open_key(row.key, libc::O_RDONLY)?;
+        let fd = match self.tree.open_key(key, libc::O_RDONLY) {
+            Err(Errno::ESTALE | Errno::ENOENT) => return Ok(false),
+            fd => fd?,
+        };
         let Ok(flags) = sys::file_flags_get(fd.as_fd()) else {
             return Ok(false);
         };
@@ -115,7 +146,9 @@ impl Applier {
         }
         let lifted = FileFlags(flags.0 & !(FileFlags::IMMUTABLE | FileFlags::APPEND));
         self.tree.mutate().set_flags(fd.as_fd(), lifted)?;
-        self.touched.entry(oid).or_default().flags.get_or_insert(flags.0 & RECORDED_FLAGS);
+        if let Some(oid) = oid {
+            self.touched.entry(oid).or_default().flags.get_or_insert(flags.0 & RECORDED_FLAGS);
+        }
         Ok(true)
     }
 }

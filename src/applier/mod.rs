@@ -12,6 +12,8 @@
 mod attributes;
 mod catalog;
 mod data;
+mod displaced;
+mod fresh;
 mod names;
 mod objects;
 mod park;
@@ -25,6 +27,7 @@ use std::sync::Arc;
 use attributes::Touched;
 use catalog::Catalog;
 pub use catalog::CatalogError;
+use fresh::Fresh;
 use park::Park;
 pub use replica::{Adopt, Origin, Replica, ReplicaError};
 
@@ -96,10 +99,14 @@ pub struct Applier {
     touched: HashMap<Oid, Touched>,
     /// Open descriptors of objects used lately; O_RDWR for files, readable for directories, O_PATH for the rest.
     open: HashMap<Oid, Arc<OwnedFd>>,
+    /// Files that were made here and have nothing yet but their oid.
+    fresh: Fresh,
     /// What the next ack asks for.
     missing: BTreeSet<Missing>,
     /// Parts of a directory's state that wait for the last one.
     listing: Vec<DirItem>,
+    /// The directory whose state came last, and the objects in it.
+    listed: Option<(Oid, Vec<Oid>)>,
     /// Objects that a directory's state put out of their slot and that nothing has bound again yet.
     unlisted: BTreeSet<Oid>,
     /// Parked objects whose displaced slot may be put back when the replay has passed `high_water`.
@@ -112,13 +119,16 @@ pub struct Applier {
 const OPEN_MAX: usize = 512;
 
 impl Applier {
-    /// Works on `replica`; `high_water` is the end of what its inbox holds.
+    /// Works on `replica`; `high_water` is the end of what was ever handed to its tree: the end of what its inbox holds, or
+    /// the source's end when the inbox is lost.
     ///
     /// # Errors
     /// [`ApplyError`] when the park cannot be read.
     pub fn new(replica: Replica, high_water: Tid) -> Result<Applier, ApplyError> {
         let Replica { tree, catalog, park, .. } = replica;
+        let plain = park.is_plain(&tree);
         let mut applier = Applier {
+            fresh: Fresh::new(plain.unwrap_or(false)),
             tree,
             catalog,
             park,
@@ -126,6 +136,7 @@ impl Applier {
             open: HashMap::new(),
             missing: BTreeSet::new(),
             listing: Vec::new(),
+            listed: None,
             unlisted: BTreeSet::new(),
             displaced: BTreeSet::new(),
             high_water,
@@ -148,7 +159,8 @@ impl Applier {
             other => other,
         };
         done.map_err(|cause| self.explain(record.op.word(), record.oid, record.tid, cause))?;
-        if !record.op.is_state() && record.tid >= self.high_water && !self.displaced.is_empty() {
+        // A state record stands behind every record up to its stamp, so it tells the place as well.
+        if record.tid >= self.high_water && !self.displaced.is_empty() {
             self.put_back_displaced().map_err(|cause| self.explain("put back", record.oid, record.tid, cause))?;
         }
         Ok(())
@@ -161,7 +173,7 @@ impl Applier {
     pub fn finish_group(&mut self) -> Result<(), ApplyError> {
         let touched = std::mem::take(&mut self.touched);
         for (oid, touched) in touched {
-            match self.finish(oid, &touched) {
+            match self.finish_lifted(oid, touched) {
                 Err(Trouble::Errno(errno)) if blocks_one_object(errno) => self.block(oid, errno),
                 other => other,
             }
@@ -296,12 +308,16 @@ impl Applier {
             }
             Err(errno) => return Err(errno.into()),
         };
+        Ok(Some(self.keep_open(oid, fd)))
+    }
+
+    fn keep_open(&mut self, oid: Oid, fd: OwnedFd) -> Arc<OwnedFd> {
         if self.open.len() >= OPEN_MAX {
             self.open.clear();
         }
         let fd = Arc::new(fd);
         self.open.insert(oid, fd.clone());
-        Ok(Some(fd))
+        fd
     }
 }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::catalog::Known;
 use super::objects::Occupant;
-use super::park::{self, DISPLACED_XATTR, OID_XATTR};
-use super::{Applier, Outcome};
+use super::park::{self, OID_XATTR};
+use super::{Applier, Outcome, Trouble};
 use crate::base::{Name, Oid};
 use crate::record::{Attrs, Fate, Op, Replaced, Shape, Slot, Xattr};
 use crate::sys::{self, Errno};
@@ -78,10 +78,14 @@ impl Applier {
         self.catalog.unblock(oid)?;
         self.forget_missing(oid);
         if let Some(fd) = self.fd(oid)? {
-            if shape.is_file() {
+            let fresh = self.fresh.contains(oid);
+            if shape.is_file() && !fresh {
                 self.tree.mutate().truncate(fd.as_fd(), 0)?;
             }
-            self.replace_xattrs(fd.as_fd(), xattrs)?;
+            if !(fresh && xattrs.is_empty()) {
+                self.fresh.remove(oid);
+                self.replace_xattrs(fd.as_fd(), xattrs)?;
+            }
         }
         self.bind(slot, oid)
     }
@@ -220,22 +224,43 @@ impl Applier {
     /// Binds a known object to a slot. Into a directory whose entries are not known yet nothing is bound: a directory waits
     /// in the park until that directory's state names it.
     pub(super) fn bind(&mut self, slot: &Slot, oid: Oid) -> Outcome<()> {
+        // First: a mark that outlived this would put the object back where it does not belong any more.
+        self.forget_displaced(oid)?;
         let Some(dir) = self.mirrored(slot.parent)? else {
             return self.park_dir(oid);
         };
+        self.preserve(slot.parent, dir.as_fd())?;
+        if self.place_parked(oid, dir.as_fd(), &slot.name)? {
+            return Ok(());
+        }
         if let Some(occupant) = self.occupant(dir.as_fd(), &slot.name)? {
             if occupant.is(oid) {
-                return self.forget_displaced(oid);
+                return Ok(());
             }
             self.put_out(dir.as_fd(), &slot.name, &occupant)?;
         }
-        self.preserve(slot.parent, dir.as_fd())?;
-        self.place(oid, dir.as_fd(), &slot.name)?;
-        self.forget_displaced(oid)
+        self.place(oid, dir.as_fd(), &slot.name)
     }
 
-    /// Gives a free name to a known object: a file gets a further name, a directory moves.
+    /// The usual case, in one call: the object waits in the park and its name is free. Changes nothing otherwise.
+    fn place_parked(&self, oid: Oid, dir: BorrowedFd<'_>, name: &Name) -> Outcome<bool> {
+        let entry = park::entry(oid)?;
+        match self.tree.mutate().rename(self.park.fd(), &entry, dir, name, libc::RENAME_NOREPLACE) {
+            Ok(()) => Ok(true),
+            Err(Errno::EEXIST | Errno::ENOENT | Errno::EINVAL | Errno::EPERM) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Gives a free name to a known object, an immutable one too: a file gets a further name, a directory moves.
     fn place(&mut self, oid: Oid, dir: BorrowedFd<'_>, name: &Name) -> Outcome<()> {
+        match self.place_unlocked(oid, dir, name) {
+            Err(Trouble::Errno(Errno::EPERM)) if self.lift_flags(oid)? => self.place_unlocked(oid, dir, name),
+            done => done,
+        }
+    }
+
+    fn place_unlocked(&mut self, oid: Oid, dir: BorrowedFd<'_>, name: &Name) -> Outcome<()> {
         let entry = park::entry(oid)?;
         let parked = self.park.dir();
         match self.tree.mutate().rename(parked.as_fd(), &entry, dir, name, libc::RENAME_NOREPLACE) {
@@ -247,7 +272,7 @@ impl Applier {
         let Some(fd) = self.fd(oid)? else {
             return Ok(());
         };
-        if !self.catalog.get(oid)?.is_some_and(|row| row.kind == libc::S_IFDIR) {
+        if self.catalog.get(oid)?.is_none_or(|row| row.kind != libc::S_IFDIR) {
             return Ok(self.tree.mutate().link(fd.as_fd(), dir, name)?);
         }
         let Some((from, from_name)) = self.locate_dir(fd.as_fd())? else {
@@ -258,8 +283,17 @@ impl Applier {
     }
 
     /// Takes an object out of its slot: into the park when this was its last name. What is not ours goes to the orphans,
-    /// what is left over from before a crash goes away.
+    /// what is left over from before a crash goes away. An immutable object is made changeable until the group ends.
     pub(super) fn put_out(&mut self, dir: BorrowedFd<'_>, name: &Name, occupant: &Occupant) -> Outcome<()> {
+        match self.put_out_unlocked(dir, name, occupant) {
+            Err(Trouble::Errno(Errno::EPERM)) if self.lift_occupant(occupant)? => {
+                self.put_out_unlocked(dir, name, occupant)
+            }
+            done => done,
+        }
+    }
+
+    fn put_out_unlocked(&mut self, dir: BorrowedFd<'_>, name: &Name, occupant: &Occupant) -> Outcome<()> {
         let Some(oid) = occupant.oid else {
             return self.put_among_orphans(dir, name, occupant);
         };
@@ -289,7 +323,7 @@ impl Applier {
     }
 
     fn park_dir(&mut self, oid: Oid) -> Outcome<()> {
-        if oid == Oid::ROOT || !self.catalog.get(oid)?.is_some_and(|row| row.kind == libc::S_IFDIR) {
+        if oid == Oid::ROOT || self.catalog.get(oid)?.is_none_or(|row| row.kind != libc::S_IFDIR) {
             return Ok(());
         }
         let Some(fd) = self.fd(oid)? else {
@@ -305,95 +339,6 @@ impl Applier {
             Some(occupant) => self.put_out(parent.as_fd(), &name, &occupant),
             None => Ok(()),
         }
-    }
-
-    /// `dest` lies below the directory `oid`: parks the directory just below `oid` on that way, and notes in an xattr which
-    /// slot it was put out of. Parking alone would be wrong: the parked edge may be the old, valid one.
-    fn park_ancestor(&mut self, dest: BorrowedFd<'_>, oid: Oid) -> Outcome<()> {
-        let Some(row) = self.catalog.get(oid)? else {
-            return Err(Errno::EINVAL.into());
-        };
-        let mut below = sys::openat(dest, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
-        loop {
-            let above = sys::openat(below.as_fd(), c"..", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
-            let key = self.tree.key_of(above.as_fd())?;
-            if key == row.key {
-                return self.displace(below, &above, oid);
-            }
-            if key == self.tree.root_key() {
-                return Err(Errno::EINVAL.into());
-            }
-            below = above;
-        }
-    }
-
-    fn displace(&mut self, child: OwnedFd, parent: &OwnedFd, parent_oid: Oid) -> Outcome<()> {
-        let Some((_, name)) = self.locate_dir(child.as_fd())? else {
-            return Err(Errno::EINVAL.into());
-        };
-        let Some(occupant) = self.occupant(parent.as_fd(), &name)? else {
-            return Err(Errno::EINVAL.into());
-        };
-        let Some(oid) = occupant.oid else {
-            return self.put_out(parent.as_fd(), &name, &occupant);
-        };
-        let mut slot = parent_oid.to_bytes().to_vec();
-        slot.extend_from_slice(name.as_bytes());
-        self.preserve(parent_oid, parent.as_fd())?;
-        self.tree.mutate().set_xattr(child.as_fd(), DISPLACED_XATTR, &slot, 0)?;
-        self.displaced.insert(oid);
-        self.put_out(parent.as_fd(), &name, &occupant)
-    }
-
-    pub(super) fn load_displaced(&mut self) -> Outcome<()> {
-        for oid in self.park.oids()? {
-            let fd = self.tree.open_child(self.park.fd(), &park::entry(oid)?, libc::O_PATH)?;
-            if self.tree.xattr(fd.as_fd(), DISPLACED_XATTR)?.is_some() {
-                self.displaced.insert(oid);
-            }
-        }
-        Ok(())
-    }
-
-    fn forget_displaced(&mut self, oid: Oid) -> Outcome<()> {
-        if !self.displaced.remove(&oid) {
-            return Ok(());
-        }
-        if let Some(fd) = self.fd(oid)? {
-            match self.tree.mutate().remove_xattr(fd.as_fd(), DISPLACED_XATTR) {
-                Ok(()) | Err(Errno::ENODATA) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
-    }
-
-    /// The replay has passed everything that the tree could hold from before the crash: what is still displaced was
-    /// displaced by an edge that no longer stands in its way.
-    pub(super) fn put_back_displaced(&mut self) -> Outcome<()> {
-        for oid in std::mem::take(&mut self.displaced) {
-            let entry = park::entry(oid)?;
-            let parked = self.park.dir();
-            let Some(occupant) = self.occupant(parked.as_fd(), &entry)? else {
-                continue;
-            };
-            let slot = self.tree.xattr(occupant.fd.as_fd(), DISPLACED_XATTR)?.unwrap_or_default();
-            self.tree.mutate().remove_xattr(occupant.fd.as_fd(), DISPLACED_XATTR).or_else(not_set)?;
-            let Some((parent, name)) = read_slot(&slot) else {
-                continue;
-            };
-            let Some(dir) = self.fd(parent)? else {
-                continue;
-            };
-            self.preserve(parent, dir.as_fd())?;
-            let tree = self.tree.mutate();
-            match tree.rename(parked.as_fd(), &entry, dir.as_fd(), &name, libc::RENAME_NOREPLACE) {
-                // Taken by another, or it would be below itself: it stays parked until a record speaks of it.
-                Ok(()) | Err(Errno::EEXIST | Errno::EINVAL | Errno::ENOENT) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
     }
 
     fn preserve_of(&mut self, dir: &Dir) -> Outcome<()> {
@@ -412,10 +357,10 @@ impl Applier {
         }
         let parent = sys::openat(dir, c"..", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
         // The kernel knows the name of an open directory; it is only a hint until the entry was looked at.
-        if let Some(name) = sys::last_component(dir) {
-            if self.tree.lookup(parent.as_fd(), &name).is_ok_and(|found| found.key == key) {
-                return Ok(Some((parent, name)));
-            }
+        if let Some(name) = sys::last_component(dir)
+            && self.tree.lookup(parent.as_fd(), &name).is_ok_and(|found| found.key == key)
+        {
+            return Ok(Some((parent, name)));
         }
         let list = sys::openat(parent.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
         for name in super::objects::entry_names(list)? {
@@ -430,17 +375,5 @@ impl Applier {
     pub(super) fn touch_listed(&mut self, oid: Oid, attrs: Attrs, flags: u32) {
         self.touch(oid, attrs);
         self.touched.entry(oid).or_default().flags = Some(flags);
-    }
-}
-
-fn read_slot(bytes: &[u8]) -> Option<(Oid, Name)> {
-    let (oid, name) = bytes.split_first_chunk::<{ Oid::LEN }>()?;
-    Some((Oid::from_bytes(*oid), Name::new(name).ok()?))
-}
-
-fn not_set(errno: Errno) -> sys::Result<()> {
-    match errno {
-        Errno::ENODATA => Ok(()),
-        errno => Err(errno),
     }
 }

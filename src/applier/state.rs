@@ -28,6 +28,7 @@ impl Applier {
                 if *last {
                     let items = std::mem::take(&mut self.listing);
                     self.set_listing(oid, &items)?;
+                    self.listed = Some((oid, items.iter().map(|item| item.oid).collect()));
                     self.touch_listed(oid, *attrs, *flags);
                 }
                 Ok(())
@@ -66,12 +67,13 @@ impl Applier {
         let Some(dir) = self.fd(oid)? else {
             return Ok(());
         };
+        self.forget_displaced_from(oid)?;
         let present = self.sort_out_present(oid, dir.as_fd(), items)?;
         self.catalog.set_known(oid, Known::Complete)?;
         self.catalog.unblock(oid)?;
         for item in items {
             if !present.contains(item.name.as_bytes()) {
-                // The source has queued the children of a directory that it lists: nothing needs to be asked for.
+                // The source has queued the children, or a StateEnd follows at which those that lack are asked for.
                 self.ensure(item.oid, &item.shape)?;
                 self.bind(&Slot { parent: oid, name: item.name.clone() }, item.oid)?;
             }
@@ -148,6 +150,11 @@ impl Applier {
         let Some(fd) = self.fd(oid)? else {
             return Ok(());
         };
+        if self.fresh.contains(oid) && xattrs.is_empty() {
+            // Nothing to take away; the data, or the end of the group, gives it its size.
+            return Ok(());
+        }
+        self.fresh.remove(oid);
         if shape.is_file() {
             self.tree.mutate().truncate(fd.as_fd(), attrs.size)?;
         }
@@ -160,8 +167,26 @@ impl Applier {
                 self.catalog.set_known(oid, Known::Complete)?;
                 self.catalog.unblock(oid)?;
                 self.touch(oid, *attrs);
+                if row.kind == libc::S_IFDIR {
+                    self.ask_for_children(oid)?;
+                }
             }
             _ => self.need(oid),
+        }
+        Ok(())
+    }
+
+    /// The end of a directory's state says that nothing of its children follows: those that are not known here are asked
+    /// for. So a subtree that came into the source's tree from outside, with nothing in it that looks new, is fetched whole.
+    fn ask_for_children(&mut self, oid: Oid) -> Outcome<()> {
+        let Some((_, children)) = self.listed.take().filter(|(listed, _)| *listed == oid) else {
+            self.need(oid);
+            return Ok(());
+        };
+        for child in children {
+            if !self.catalog.get(child)?.is_some_and(|row| row.known == Known::Complete) {
+                self.need(child);
+            }
         }
         Ok(())
     }
@@ -184,7 +209,7 @@ impl Applier {
 
     /// A repair of data must not cost the object its capability, which the kernel drops at every write.
     fn save_capability(&mut self, oid: Oid, fd: BorrowedFd<'_>) -> Outcome<()> {
-        if self.touched.get(&oid).is_some_and(|touched| touched.capability.is_some()) {
+        if self.fresh.contains(oid) || self.touched.get(&oid).is_some_and(|touched| touched.capability.is_some()) {
             return Ok(());
         }
         if let Some(value) = self.tree.xattr(fd, CAPABILITY)? {

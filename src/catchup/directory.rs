@@ -46,6 +46,26 @@ struct Listing {
 /// # Errors
 /// As open(2), getdents64(2) and stat(2).
 pub fn read_dir(view: &dyn TreeView, oid: Oid) -> Result<DirReading> {
+    read(view, oid, Follow::Children)
+}
+
+/// As [`read_dir`], for a directory whose children do not follow: the reading ends with a record that lets the target
+/// ask for those it lacks.
+///
+/// # Errors
+/// As [`read_dir`].
+pub fn read_listing(view: &dyn TreeView, oid: Oid) -> Result<DirReading> {
+    read(view, oid, Follow::Nothing)
+}
+
+/// What comes behind a directory's state.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Follow {
+    Children,
+    Nothing,
+}
+
+fn read(view: &dyn TreeView, oid: Oid, follow: Follow) -> Result<DirReading> {
     let gone =
         |stamp| DirReading { stamp, records: vec![state(oid, stamp, &Op::StateGone, &[])], children: Vec::new() };
     let Some(key) = view.key_of(oid) else {
@@ -57,7 +77,13 @@ pub fn read_dir(view: &dyn TreeView, oid: Oid) -> Result<DirReading> {
     let listing = view.tree().open_key(key, flags).and_then(|fd| list(view, oid, fd.as_fd()));
     drop(guard);
     match listing {
-        Ok(listing) => Ok(DirReading { stamp, records: parts(oid, stamp, &listing), children: listing.children }),
+        Ok(listing) => {
+            let mut records = parts(oid, stamp, &listing);
+            if follow == Follow::Nothing {
+                records.push(state(oid, stamp, &Op::StateEnd { attrs: listing.attrs }, &[]));
+            }
+            Ok(DirReading { stamp, records, children: listing.children })
+        }
         Err(errno) if is_gone(errno) => Ok(gone(stamp)),
         Err(errno) => Err(errno),
     }

@@ -7,11 +7,13 @@
 //! - At most [`CHUNK_BYTES`] of a file are read under one lock, so that a writer waits for milliseconds, not for a file.
 //! - Reading leaves no access time and no record, and opens nothing but regular files and directories for reading.
 
+mod changed;
 mod directory;
 mod object;
 
 pub use crate::backing::TreeView;
-pub use directory::{DirReading, is_dir, read_dir};
+pub use changed::{Changed, ChangedSince};
+pub use directory::{DirReading, is_dir, read_dir, read_listing};
 pub use object::{Compare, ObjectReading, read_object, read_range};
 
 use crate::base::{Oid, Tid};

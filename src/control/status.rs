@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::tid_text;
+use super::{Opener, tid_text};
 use crate::base::{Tid, Timespec};
 use crate::config::{TargetName, VolumeName};
 
@@ -35,6 +35,10 @@ pub struct VolumeStatus {
     pub durable_tid: Tid,
     /// Bytes that the journal takes on disk.
     pub journal_bytes: u64,
+    /// Who can write behind the mount's back, through files that were open before it. No target is consistent until they
+    /// are closed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suspects: Vec<Opener>,
     /// In the order of the volume's file.
     pub targets: Vec<TargetStatus>,
 }
@@ -176,6 +180,7 @@ mod tests {
             last_tid: Tid(u64::MAX),
             durable_tid: Tid(16),
             journal_bytes: 1,
+            suspects: Vec::new(),
             targets: Vec::new(),
         };
         let json = serde_json::to_value(&status).unwrap();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::volume::{Volume, VolumeError};
 use super::volumes::{Run, Volumes};
 use crate::base::Tid;
-use crate::config::{TargetName, VolumeName};
+use crate::config::{OpenFiles, TargetName, VolumeName};
 use crate::control::{ExitCode, Failure, Handler, MountsReply, Reply, ReplySink, Request, Stopper};
 use crate::fuse::Unmount;
 
@@ -23,9 +23,10 @@ impl Handler for DaemonHandler {
                 let state = |entry: &crate::config::MountEntry| Some(volumes.state(&entry.volume));
                 Ok(Reply::Mounts(MountsReply::from_file(&volumes.mounts_file()?, state)))
             }
-            Request::Mount { which, dry_run, allow_open: _ } => {
+            Request::Mount { which, dry_run, allow_open } => {
+                let open_files = if allow_open { OpenFiles::Allow } else { OpenFiles::Refuse };
                 let run = if dry_run { Run::Dry } else { Run::Real };
-                Ok(Reply::Verdicts(volumes.mount(&which, run)?))
+                Ok(Reply::Verdicts(volumes.mount(&which, run, open_files)?))
             }
             Request::Unmount { which, lazy } => {
                 let how = if lazy { Unmount::Lazy } else { Unmount::Plain };
@@ -105,15 +106,23 @@ fn wait_for_one(
     deadline: Option<Instant>,
     sink: &mut dyn ReplySink,
 ) -> Result<(), Failure> {
+    /// A file that was open before the mount keeps every target from being consistent until it is closed.
+    const SUSPECT_EVERY: Duration = Duration::from_secs(1);
     const LOOK_EVERY: Duration = Duration::from_millis(200);
     let behind = |text: String| Failure::new(ExitCode::Behind, text).with_remedy("dtfs status shows how far it is");
     volume.flush_target(name);
+    let mut looked = Instant::now();
+    volume.check_suspects()?;
     while !volume.is_consistent(name, tid)? {
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return Err(behind(format!("target {name} is not consistent at {tid} yet")));
         }
         if !sink.is_wanted() {
             return Err(behind("nobody waits any more".to_owned()));
+        }
+        if looked.elapsed() >= SUSPECT_EVERY {
+            looked = Instant::now();
+            volume.check_suspects()?;
         }
         let left = deadline.map_or(LOOK_EVERY, |deadline| deadline.saturating_duration_since(Instant::now()));
         volume.wait_for_target(name, left.min(LOOK_EVERY));

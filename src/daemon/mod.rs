@@ -9,11 +9,15 @@
 mod demo;
 mod handler;
 mod log;
+mod openers;
 mod run;
+mod scan;
 mod serve;
 mod status;
+mod unwatched;
 mod volume;
 mod volumes;
+mod watched;
 
 pub use demo::{Keep, demo};
 pub use run::run;

@@ -1,13 +1,15 @@
 //! The daemon's life: mount everything, answer, stop cleanly.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::handler::DaemonHandler;
 use super::volumes::{Run, Volumes};
-use crate::config::Paths;
+use crate::config::{OpenFiles, Paths};
 use crate::control::{ExitCode, Failure, Selection, Server, Stopper};
 
 /// Runs until SIGTERM, SIGINT or a request to stop.
@@ -22,12 +24,14 @@ pub fn run(paths: &Paths) -> Result<(), Failure> {
     let server = Server::bind(paths)?;
     let volumes = Arc::new(Volumes::new(paths.clone()));
     watch_signals(server.stopper(), volumes.clone()).map_err(|error| io("signals", error))?;
-    let reply = volumes.mount(&Selection::All, Run::Real)?;
+    let reply = volumes.mount(&Selection::All, Run::Real, OpenFiles::Refuse)?;
     for problem in &reply.problems {
         tracing::warn!(%problem, "entry skipped");
     }
     let handler = DaemonHandler { volumes: volumes.clone(), stopper: server.stopper() };
+    let watch = watch_suspects(volumes.clone()).map_err(|error| io("a thread", error))?;
     let served = server.serve(Arc::new(handler));
+    drop(watch);
     let closed = volumes.close();
     served.and(closed)
 }
@@ -47,6 +51,18 @@ fn watch_signals(stopper: Stopper, volumes: Arc<Volumes>) -> std::io::Result<()>
         }
     })?;
     Ok(())
+}
+
+/// Compares what is open behind a mount's back, until the returned end is dropped.
+fn watch_suspects(volumes: Arc<Volumes>) -> std::io::Result<Sender<()>> {
+    const EVERY: Duration = Duration::from_secs(30);
+    let (end, ended) = bounded::<()>(0);
+    std::thread::Builder::new().name("dtfs-suspects".into()).spawn(move || {
+        while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
+            volumes.check_suspects();
+        }
+    })?;
+    Ok(end)
 }
 
 /// Every file that programs hold open is one descriptor here.

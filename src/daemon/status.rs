@@ -52,6 +52,7 @@ fn closed_volume(volumes: &Volumes, entry: &MountEntry) -> VolumeStatus {
         last_tid: Tid::ZERO,
         durable_tid: Tid::ZERO,
         journal_bytes: 0,
+        suspects: Vec::new(),
         targets: Vec::new(),
     }
 }
@@ -62,7 +63,7 @@ fn open_volume(volume: &Volume) -> Result<VolumeStatus, Failure> {
     let mut targets = Vec::new();
     for (name, sender) in &live.senders {
         if let Some(row) = volume.journal.store().target(name.as_str()).map_err(super::volume::VolumeError::from)? {
-            targets.push(target(volume, name, &row, &sender.status())?);
+            targets.push(target(volume, name, &row, (&sender.status(), live.sees_all()))?);
         }
     }
     Ok(VolumeStatus {
@@ -73,11 +74,17 @@ fn open_volume(volume: &Volume) -> Result<VolumeStatus, Failure> {
         last_tid: volume.journal.last_tid(),
         durable_tid: volume.journal.durable_tid(),
         journal_bytes: volume.journal.bytes_used(),
+        suspects: live.suspects.values().cloned().collect(),
         targets,
     })
 }
 
-fn target(volume: &Volume, name: &TargetName, row: &TargetRow, sender: &SenderStatus) -> Result<TargetStatus, Failure> {
+fn target(
+    volume: &Volume,
+    name: &TargetName,
+    row: &TargetRow,
+    (sender, sees_all): (&SenderStatus, bool),
+) -> Result<TargetStatus, Failure> {
     let store = volume.journal.store();
     let failed = super::volume::VolumeError::from;
     let work_left = store.work_count(row.id).map_err(failed)?;
@@ -91,10 +98,10 @@ fn target(volume: &Volume, name: &TargetName, row: &TargetRow, sender: &SenderSt
             TargetState::Offline { reason }
         }
         SenderState::Connected if mirroring => TargetState::Mirroring,
-        SenderState::Connected if work_left > 0 || sender.blocked > 0 => TargetState::Converging,
+        SenderState::Connected if work_left > 0 || sender.blocked > 0 || !sees_all => TargetState::Converging,
         SenderState::Connected => TargetState::Replicating,
     };
-    let consistent = row.mirrored && work_left == 0 && sender.blocked == 0;
+    let consistent = sees_all && row.mirrored && work_left == 0 && sender.blocked == 0;
     Ok(TargetStatus {
         name: name.clone(),
         url: row.url.clone(),

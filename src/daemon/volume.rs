@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::openers::{holds_below, openers};
+use super::unwatched::{Changes, Suspects};
+use super::watched::Moment;
 use crate::backing::{BackingError, Tree, TreeView};
 use crate::config::{
-    AccessTimes, Adoption, MountEntry, Paths, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
+    AccessTimes, Adoption, MountEntry, OpenFiles, Paths, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
 };
-use crate::control::{ExitCode, Failure};
+use crate::control::{ExitCode, Failure, Opener};
 use crate::fuse::{MountError, MountedVolume, Unmount, Unmounted};
 use crate::journal::{Journal, JournalError, JournalOptions, LastStop, Level};
 use crate::record::MAX_RECORD_BYTES;
@@ -33,8 +36,14 @@ pub(super) struct Volume {
 
 /// The parts of a volume that come and go.
 pub(super) struct Live {
-    stack: Arc<Stack>,
+    pub(super) stack: Arc<Stack>,
     pub(super) mounted: Option<MountedVolume>,
+    /// Mounts that were taken out of sight while somebody used them: what their users do is still journaled.
+    detached: Vec<MountedVolume>,
+    /// The stack has served a mount that has ended, or ends when its users leave.
+    used: bool,
+    pub(super) unwatched: Changes,
+    pub(super) suspects: Suspects,
     pub(super) senders: BTreeMap<TargetName, SenderThread>,
 }
 
@@ -49,6 +58,19 @@ pub(super) enum VolumeError {
     Stack(#[from] StackError),
     #[error(transparent)]
     Mount(#[from] MountError),
+    #[error("{path}: in use by {}", list(.openers))]
+    InUse {
+        /// The mount point.
+        path: PathBuf,
+        openers: Vec<Opener>,
+    },
+    #[error("{path}: files below it are open for writing, and what is written to them would not be seen: {}",
+        list(&writers(.openers)))]
+    OpenFiles {
+        /// The directory.
+        path: PathBuf,
+        openers: Vec<Opener>,
+    },
     #[error("{path}: {cause}")]
     Io {
         /// The directory.
@@ -57,12 +79,43 @@ pub(super) enum VolumeError {
     },
 }
 
+/// How a mount went.
+pub(super) enum Mounting {
+    /// It was there.
+    Already,
+    /// It is there now; who holds what below the path from before.
+    New { openers: Vec<Opener> },
+}
+
+/// Each process once.
+fn list(openers: &[Opener]) -> String {
+    let names: BTreeMap<u32, &str> = openers.iter().map(|opener| (opener.pid, opener.command.as_str())).collect();
+    let names: Vec<String> = names.iter().map(|(pid, command)| format!("pid {pid} ({command})")).collect();
+    if names.is_empty() { "somebody /proc does not show".to_owned() } else { names.join(", ") }
+}
+
+fn writers(openers: &[Opener]) -> Vec<Opener> {
+    openers.iter().filter(|opener| opener.writes).cloned().collect()
+}
+
+impl VolumeError {
+    /// Who stands in the way.
+    pub(super) fn openers(&self) -> Vec<Opener> {
+        match self {
+            VolumeError::InUse { openers, .. } | VolumeError::OpenFiles { openers, .. } => openers.clone(),
+            _ => Vec::new(),
+        }
+    }
+}
+
 impl From<VolumeError> for Failure {
     fn from(error: VolumeError) -> Failure {
         let code = match &error {
             VolumeError::Backing(BackingError::InnerMounts { .. } | BackingError::Unsupported { .. }) => {
                 ExitCode::Refused
             }
+            VolumeError::OpenFiles { .. } => ExitCode::Refused,
+            VolumeError::InUse { .. } => ExitCode::Busy,
             VolumeError::Mount(MountError::Busy { .. }) | VolumeError::Journal(JournalError::Busy { .. }) => {
                 ExitCode::Busy
             }
@@ -70,9 +123,12 @@ impl From<VolumeError> for Failure {
         };
         let failure = Failure::new(code, &error);
         match &error {
-            VolumeError::Mount(MountError::Busy { .. }) => {
-                failure.with_remedy("end the programs that use it (fuser -vm shows them), or unmount with --lazy")
+            VolumeError::InUse { .. } | VolumeError::Mount(MountError::Busy { .. }) => {
+                failure.with_remedy("end the programs that use it, or unmount with --lazy")
             }
+            VolumeError::OpenFiles { .. } => failure.with_remedy(
+                "end these programs, or mount with --allow-open: then the files are compared until they are closed",
+            ),
             VolumeError::Backing(BackingError::InnerMounts { .. }) => {
                 failure.with_remedy("unmount them first, and mount them again on top")
             }
@@ -98,8 +154,22 @@ impl Volume {
         let tree = Tree::open(&entry.path)?;
         let store = entry.options.store.clone().unwrap_or_else(|| paths.volume_state(&entry.volume));
         let (journal, last_stop) = open_journal(&store, file)?;
+        let io = |cause| VolumeError::Io { path: entry.path.clone(), cause };
+        if last_stop != LastStop::Clean {
+            // Everything is compared, or mirrored, by readings from now on.
+            Moment::now().map_err(io)?.store(journal.store())?;
+        }
+        let unwatched = if last_stop == LastStop::New { Changes::Queued } else { Changes::Unknown };
         let stack = Stack::new(tree, journal.clone(), options)?;
-        let live = Live { stack, mounted: None, senders: BTreeMap::new() };
+        let live = Live {
+            stack,
+            mounted: None,
+            detached: Vec::new(),
+            used: false,
+            unwatched,
+            suspects: Suspects::new(),
+            senders: BTreeMap::new(),
+        };
         let volume = Arc::new(Volume {
             name: entry.volume.clone(),
             path: entry.path.clone(),
@@ -125,32 +195,70 @@ impl Volume {
         self.live.lock()
     }
 
-    /// Mounts the volume; false when it was mounted already.
-    pub(super) fn mount(&self, file: &VolumeFile) -> Result<bool, VolumeError> {
+    /// Mounts the volume. What is open for writing below the path then refuses it, or makes the volume bypass-suspect.
+    pub(super) fn mount(&self, file: &VolumeFile, open_files: OpenFiles) -> Result<Mounting, VolumeError> {
         let mut live = self.live.lock();
-        match &live.mounted {
-            Some(mounted) if mounted.is_serving() => return Ok(false),
-            Some(_) => {
-                // Its session ended without our doing: an operator's umount, or an abort.
-                live.mounted = None;
-                self.renew(&mut live, file)?;
-            }
-            None => {}
+        if live.mounted.as_ref().is_some_and(|mounted| mounted.is_serving() && mounted.is_in_place()) {
+            self.look_for_changes_again(&mut live)?;
+            return Ok(Mounting::Already);
         }
-        let mounted = MountedVolume::mount(live.stack.clone(), &self.path, self.name.as_str())?;
-        live.mounted = Some(mounted);
-        Ok(true)
+        // Taken down without our doing: an operator's umount, or an abort.
+        let gone = live.mounted.take();
+        live.used |= gone.is_some();
+        live.detached.extend(gone);
+        self.renew_used(&mut live, file)?;
+        let stack = live.stack.clone();
+        let before = openers(&self.holds_behind(&stack));
+        if open_files == OpenFiles::Refuse && before.iter().any(|opener| opener.writes) {
+            return Err(VolumeError::OpenFiles { path: self.path.clone(), openers: before });
+        }
+        live.mounted = Some(MountedVolume::mount(stack.clone(), &self.path, self.name.as_str())?);
+        self.look_for_changes(&mut live)?;
+        drop(live);
+        // Again: a file that was opened right before the mount was in place.
+        let holds = self.holds_behind(&stack);
+        let openers = openers(&holds);
+        self.suspect(&stack, holds)?;
+        Ok(Mounting::New { openers })
     }
 
     /// Unmounts the volume; false when it was not mounted. The senders go on.
     pub(super) fn unmount(&self, how: Unmount, file: &VolumeFile) -> Result<bool, VolumeError> {
+        self.check_suspects()?;
         let mut live = self.live.lock();
         let Some(mounted) = &live.mounted else { return Ok(false) };
-        if mounted.unmount(how)? == Unmounted::Ended {
-            live.mounted = None;
-            self.renew(&mut live, file)?;
+        let moment = self.last_watched(mounted)?;
+        let left = mounted.unmount(how).map_err(|error| self.explain_busy(error))?;
+        self.end_of_watch(&mut live, moment)?;
+        let mounted = live.mounted.take();
+        live.used = true;
+        if left == Unmounted::InUse {
+            live.detached.extend(mounted);
         }
+        self.renew_used(&mut live, file)?;
         Ok(true)
+    }
+
+    /// Finds who keeps the mount busy.
+    fn explain_busy(&self, error: MountError) -> VolumeError {
+        let path = crate::fuse::canonical(&self.path);
+        match (&error, std::fs::symlink_metadata(&path)) {
+            (MountError::Busy { .. }, Ok(root)) => {
+                let openers = openers(&holds_below(std::os::unix::fs::MetadataExt::dev(&root), &path));
+                VolumeError::InUse { path, openers }
+            }
+            _ => error.into(),
+        }
+    }
+
+    /// Gives the next mount a stack of its own, unless users of an earlier one are left: they must share its locks.
+    fn renew_used(&self, live: &mut Live, file: &VolumeFile) -> Result<(), VolumeError> {
+        live.detached.retain(MountedVolume::is_serving);
+        if live.used && live.detached.is_empty() {
+            self.renew(live, file)?;
+            live.used = false;
+        }
+        Ok(())
     }
 
     /// A mount that ended leaves nodes that the kernel never gave back: the next one gets a stack of its own, and the
@@ -225,14 +333,21 @@ impl Volume {
     /// Ends everything: no new ops, senders finished, journal clean.
     pub(super) fn close(&self) -> Result<(), VolumeError> {
         const HELD_OPEN: Duration = Duration::from_secs(1);
+        if let Err(error) = self.check_suspects() {
+            tracing::warn!(volume = %self.name, %error, "files that were open before the mount are not compared");
+        }
         let mut live = self.live.lock();
         if let Some(mounted) = live.mounted.take() {
+            let moment = self.last_watched(&mounted)?;
             if let Err(error) = mounted.unmount(Unmount::Plain) {
                 tracing::warn!(volume = %self.name, %error, "unmounting lazily: programs that use it will get ENOTCONN");
                 mounted.unmount(Unmount::Lazy)?;
                 let _ = mounted.wait(HELD_OPEN);
             }
+            self.end_of_watch(&mut live, moment)?;
         }
+        live.detached.retain(|mounted| mounted.wait(HELD_OPEN) == Unmounted::InUse);
+        live.unwatched = Changes::Unknown;
         live.senders.clear();
         Ok(self.journal.close_clean()?)
     }
@@ -278,8 +393,11 @@ impl Volume {
     pub(super) fn is_consistent(&self, name: &TargetName, tid: crate::base::Tid) -> Result<bool, VolumeError> {
         let store = self.journal.store();
         let Some(row) = store.target(name.as_str())? else { return Ok(false) };
-        let blocked = self.live.lock().senders.get(name).is_some_and(|sender| sender.status().blocked > 0);
-        Ok(row.mirrored && row.applied >= tid && !blocked && store.work_count_upto(row.id, tid)? == 0)
+        let live = self.live.lock();
+        let blocked = live.senders.get(name).is_some_and(|sender| sender.status().blocked > 0);
+        let sees_all = live.sees_all();
+        drop(live);
+        Ok(sees_all && row.mirrored && row.applied >= tid && !blocked && store.work_count_upto(row.id, tid)? == 0)
     }
 
     /// Asks the target to make durable what it has.

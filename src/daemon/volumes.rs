@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::volume::Volume;
-use crate::config::{MountEntry, MountsFile, Paths, VolumeFile, VolumeName, check_entry, check_target_entry};
-use crate::control::{ExitCode, Failure, MountReply, MountVerdict, Problem, Selection, Verdict, VolumeState};
+use super::openers::holds_below;
+use super::volume::{Mounting, Volume, VolumeError};
+use crate::config::{
+    MountEntry, MountsFile, OpenFiles, Paths, VolumeFile, VolumeName, check_entry, check_target_entry,
+};
+use crate::control::{ExitCode, Failure, MountReply, MountVerdict, Opener, Problem, Selection, Verdict, VolumeState};
 use crate::fuse::Unmount;
 
 /// The open volumes, and why others are not open.
@@ -67,29 +70,33 @@ impl Volumes {
     pub(super) fn state(&self, name: &VolumeName) -> VolumeState {
         let table = self.table.lock();
         match (table.open.get(name), table.refused.get(name)) {
-            (Some(volume), _) => super::status::volume_state(volume),
+            (Some(volume), refused) => match (super::status::volume_state(volume), refused) {
+                (VolumeState::Unmounted, Some(reason)) => VolumeState::Refused { reason: reason.clone() },
+                (state, _) => state,
+            },
             (None, Some(reason)) => VolumeState::Refused { reason: reason.clone() },
             (None, None) => VolumeState::Unmounted,
         }
     }
 
     /// Mounts what is selected; one verdict each.
-    pub(super) fn mount(&self, which: &Selection, run: Run) -> Result<MountReply, Failure> {
+    pub(super) fn mount(&self, which: &Selection, run: Run, open_files: OpenFiles) -> Result<MountReply, Failure> {
         let _changing = self.changing.lock();
         let file = self.mounts_file()?;
         let verdicts = which
             .resolve(&file)
             .into_iter()
             .map(|entry| match entry {
-                Ok(entry) => MountVerdict::of(entry, self.mount_entry(entry, &file, run)),
+                Ok(entry) => self.mount_entry(entry, &file, run, open_files),
                 Err(verdict) => *verdict,
             })
             .collect();
         Ok(MountReply { verdicts, problems: file.errors().iter().map(Problem::from).collect() })
     }
 
-    fn mount_entry(&self, entry: &MountEntry, file: &MountsFile, run: Run) -> Verdict {
-        match self.try_mount(entry, file, run) {
+    fn mount_entry(&self, entry: &MountEntry, file: &MountsFile, run: Run, open_files: OpenFiles) -> MountVerdict {
+        let mut openers = Vec::new();
+        let verdict = match self.try_mount(entry, file, run, open_files, &mut openers) {
             Ok(verdict) => {
                 self.table.lock().refused.remove(&entry.volume);
                 verdict
@@ -101,21 +108,33 @@ impl Volumes {
                 }
                 Verdict::NotDone(failure)
             }
-        }
+        };
+        MountVerdict { openers, ..MountVerdict::of(entry, verdict) }
     }
 
-    fn try_mount(&self, entry: &MountEntry, file: &MountsFile, run: Run) -> Result<Verdict, Failure> {
+    fn try_mount(
+        &self,
+        entry: &MountEntry,
+        file: &MountsFile,
+        run: Run,
+        open_files: OpenFiles,
+        openers: &mut Vec<Opener>,
+    ) -> Result<Verdict, Failure> {
         let open = self.find(&entry.volume);
-        if open.as_ref().is_some_and(|volume| super::status::volume_state(volume) == VolumeState::Mounted) {
-            return Ok(Verdict::AlreadyMounted);
-        }
         if crate::fuse::dead_mount_at(&entry.path) && run == Run::Real {
             crate::fuse::detach(&entry.path).map_err(|error| Failure::new(ExitCode::Failed, error))?;
         }
-        check_entry(&self.paths, entry, file)?;
+        let mounted = open.as_ref().is_some_and(|volume| super::status::volume_state(volume) == VolumeState::Mounted);
+        if mounted && run == Run::Dry {
+            return Ok(Verdict::AlreadyMounted);
+        }
+        if !mounted {
+            check_entry(&self.paths, entry, file)?;
+        }
         let settings = self.settings(&entry.volume, file)?;
+        let open_files = if entry.options.open_files == OpenFiles::Allow { OpenFiles::Allow } else { open_files };
         if run == Run::Dry {
-            return Ok(Verdict::WouldMount);
+            return rehearse(entry, open_files, openers);
         }
         let volume = match open {
             Some(volume) => volume,
@@ -125,9 +144,16 @@ impl Volumes {
                 volume
             }
         };
-        match volume.mount(&settings)? {
-            true => Ok(Verdict::Mounted),
-            false => Ok(Verdict::AlreadyMounted),
+        match volume.mount(&settings, open_files) {
+            Ok(Mounting::New { openers: found }) => {
+                *openers = found;
+                Ok(Verdict::Mounted)
+            }
+            Ok(Mounting::Already) => Ok(Verdict::AlreadyMounted),
+            Err(error) => {
+                *openers = error.openers();
+                Err(error.into())
+            }
         }
     }
 
@@ -152,20 +178,36 @@ impl Volumes {
             .resolve(&file)
             .into_iter()
             .map(|entry| match entry {
-                Ok(entry) => MountVerdict::of(entry, self.unmount_entry(entry, &file, how)),
+                Ok(entry) => self.unmount_entry(entry, &file, how),
                 Err(verdict) => *verdict,
             })
             .collect();
         Ok(MountReply { verdicts, problems: Vec::new() })
     }
 
-    fn unmount_entry(&self, entry: &MountEntry, file: &MountsFile, how: Unmount) -> Verdict {
-        let Some(volume) = self.find(&entry.volume) else { return Verdict::NotMounted };
-        let done = self.settings(&entry.volume, file).and_then(|settings| Ok(volume.unmount(how, &settings)?));
-        match done {
+    fn unmount_entry(&self, entry: &MountEntry, file: &MountsFile, how: Unmount) -> MountVerdict {
+        let Some(volume) = self.find(&entry.volume) else { return MountVerdict::of(entry, Verdict::NotMounted) };
+        let mut openers = Vec::new();
+        let done = self.settings(&entry.volume, file).and_then(|settings| {
+            volume.unmount(how, &settings).map_err(|error| {
+                openers = error.openers();
+                Failure::from(error)
+            })
+        });
+        let verdict = match done {
             Ok(true) => Verdict::Unmounted,
             Ok(false) => Verdict::NotMounted,
             Err(failure) => Verdict::NotDone(failure),
+        };
+        MountVerdict { openers, ..MountVerdict::of(entry, verdict) }
+    }
+
+    /// Looks in every volume for what is written behind its mount's back.
+    pub(super) fn check_suspects(&self) {
+        for volume in self.open() {
+            if let Err(error) = volume.check_suspects() {
+                tracing::warn!(volume = %volume.name, %error, "files that were open before the mount are not compared");
+            }
         }
     }
 
@@ -216,5 +258,16 @@ impl Volumes {
             }
         }
         failed.map_or(Ok(()), Err)
+    }
+}
+
+/// What a mount would say of open files.
+fn rehearse(entry: &MountEntry, open_files: OpenFiles, openers: &mut Vec<Opener>) -> Result<Verdict, Failure> {
+    let path = crate::fuse::canonical(&entry.path);
+    let dev = std::fs::symlink_metadata(&path).map(|root| std::os::unix::fs::MetadataExt::dev(&root));
+    *openers = dev.map(|dev| super::openers::openers(&holds_below(dev, &path))).unwrap_or_default();
+    match open_files == OpenFiles::Refuse && openers.iter().any(|opener| opener.writes) {
+        true => Err(VolumeError::OpenFiles { path, openers: openers.clone() }.into()),
+        false => Ok(Verdict::WouldMount),
     }
 }

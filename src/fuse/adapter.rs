@@ -20,6 +20,7 @@ use super::reply::{
     KEEP, add_plus, attr, caller, error, file, listed_type, node, open_flags, room, send_attr, send_empty, send_entry,
     send_opened, send_value, send_written, time,
 };
+use super::requests::{Kind, Requests};
 use super::waiting::Waiting;
 use super::{init, worker};
 use crate::stack::{AttrChange, MAX_TRANSFER_BYTES, Privileges, Stack, WriteMode};
@@ -27,23 +28,26 @@ use crate::stack::{AttrChange, MAX_TRANSFER_BYTES, Privileges, Stack, WriteMode}
 /// A stack as `fuser` wants to see a filesystem.
 pub(super) struct Adapter {
     pub(super) stack: Arc<Stack>,
+    pub(super) requests: Arc<Requests>,
     pub(super) waiting: Waiting,
 }
 
 impl Adapter {
-    fn serve(&self, act: impl FnOnce(&Stack)) {
+    fn serve(&self, kind: Kind, act: impl FnOnce(&Stack)) {
+        self.requests.count(kind);
         worker::serve(&self.stack, act);
     }
 
     /// Runs one request that may wait for a disk.
-    fn change(&self, act: impl FnOnce(&Stack) + Send + 'static) {
+    fn change(&self, kind: Kind, act: impl FnOnce(&Stack) + Send + 'static) {
         match self.waiting.enter() {
-            Some(_pass) => self.serve(act),
-            None => self.hand_over(act),
+            Some(_pass) => self.serve(kind, act),
+            None => self.hand_over(kind, act),
         }
     }
 
-    fn hand_over(&self, act: impl FnOnce(&Stack) + Send + 'static) {
+    fn hand_over(&self, kind: Kind, act: impl FnOnce(&Stack) + Send + 'static) {
+        self.requests.count(kind);
         let stack = Arc::clone(&self.stack);
         self.waiting.hand_over(Box::new(move || worker::serve(&stack, act)));
     }
@@ -56,15 +60,15 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.serve(|stack| send_entry(stack.lookup(node(parent), name.as_bytes()), reply));
+        self.serve(Kind::Lookup, |stack| send_entry(stack.lookup(node(parent), name.as_bytes()), reply));
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
-        self.serve(|stack| stack.forget(node(ino), lookups));
+        self.serve(Kind::Forget, |stack| stack.forget(node(ino), lookups));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.serve(|stack| send_attr(stack.getattr(node(ino), fh.map(file)), reply));
+        self.serve(Kind::Getattr, |stack| send_attr(stack.getattr(node(ino), fh.map(file)), reply));
     }
 
     fn setattr(
@@ -87,14 +91,14 @@ impl Filesystem for Adapter {
     ) {
         let change = AttrChange { mode, uid, gid, size, atime: time(atime), mtime: time(mtime) };
         let caller = caller(request, 0);
-        self.change(move |stack| {
+        self.change(Kind::Setattr, move |stack| {
             let outcome = stack.setattr(&caller, node(ino), fh.map(file), &change);
             send_attr(outcome, reply);
         });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.serve(|stack| match stack.readlink(node(ino)) {
+        self.serve(Kind::Readlink, |stack| match stack.readlink(node(ino)) {
             Ok(text) => reply.data(&text),
             Err(errno) => reply.error(error(errno)),
         });
@@ -111,7 +115,7 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let (caller, name) = (caller(request, umask), name.as_bytes().to_vec());
-        self.change(move |stack| {
+        self.change(Kind::Mknod, move |stack| {
             let (parent, name) = (node(parent), &name);
             send_entry(stack.mknod(&caller, parent, name, mode, rdev.into()), reply);
         });
@@ -119,21 +123,21 @@ impl Filesystem for Adapter {
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let (caller, name) = (caller(request, umask), name.as_bytes().to_vec());
-        self.change(move |stack| {
+        self.change(Kind::Mkdir, move |stack| {
             send_entry(stack.mkdir(&caller, node(parent), &name, mode), reply);
         });
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (caller, name) = (caller(request, 0), name.as_bytes().to_vec());
-        self.change(move |stack| {
+        self.change(Kind::Unlink, move |stack| {
             send_empty(stack.unlink(&caller, node(parent), &name), reply);
         });
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (caller, name) = (caller(request, 0), name.as_bytes().to_vec());
-        self.change(move |stack| {
+        self.change(Kind::Rmdir, move |stack| {
             send_empty(stack.rmdir(&caller, node(parent), &name), reply);
         });
     }
@@ -141,7 +145,7 @@ impl Filesystem for Adapter {
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let caller = caller(request, 0);
         let (name, text) = (name.as_bytes().to_vec(), target.as_os_str().as_bytes().to_vec());
-        self.change(move |stack| send_entry(stack.symlink(&caller, node(parent), &name, &text), reply));
+        self.change(Kind::Symlink, move |stack| send_entry(stack.symlink(&caller, node(parent), &name, &text), reply));
     }
 
     fn rename(
@@ -156,7 +160,7 @@ impl Filesystem for Adapter {
     ) {
         let caller = caller(request, 0);
         let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
-        self.change(move |stack| {
+        self.change(Kind::Rename, move |stack| {
             let (from, to) = ((node(parent), &name[..]), (node(new_parent), &new_name[..]));
             send_empty(stack.rename(&caller, from, to, flags.bits()), reply);
         });
@@ -164,7 +168,7 @@ impl Filesystem for Adapter {
 
     fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (caller, name) = (caller(request, 0), name.as_bytes().to_vec());
-        self.change(move |stack| {
+        self.change(Kind::Link, move |stack| {
             let outcome = stack.link(&caller, node(ino), node(parent), &name);
             send_entry(outcome, reply);
         });
@@ -174,8 +178,8 @@ impl Filesystem for Adapter {
         let caller = caller(request, 0);
         let act = move |stack: &Stack| send_opened(stack.open(&caller, node(ino), flags.0), reply);
         match flags.0 & libc::O_TRUNC {
-            0 => self.serve(act),
-            _ => self.change(act),
+            0 => self.serve(Kind::Open, act),
+            _ => self.change(Kind::Open, act),
         }
     }
 
@@ -191,7 +195,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let size = (size as usize).min(MAX_TRANSFER_BYTES);
-        self.serve(|stack| {
+        self.serve(Kind::Read, |stack| {
             worker::with_buffer(size, |buffer| match stack.read(node(ino), file(fh), flags.0, offset, buffer) {
                 Ok(len) => reply.data(&buffer[..len]),
                 Err(errno) => reply.error(error(errno)),
@@ -223,14 +227,14 @@ impl Filesystem for Adapter {
             send_written(stack.write(&caller, node(ino), file(fh), offset, data, mode), reply);
         };
         if let Some(_pass) = self.waiting.enter() {
-            return self.serve(|stack| act(stack, data));
+            return self.serve(Kind::Write, |stack| act(stack, data));
         }
         let data = data.to_vec();
-        self.hand_over(move |stack| act(stack, &data));
+        self.hand_over(Kind::Write, move |stack| act(stack, &data));
     }
 
     fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        self.serve(|stack| send_empty(stack.flush(file(fh)), reply));
+        self.serve(Kind::Flush, |stack| send_empty(stack.flush(file(fh)), reply));
     }
 
     fn release(
@@ -243,25 +247,25 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.change(move |stack| {
+        self.change(Kind::Release, move |stack| {
             stack.release(file(fh));
             reply.ok();
         });
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, data: bool, reply: ReplyEmpty) {
-        self.change(move |stack| send_empty(stack.fsync(node(ino), file(fh), data), reply));
+        self.change(Kind::Fsync, move |stack| send_empty(stack.fsync(node(ino), file(fh), data), reply));
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.serve(|stack| match stack.opendir(node(ino)) {
+        self.serve(Kind::Opendir, |stack| match stack.opendir(node(ino)) {
             Ok(id) => reply.opened(FileHandle(id.0), FopenFlags::empty()),
             Err(errno) => reply.error(error(errno)),
         });
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.serve(|stack| {
+        self.serve(Kind::Readdir, |stack| {
             let mut any = false;
             let outcome = stack.readdir(file(fh), node(ino), offset, &mut |listed| {
                 let full = reply.add(
@@ -282,7 +286,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        self.serve(|stack| {
+        self.serve(Kind::Readdirplus, |stack| {
             let mut any = false;
             let outcome = stack.readdirplus(file(fh), node(ino), offset, &mut |listed| {
                 let full = add_plus(&mut reply, listed);
@@ -297,18 +301,18 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.change(move |stack| {
+        self.change(Kind::Releasedir, move |stack| {
             stack.releasedir(file(fh));
             reply.ok();
         });
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, data: bool, reply: ReplyEmpty) {
-        self.change(move |stack| send_empty(stack.fsyncdir(node(ino), file(fh), data), reply));
+        self.change(Kind::Fsyncdir, move |stack| send_empty(stack.fsyncdir(node(ino), file(fh), data), reply));
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.serve(|stack| match stack.statfs() {
+        self.serve(Kind::Statfs, |stack| match stack.statfs() {
             Ok(fs) => reply.statfs(
                 fs.blocks,
                 fs.blocks_free,
@@ -335,24 +339,24 @@ impl Filesystem for Adapter {
     ) {
         let (caller, name) = (caller(request, 0), name.as_bytes().to_vec());
         let value = value.to_vec();
-        self.change(move |stack| {
+        self.change(Kind::Setxattr, move |stack| {
             let outcome = stack.setxattr(&caller, node(ino), &name, &value, flags);
             send_empty(outcome, reply);
         });
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.serve(|stack| send_value(stack.getxattr(node(ino), name.as_bytes()), size, reply));
+        self.serve(Kind::Getxattr, |stack| send_value(stack.getxattr(node(ino), name.as_bytes()), size, reply));
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let caller = caller(request, 0);
-        self.serve(|stack| send_value(stack.listxattr(&caller, node(ino)), size, reply));
+        self.serve(Kind::Listxattr, |stack| send_value(stack.listxattr(&caller, node(ino)), size, reply));
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (caller, name) = (caller(request, 0), name.as_bytes().to_vec());
-        self.change(move |stack| {
+        self.change(Kind::Removexattr, move |stack| {
             send_empty(stack.removexattr(&caller, node(ino), &name), reply);
         });
     }
@@ -368,7 +372,7 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let (caller, name) = (caller(request, umask), name.as_bytes().to_vec());
-        self.change(move |stack| match stack.create(&caller, node(parent), &name, mode, flags) {
+        self.change(Kind::Create, move |stack| match stack.create(&caller, node(parent), &name, mode, flags) {
             Ok((entry, opened)) => reply.created(
                 &KEEP,
                 &attr(&entry.stat, entry.node.0),
@@ -392,7 +396,7 @@ impl Filesystem for Adapter {
         reply: ReplyIoctl,
     ) {
         let (caller, input) = (caller(request, 0), input.to_vec());
-        self.change(move |stack| match stack.ioctl(&caller, node(ino), file(fh), command, &input) {
+        self.change(Kind::Ioctl, move |stack| match stack.ioctl(&caller, node(ino), file(fh), command, &input) {
             Ok(output) => reply.ioctl(0, &output[..output.len().min(out_size as usize)]),
             Err(errno) => reply.error(error(errno)),
         });
@@ -409,14 +413,14 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let caller = caller(request, 0);
-        self.change(move |stack| {
+        self.change(Kind::Fallocate, move |stack| {
             let outcome = stack.fallocate(&caller, node(ino), file(fh), mode, offset, len);
             send_empty(outcome, reply);
         });
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        self.serve(|stack| match stack.lseek(node(ino), file(fh), offset, whence) {
+        self.serve(Kind::Lseek, |stack| match stack.lseek(node(ino), file(fh), offset, whence) {
             Ok(at) => reply.offset(at),
             Err(errno) => reply.error(error(errno)),
         });
@@ -438,6 +442,8 @@ impl Filesystem for Adapter {
         let caller = caller(request, 0);
         let from = (node(ino_in), file(fh_in), offset_in);
         let to = (node(ino_out), file(fh_out), offset_out);
-        self.change(move |stack| send_written(stack.copy_file_range(&caller, from, to, len), reply));
+        self.change(Kind::CopyFileRange, move |stack| {
+            send_written(stack.copy_file_range(&caller, from, to, len), reply)
+        });
     }
 }

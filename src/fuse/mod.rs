@@ -10,7 +10,8 @@ mod adapter;
 mod init;
 mod mount;
 mod reply;
+mod requests;
 mod waiting;
 mod worker;
 
-pub use mount::{MountError, MountedVolume, Unmount, Unmounted, dead_mount_at, detach};
+pub use mount::{MountError, MountedVolume, Unmount, Unmounted, canonical, dead_mount_at, detach};

@@ -1,5 +1,6 @@
 //! Mounting a stack over a directory, and taking it down again.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::OpenOptions;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,6 +14,7 @@ use fuser::{Config, Session, SessionACL};
 use parking_lot::Mutex;
 
 use super::adapter::Adapter;
+use super::requests::Requests;
 use super::waiting::Waiting;
 use crate::stack::Stack;
 use crate::sys::{self, Errno};
@@ -79,6 +81,7 @@ pub struct MountedVolume {
     path: PathBuf,
     mount_id: u64,
     stack: Arc<Stack>,
+    requests: Arc<Requests>,
     /// Protects the handle of the thread that serves the mount. Rank: a leaf; not held while waiting for the thread.
     session: Mutex<Option<JoinHandle<()>>>,
 }
@@ -95,14 +98,15 @@ impl MountedVolume {
             detach(&path)?;
         }
         let device = mount_device(&path, label)?;
-        let served = serve(stack.clone(), device).map_err(|errno| {
+        let requests = Arc::new(Requests::default());
+        let served = serve(stack.clone(), requests.clone(), device).map_err(|errno| {
             // Nothing answers there: leave the directory as it was.
             let _ = detach(&path);
             io(&path, "start the FUSE session")(errno)
         })?;
         let mounted = top(&path)?;
         raise_read_ahead(&mounted.device);
-        Ok(MountedVolume { path, mount_id: mounted.id, stack, session: Mutex::new(Some(served)) })
+        Ok(MountedVolume { path, mount_id: mounted.id, stack, requests, session: Mutex::new(Some(served)) })
     }
 
     /// The mount point.
@@ -115,10 +119,20 @@ impl MountedVolume {
         &self.stack
     }
 
+    /// How many requests of each kind the kernel has sent so far.
+    pub fn requests(&self) -> BTreeMap<&'static str, u64> {
+        self.requests.all()
+    }
+
     /// Whether requests are still served; false after an unmount by anyone.
     pub fn is_serving(&self) -> bool {
         let session = self.session.lock();
         session.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Whether the path leads to this mount; false after an unmount by anyone, also while users are left.
+    pub fn is_in_place(&self) -> bool {
+        sys::mount_at(&self.path).is_ok_and(|top| top.is_some_and(|mount| mount.id == self.mount_id))
     }
 
     /// Unmounts, and waits until the last request is answered. Calling it again after a lazy unmount waits for the users
@@ -200,7 +214,7 @@ fn mount_device(path: &Path, label: &str) -> Result<OwnedFd, MountError> {
 }
 
 /// Answers the kernel's first request, then serves the rest from threads of its own.
-fn serve(stack: Arc<Stack>, device: OwnedFd) -> Result<JoinHandle<()>, Errno> {
+fn serve(stack: Arc<Stack>, requests: Arc<Requests>, device: OwnedFd) -> Result<JoinHandle<()>, Errno> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut config = Config::default();
     config.acl = SessionACL::All;
@@ -209,7 +223,7 @@ fn serve(stack: Arc<Stack>, device: OwnedFd) -> Result<JoinHandle<()>, Errno> {
     config.n_threads = Some(workers);
     config.clone_fd = true;
     let waiting = Waiting::new(workers).map_err(|error| errno_of(&error))?;
-    let session = Session::from_fd(Adapter { stack, waiting }, device, SessionACL::All, config)
+    let session = Session::from_fd(Adapter { stack, requests, waiting }, device, SessionACL::All, config)
         .map_err(|error| errno_of(&error))?;
     std::thread::Builder::new()
         .name("fuse-session".to_owned())
@@ -245,8 +259,8 @@ pub fn detach(path: &Path) -> Result<(), MountError> {
     sys::unmount(&c_path(path)?, flags).map_err(io(path, "umount"))
 }
 
-/// `path` as the mount table shows it. The last component is not looked at: a dead mount there answers nothing.
-fn canonical(path: &Path) -> PathBuf {
+/// `path` as the mount table and /proc show it. The last component is not looked at: a dead mount there answers nothing.
+pub fn canonical(path: &Path) -> PathBuf {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return path.to_owned();
     };

@@ -85,14 +85,14 @@ pub(super) struct ApplyThread {
 
 impl ApplyThread {
     pub(super) fn spawn(
-        replica: Replica,
+        (replica, high_water): (Replica, Tid),
         inbox: Arc<SegmentLog>,
         queue: Receiver<Job>,
         out: Sender<Message>,
         positions: Arc<Positions>,
     ) -> ApplyThread {
         let handle = std::thread::spawn(move || {
-            let done = perform(replica, inbox, &queue, &out, &positions);
+            let done = perform((replica, high_water), inbox, &queue, &out, &positions);
             positions.stop();
             done.map_err(|error| {
                 let text = error.to_string();
@@ -120,14 +120,14 @@ enum PerformError {
 }
 
 fn perform(
-    replica: Replica,
+    (replica, high_water): (Replica, Tid),
     inbox: Arc<SegmentLog>,
     queue: &Receiver<Job>,
     out: &Sender<Message>,
     positions: &Positions,
 ) -> Result<(), PerformError> {
     let applied = replica.applied();
-    let applier = Applier::new(replica, inbox.last_tid())?;
+    let applier = Applier::new(replica, high_water)?;
     let mut worker = Worker {
         applier,
         inbox,

@@ -95,7 +95,7 @@ where
         Message::Hello(hello) => hello,
         _ => return Err(ServeError::NoHello),
     };
-    let (replica, inbox) = match prepare(&hello, options) {
+    let (replica, inbox, high_water) = match prepare(&hello, options) {
         Ok(ready) => ready,
         Err(error) => {
             let _ = writer.send(&Message::Refuse { code: refuse_code(&error), text: error.to_string() });
@@ -115,34 +115,41 @@ where
         applied: replica.applied(),
     }))?;
     reader.trust();
-    run(reader, writer, replica, inbox)
+    run(reader, writer, (replica, high_water), inbox)
 }
 
-fn prepare(hello: &Hello, options: &ServeOptions) -> Result<(Replica, Arc<SegmentLog>), ServeError> {
+fn prepare(hello: &Hello, options: &ServeOptions) -> Result<(Replica, Arc<SegmentLog>, Tid), ServeError> {
     if hello.version != PROTOCOL_VERSION {
         return Err(ServeError::Version { found: hello.version });
     }
     let replica = Replica::open(&options.dir, &options.states, hello.volume, options.adopt)?;
-    let inbox = open_inbox(hello, &replica)?;
-    Ok((replica, Arc::new(inbox)))
+    let (inbox, high_water) = open_inbox(hello, &replica)?;
+    Ok((replica, Arc::new(inbox), high_water))
 }
 
 /// The inbox must continue where the tree's cursor is: one that is damaged, or lacks records behind the cursor, is begun
 /// anew there, and the source sends again what it may have held.
-fn open_inbox(hello: &Hello, replica: &Replica) -> Result<SegmentLog, ServeError> {
+///
+/// The TID says up to where the tree may hold changes already: as far as the inbox reaches, or as far as the source can
+/// ever have sent when the inbox does not tell any more.
+fn open_inbox(hello: &Hello, replica: &Replica) -> Result<(SegmentLog, Tid), ServeError> {
     let applied = replica.applied();
     let inbox = match SegmentLog::open(&replica.inbox, hello.volume, hello.epoch, LogOptions::default()) {
         Ok(inbox) => inbox,
         Err(error @ (JournalError::Damaged { .. } | JournalError::Format { .. } | JournalError::Record { .. })) => {
             tracing::warn!(%error, "the inbox is begun anew");
-            SegmentLog::open_anew(&replica.inbox, hello.volume, hello.epoch, LogOptions::default(), applied)?
+            let inbox =
+                SegmentLog::open_anew(&replica.inbox, hello.volume, hello.epoch, LogOptions::default(), applied)?;
+            return Ok((inbox, hello.durable.max(applied)));
         }
         Err(error) => return Err(error.into()),
     };
     if inbox.last_tid() < applied || inbox.reader(applied).is_err() {
         inbox.reset(applied)?;
+        return Ok((inbox, hello.durable.max(applied)));
     }
-    Ok(inbox)
+    let end = inbox.last_tid();
+    Ok((inbox, end))
 }
 
 fn refuse_code(error: &ServeError) -> RefuseCode {
@@ -157,14 +164,14 @@ fn refuse_code(error: &ServeError) -> RefuseCode {
 fn run<R: Read, W: Write + Send + 'static>(
     mut reader: FrameReader<R>,
     writer: FrameWriter<W>,
-    replica: Replica,
+    (replica, high_water): (Replica, Tid),
     inbox: Arc<SegmentLog>,
 ) -> Result<(), ServeError> {
     let (out, messages) = unbounded();
     let (jobs, queue) = bounded(QUEUE_JOBS);
     let positions = Arc::new(Positions::new(inbox.last_tid(), replica.applied()));
     let speak = std::thread::spawn(move || speak(writer, &messages));
-    let apply = ApplyThread::spawn(replica, inbox.clone(), queue, out.clone(), positions.clone());
+    let apply = ApplyThread::spawn((replica, high_water), inbox.clone(), queue, out.clone(), positions.clone());
     let mut intake = Intake { inbox, jobs, out, positions };
     let outcome = intake.run(&mut reader);
     // Closing the queue lets the applier finish what it has, make it durable and say so.

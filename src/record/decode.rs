@@ -128,6 +128,11 @@ impl<'a> Record<'a> {
         if found != header.payload_crc {
             return Err(DecodeError::Checksum { what: "payload", expected: header.payload_crc, found });
         }
+        let padding = &bytes[HEADER_BYTES + header.fields_len + header.payload_len..header.len_bytes];
+        if let Some(byte) = padding.iter().find(|byte| **byte != 0) {
+            let offset = header.len_bytes - padding.len();
+            return Err(DecodeError::Value { what: "padding", offset, value: u64::from(*byte) });
+        }
         let mut reader = FieldReader::new(fields);
         let op = take_op(&mut reader, header.kind)?;
         reader.end()?;

@@ -16,7 +16,7 @@ mod work;
 
 pub use plan::{Ours, Plan, plan};
 pub use status::{SenderState, SenderStatus};
-pub use thread::{Connect, SenderOptions, SenderThread, SenderWaiter};
+pub use thread::{Connect, SenderNudge, SenderOptions, SenderThread, SenderWaiter};
 
 use crate::base::Tid;
 use crate::journal::JournalError;

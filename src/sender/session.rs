@@ -30,6 +30,8 @@ pub(super) enum Event {
     Durable,
     /// Someone waits for the target.
     Flush,
+    /// Work rows were added.
+    Work,
     /// End the session and the thread.
     Stop,
 }
@@ -175,6 +177,7 @@ impl<'a> Session<'a> {
             Event::Ended(error) => return Err(error.into()),
             Event::Durable => self.stream.more(),
             Event::Flush => self.send(&Message::Flush)?,
+            Event::Work => self.walk.look_again(),
             Event::Stop => {
                 let _ = self.send(&Message::Bye);
                 return Ok(false);
@@ -205,10 +208,12 @@ impl<'a> Session<'a> {
         }
         let durable = self.parts.journal.durable_tid();
         let Some(next) = self.stream.next(durable, self.batch + 1)? else { return Ok(false) };
-        self.batch += 1;
         let bytes = self.writer.send(&next.message)?;
-        self.under_way.push_back((self.batch, bytes));
-        self.under_way_bytes += bytes;
+        if next.message.is_batch() {
+            self.batch += 1;
+            self.under_way.push_back((self.batch, bytes));
+            self.under_way_bytes += bytes;
+        }
         if !next.done.is_empty() {
             self.unfinished.push_back((self.batch, next.done));
         }
@@ -320,7 +325,7 @@ fn wait_for_reply(queue: &Receiver<Event>) -> Result<HelloReply, SessionError> {
             Ok(Event::Heard(_)) => return Err(SessionError::Protocol("it did not say who it is")),
             Ok(Event::Ended(error)) => return Err(error.into()),
             Ok(Event::Stop) => return Err(SessionError::Protocol("stopped before it answered")),
-            Ok(Event::Durable | Event::Flush) => {}
+            Ok(Event::Durable | Event::Flush | Event::Work) => {}
             Err(_) => return Err(SessionError::Silent(HANDSHAKE.as_secs())),
         }
     }
@@ -336,6 +341,7 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Tid, SessionError> {
         oldest_kept: journal.oldest_kept(),
         applied: row.applied,
         mirrored: row.mirrored,
+        same_copy: store.meta_get(&copy_key(target))?.is_some_and(|id| id == reply.replica.0),
     };
     let (base, reason, word) = match plan(&ours, reply.state, reply.received, reply.applied) {
         Plan::Stream { after } => return Ok(after),
@@ -344,22 +350,34 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Tid, SessionError> {
         Plan::Compare { base } => (base, WorkReason::Verify, "comparison"),
     };
     store.reset_target(target, base, &[NewWork::whole_tree(reason, base)])?;
+    // After the work is queued: a copy that is known by its id has had its beginning.
+    store.meta_set(&copy_key(target), &reply.replica.0)?;
     store.event(Level::Info, Some(target), &format!("{word} of the whole tree begins at {base}"))?;
     Ok(base)
 }
 
-/// Turns the journal's progress into events, so that the session waits in one place.
+/// Where the id of the target's copy is remembered.
+fn copy_key(target: TargetId) -> String {
+    format!("copy.{}", target.0)
+}
+
+/// Turns the journal's progress into events, so that the session waits in one place. Ends with the session: the journal
+/// must be free to be closed once its senders have stopped.
 struct Watcher {
     stop: Arc<AtomicBool>,
+    handle: Option<JoinHandle<()>>,
 }
+
+/// How long the end of a session may have to wait for its watcher.
+const WATCH: Duration = Duration::from_millis(50);
 
 impl Watcher {
     fn spawn(journal: Arc<Journal>, events: Sender<Event>, mut after: Tid) -> Watcher {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
-        std::thread::spawn(move || {
+        let handle = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                let durable = journal.wait_durable_past(after, TICK);
+                let durable = journal.wait_durable_past(after, WATCH);
                 let failed = journal.failed().is_some();
                 if durable > after && events.send(Event::Durable).is_err() || failed {
                     return;
@@ -367,12 +385,15 @@ impl Watcher {
                 after = durable;
             }
         });
-        Watcher { stop }
+        Watcher { stop, handle: Some(handle) }
     }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        if let Some(handle) = self.handle.take() {
+            let _ = handle.join();
+        }
     }
 }

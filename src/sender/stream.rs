@@ -59,20 +59,27 @@ impl Stream {
     /// The next batch, or `None` when nothing can be sent now.
     pub(super) fn next(&mut self, durable: Tid, batch: u64) -> Result<Option<Batch>, SessionError> {
         let limit = self.waiting.front().map_or(Tid(u64::MAX), |reading| reading.stamp);
-        if self.maybe_more || !self.waiting.is_empty() {
-            if let Some(chunk) = self.reader.next_chunk(limit, BATCH_BYTES)? {
-                let prev = std::mem::replace(&mut self.sent, chunk.last);
-                let (first, last, count) = (chunk.first, chunk.last, chunk.count);
-                let message = Message::Records { batch, prev, first, last, count, body: chunk.body };
-                return Ok(Some(Batch { message, done: Vec::new(), objects: 0 }));
-            }
+        let looked = self.maybe_more || !self.waiting.is_empty();
+        if looked && let Some(chunk) = self.reader.next_chunk(limit, BATCH_BYTES)? {
+            let prev = std::mem::replace(&mut self.sent, chunk.last);
+            let (first, last, count) = (chunk.first, chunk.last, chunk.count);
+            let message = Message::Records { batch, prev, first, last, count, body: chunk.body };
+            return Ok(Some(Batch { message, done: Vec::new(), objects: 0 }));
         }
         match self.waiting.is_empty() {
+            true if looked && self.sent < durable => return Ok(Some(self.skip(durable))),
             true => self.maybe_more = false,
             false if limit <= durable => return Ok(Some(self.state(limit, batch))),
             false => {}
         }
         Ok(None)
+    }
+
+    /// Every record up to `durable` was sent and the last one has a lower TID: the numbers between were jumped over when
+    /// the journal started again. The target's place moves behind them, or it would never be where the source is.
+    fn skip(&mut self, durable: Tid) -> Batch {
+        self.sent = durable;
+        Batch { message: Message::Start { after: durable, jump: true }, done: Vec::new(), objects: 0 }
     }
 
     /// Every record up to `stamp` was sent: the readings that have this stamp follow, as much of them as a batch takes.

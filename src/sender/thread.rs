@@ -83,10 +83,27 @@ impl SenderThread {
         let _ = self.events.send(Event::Flush);
     }
 
+    /// Something to tell the sender of new work by, that does not keep it.
+    pub fn nudge(&self) -> SenderNudge {
+        SenderNudge { events: self.events.clone() }
+    }
+
     /// Tells the thread to stop; [`Drop`] waits for it.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         let _ = self.events.send(Event::Stop);
+    }
+}
+
+/// Tells a sender that work rows were added; without it they are seen within two seconds.
+pub struct SenderNudge {
+    events: Sender<Event>,
+}
+
+impl SenderNudge {
+    /// Rows were added.
+    pub fn work_added(&self) {
+        let _ = self.events.send(Event::Work);
     }
 }
 

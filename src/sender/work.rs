@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::SessionError;
 use crate::base::Tid;
 use crate::catchup::TreeView;
-use crate::catchup::{Compare, ObjectReading, is_dir, read_dir, read_object, read_range};
+use crate::catchup::{Compare, ObjectReading, is_dir, read_dir, read_listing, read_object, read_range};
 use crate::journal::{Journal, Level, NewWork, TargetId, WorkKind, WorkReason, WorkRow};
 use crate::record::{DirItem, Encoded};
 use crate::sys::{self, Errno};
@@ -147,6 +147,10 @@ impl<'a> Walk<'a> {
     fn read(&mut self, row: &WorkRow, offset: u64, children: &mut Vec<NewWork>) -> sys::Result<Reading> {
         match row.kind {
             WorkKind::Tree => self.read_tree(row, children),
+            WorkKind::Dir => {
+                let reading = read_listing(self.view, row.oid)?;
+                Ok(Reading { stamp: reading.stamp, records: reading.records.into(), done: Done::Row(row.id) })
+            }
             WorkKind::Object if row.reason == WorkReason::Need && is_dir(self.view, row.oid) => {
                 self.read_tree(row, children)
             }

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 mod attrs;
+mod clock;
 mod creds;
 mod dirs;
 mod files;
@@ -20,6 +21,7 @@ pub use attrs::{
     FSXATTR_BYTES, FileFlags, Stat, TimeChange, fchmod, fchown, file_flags_get, file_flags_set, fstat, fstatat,
     fsxattr_get, fsxattr_set, getxattr, listxattr, removexattr, setxattr, utimens,
 };
+pub use clock::boottime_nanos;
 pub use creds::{
     Dropped, ThreadCreds, drop_admin_thread, drop_fsetid_thread, drop_resource_thread, set_io_flusher, set_umask,
 };

@@ -138,6 +138,11 @@ impl Message {
         }
     }
 
+    /// Whether it carries a batch number that acks speak of.
+    pub fn is_batch(&self) -> bool {
+        matches!(self, Message::Records { .. } | Message::State { .. })
+    }
+
     /// The frame body.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = FieldWriter::default();

@@ -39,6 +39,11 @@ impl Hand {
         Ok(node)
     }
 
+    pub(crate) fn is_dir(&self, path: &str) -> bool {
+        let stat = self.node(path).and_then(|node| self.stack.getattr(node, None));
+        stat.is_ok_and(|stat| stat.mode & libc::S_IFMT == libc::S_IFDIR)
+    }
+
     fn slot<'p>(&self, path: &'p str) -> Result<(NodeId, &'p [u8])> {
         let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
         Ok((self.node(dir)?, name.as_bytes()))
@@ -49,20 +54,26 @@ impl Hand {
         self.stack.mkdir(&self.caller, dir, name, 0o755)
     }
 
-    /// A new file, or the one that is there; left open.
+    /// A new file, left open.
     pub(crate) fn create(&self, path: &str) -> Result<Open> {
         let (dir, name) = self.slot(path)?;
-        let (entry, Opened { file, .. }) = self.stack.create(&self.caller, dir, name, 0o100_644, libc::O_RDWR)?;
+        let (entry, Opened { file, .. }) =
+            self.stack.create(&self.caller, dir, name, 0o100_644, libc::O_RDWR | libc::O_EXCL)?;
         Ok(Open { node: entry.node, file })
     }
 
     pub(crate) fn open(&self, path: &str) -> Result<Open> {
-        let node = self.node(path)?;
-        let stat = self.stack.getattr(node, None)?;
-        if stat.mode & libc::S_IFMT != libc::S_IFREG {
-            return Err(Errno::EINVAL);
-        }
+        let node = self.regular(path)?;
         Ok(Open { node, file: self.stack.open(&self.caller, node, libc::O_RDWR)?.file })
+    }
+
+    /// The kernel opens and truncates regular files only through a mount.
+    fn regular(&self, path: &str) -> Result<NodeId> {
+        let node = self.node(path)?;
+        match self.stack.getattr(node, None)?.mode & libc::S_IFMT {
+            libc::S_IFREG => Ok(node),
+            _ => Err(Errno::EINVAL),
+        }
     }
 
     pub(crate) fn write_at(&self, open: Open, offset: u64, data: &[u8]) -> Result<()> {
@@ -102,6 +113,7 @@ impl Hand {
     }
 
     pub(crate) fn truncate(&self, path: &str, size: u64) -> Result<()> {
+        self.regular(path)?;
         self.setattr(path, &AttrChange { size: Some(size), ..AttrChange::default() })
     }
 

@@ -1,6 +1,7 @@
 //! Mappings. Writing through a shared one is the only change of a file that is no system call.
 #![allow(unsafe_code, reason = "mmap cannot be had without; product code maps only in `sys`")]
 
+use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use dtfs::sys::{self, Errno};
@@ -22,6 +23,35 @@ pub(crate) fn write(file: BorrowedFd<'_>, at: u64, data: &[u8], len: u64, sync: 
     // SAFETY: ours, and no reference into it is left.
     Errno::result(unsafe { libc::munmap(map, len) })?;
     synced
+}
+
+/// A shared, writable mapping that lives until it is dropped, also after its file is closed.
+pub(crate) struct Shared {
+    at: *mut libc::c_void,
+    len: usize,
+}
+
+impl Shared {
+    pub(crate) fn new(file: &File, len: usize) -> Shared {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice; nothing is pointed to by us.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        assert!(at != libc::MAP_FAILED, "mmap: {}", Errno::last());
+        Shared { at, len }
+    }
+
+    pub(crate) fn write(&mut self, at: usize, data: &[u8]) {
+        assert!(at + data.len() <= self.len, "the data fits the mapping");
+        // SAFETY: within the mapping, which lives as long as `self`; nobody truncates the file meanwhile.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), self.at.cast::<u8>().add(at), data.len()) };
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: ours, and no reference into it is left.
+        unsafe { libc::munmap(self.at, self.len) };
+    }
 }
 
 /// What a shared mapping of the first `size` bytes of `file` shows at `at`.

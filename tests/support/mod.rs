@@ -8,6 +8,7 @@ pub(crate) mod both;
 pub(crate) mod conformance;
 pub(crate) mod fuzzer;
 pub(crate) mod hand;
+pub(crate) mod history;
 pub(crate) mod host;
 pub(crate) mod mapping;
 pub(crate) mod mounted;

@@ -261,7 +261,7 @@ impl Pair {
 
 impl Drop for Pair {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if std::thread::panicking() && self.stack.is_some() {
             eprintln!("--- the pair ---\n{}\n---", self.explain());
         }
         self.cut();

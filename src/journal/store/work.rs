@@ -1,9 +1,10 @@
 //! Work: the objects that a target must fetch or compare.
 
 use rusqlite::types::Type;
-use rusqlite::{Row, Transaction};
+use rusqlite::{OptionalExtension, Row, Transaction};
 
-use super::targets::advance_cursor;
+use super::events::{Level, put_event};
+use super::targets::{advance_cursor, all_targets};
 use super::{Store, TargetId, from_sql, to_sql};
 use crate::base::{Oid, Tid};
 use crate::journal::error::JournalError;
@@ -13,6 +14,8 @@ use crate::journal::error::JournalError;
 pub enum WorkKind {
     /// A directory and everything below it.
     Tree,
+    /// A directory itself: its attributes and which entries it has, nothing of what lies in them.
+    Dir,
     /// One object that is not a directory, whole.
     Object,
     /// `len` bytes of a file from `offset`.
@@ -111,6 +114,41 @@ impl Store {
                 }
             }
             Ok(())
+        })
+    }
+
+    /// Adds rows for objects that have changed behind the journal. A row that is there already is replaced and gets a new
+    /// id: it may be under way, read before the change, and its end must not take the change with it.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn work_renew(&self, target: TargetId, work: &[NewWork]) -> Result<(), JournalError> {
+        self.write("renew work", |tx| {
+            let mut older = tx.prepare_cached(
+                "DELETE FROM work WHERE target = ?1 AND oid = ?2 AND kind = ?3 AND \"offset\" = ?4
+                 RETURNING created_tid",
+            )?;
+            for row in work {
+                let key = (target.0, &row.oid.to_bytes()[..], kind_code(row.kind), to_sql(row.offset));
+                let created: Option<i64> = older.query_row(key, |found| found.get(0)).optional()?;
+                let created_tid = created.map_or(row.created_tid, |old| row.created_tid.min(Tid(from_sql(old))));
+                put_work(tx, target, &[NewWork { created_tid, ..*row }])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Queues the whole tree for comparison by every target that has a place, with an event that says `why`, in one
+    /// transaction.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn work_compare_all(&self, created_tid: Tid, why: &str) -> Result<(), JournalError> {
+        self.write("compare all", |tx| {
+            for target in all_targets(tx)?.iter().filter(|target| target.mirrored) {
+                put_compare_all(tx, target.id, created_tid)?;
+            }
+            put_event(tx, Level::Warning, None, &format!("{why}: every target is compared"))
         })
     }
 
@@ -263,6 +301,7 @@ fn kind_code(kind: WorkKind) -> i64 {
         WorkKind::Tree => 1,
         WorkKind::Object => 2,
         WorkKind::Range => 3,
+        WorkKind::Dir => 4,
     }
 }
 
@@ -271,6 +310,7 @@ fn kind_from(code: i64) -> rusqlite::Result<WorkKind> {
         1 => Ok(WorkKind::Tree),
         2 => Ok(WorkKind::Object),
         3 => Ok(WorkKind::Range),
+        4 => Ok(WorkKind::Dir),
         other => Err(unknown(2, "work.kind", other)),
     }
 }
