@@ -7,7 +7,7 @@ mod support;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 
@@ -121,11 +121,21 @@ fn sparse(dir: &Path, facts: &mut Facts) {
     facts.end("offset that is none", file.write_all_at(b"x", u64::MAX));
 }
 
+/// Reserved space whose zeros were read looks like data for as long as the page stays.
+fn reserved(dir: &Path, facts: &mut Facts) {
+    let file = fresh(&dir.join("reserved"));
+    facts.sys("reserve", sys::fallocate(file.as_fd(), 0, 0, 65536));
+    facts.add("read", content(&File::open(dir.join("reserved")).unwrap()));
+    facts.sys("punch within blocks", sys::fallocate(file.as_fd(), PUNCH | KEEP, 5000, 20_000));
+    facts.add("read again", content(&File::open(dir.join("reserved")).unwrap()));
+}
+
 #[test]
 fn holes_and_sparse_files() {
     on_every_filesystem("holes", |both| {
         both.same("holes", holes);
         both.same("sparse", sparse);
+        both.same("reserved", reserved);
     });
 }
 
@@ -210,14 +220,11 @@ fn nameless(dir: &Path, facts: &mut Facts) {
     fs::remove_file(&path).unwrap();
     facts.end("write after unlink", file.write_all(b" and after"));
     facts.end("truncate after unlink", file.set_len(12));
-    facts.end(
-        "chmod after unlink",
-        file.set_permissions(fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0o600))),
-    );
+    facts.end("chmod after unlink", file.set_permissions(fs::Permissions::from_mode(0o600)));
     facts.sys("xattr after unlink", sys::setxattr(file.as_fd(), c"user.a", b"b", 0));
     let mut text = String::new();
     file.seek(SeekFrom::Start(0)).unwrap();
-    facts.end(&path.exists(), file.read_to_string(&mut text));
+    facts.end(path.exists(), file.read_to_string(&mut text));
     facts.add("text", format!("{text} {} links", file.metadata().unwrap().nlink()));
     let other = dir.join("replaced");
     let old = fresh(&other);

@@ -102,22 +102,24 @@ fn privileges(dir: &Path, facts: &mut Facts) {
     }
 }
 
-/// A difference: see src/stack/SEMANTICS.md. Mode bits stay on both sides.
-fn mapped(dir: &Path, facts: &mut Facts) {
-    let path = dir.join("mapped");
+/// Differences: see src/stack/SEMANTICS.md.
+#[test]
+fn privileges_that_go_or_stay_on_the_mount_only() {
+    let both = Both::on(FileSystem::Ext4);
+    let path = both.mount().join("program");
     privileged(&path);
     support::mapping::write(writer(&path).as_fd(), 9, b"map", 8192, true).unwrap();
-    let capability = support::both::xattrs(&path).unwrap().len();
-    remove_xattr(&path, "security.capability").unwrap_or_default();
-    facts.object("after a mapped write", &path);
-    println!("{}: {capability} capabilities left", path.display());
+    assert_eq!(support::both::xattrs(&path).unwrap(), []);
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o6777);
+    chown(&path, None, None).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o6777);
+    both.finish("differences");
 }
 
 #[test]
 fn changes_of_data_take_privileges_away() {
     on_every_filesystem("privileges", |both| {
         both.same("privileges", privileges);
-        both.same("mapped", mapped);
     });
 }
 

@@ -14,8 +14,8 @@ use support::scratch::FileSystem;
 
 /// Tests of pjdfstest that differ on the mount; each stands in src/stack/SEMANTICS.md.
 const EXPLAINED: [&str; 1] = ["link::link_count_max"];
+/// Operations and seeds at full length; `DTFS_OPS` and `DTFS_SEEDS` ask for other numbers.
 const FULL_OPS: u64 = 200_000;
-/// `DTFS_SEEDS` asks for another number.
 const FULL_SEEDS: u64 = 5;
 const SHORT_OPS: u64 = 4_000;
 
@@ -69,8 +69,12 @@ fn exercise(dir: &Path, seed: u64, ops: u64) {
     }
 }
 
-fn full_seeds() -> u64 {
-    std::env::var("DTFS_SEEDS").ok().map_or(FULL_SEEDS, |text| text.parse().expect("a number"))
+fn asked(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().map_or(default, |text| text.parse().expect("a number"))
+}
+
+fn at_full_length(kind: FileSystem) {
+    fsx_on(kind, asked("DTFS_SEEDS", FULL_SEEDS), asked("DTFS_OPS", FULL_OPS));
 }
 
 fn fsx_on(kind: FileSystem, seeds: u64, ops: u64) {
@@ -92,17 +96,17 @@ fn fsx_finds_nothing() {
 #[test]
 #[ignore = "minutes: scripts/posix.sh runs it"]
 fn fsx_at_full_length_on_ext4() {
-    fsx_on(FileSystem::Ext4, full_seeds(), FULL_OPS);
+    at_full_length(FileSystem::Ext4);
 }
 
 #[test]
 #[ignore = "minutes: scripts/posix.sh runs it"]
 fn fsx_at_full_length_on_xfs() {
-    fsx_on(FileSystem::Xfs, full_seeds(), FULL_OPS);
+    at_full_length(FileSystem::Xfs);
 }
 
 #[test]
 #[ignore = "minutes: scripts/posix.sh runs it"]
 fn fsx_at_full_length_on_btrfs() {
-    fsx_on(FileSystem::Btrfs, full_seeds(), FULL_OPS);
+    at_full_length(FileSystem::Btrfs);
 }

@@ -5,7 +5,6 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -22,6 +21,7 @@ use super::reply::{
     send_opened, send_value, send_written, time,
 };
 use super::requests::{Kind, Requests};
+use super::waiting::Waiting;
 use super::{init, worker};
 use crate::stack::{AttrChange, MAX_TRANSFER_BYTES, Privileges, Stack, WriteMode};
 
@@ -29,16 +29,27 @@ use crate::stack::{AttrChange, MAX_TRANSFER_BYTES, Privileges, Stack, WriteMode}
 pub(super) struct Adapter {
     pub(super) stack: Arc<Stack>,
     pub(super) requests: Arc<Requests>,
+    pub(super) waiting: Waiting,
 }
 
 impl Adapter {
-    /// Runs one request. A reply that a panic drops answers EIO.
     fn serve(&self, kind: Kind, act: impl FnOnce(&Stack)) {
-        worker::prepare();
         self.requests.count(kind);
-        if catch_unwind(AssertUnwindSafe(|| act(&self.stack))).is_err() {
-            self.stack.fail("a request panicked");
+        worker::serve(&self.stack, act);
+    }
+
+    /// Runs one request that may wait for a disk.
+    fn change(&self, kind: Kind, act: impl FnOnce(&Stack) + Send + 'static) {
+        match self.waiting.enter() {
+            Some(_pass) => self.serve(kind, act),
+            None => self.hand_over(kind, act),
         }
+    }
+
+    fn hand_over(&self, kind: Kind, act: impl FnOnce(&Stack) + Send + 'static) {
+        self.requests.count(kind);
+        let stack = Arc::clone(&self.stack);
+        self.waiting.hand_over(Box::new(move || worker::serve(&stack, act)));
     }
 }
 
@@ -80,7 +91,7 @@ impl Filesystem for Adapter {
     ) {
         let change = AttrChange { mode, uid, gid, size, atime: time(atime), mtime: time(mtime) };
         let caller = caller(request, 0);
-        self.serve(Kind::Setattr, |stack| {
+        self.change(Kind::Setattr, move |stack| {
             let outcome = stack.setattr(&caller, node(ino), fh.map(file), &change);
             send_attr(outcome, reply);
         });
@@ -103,40 +114,38 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let caller = caller(request, umask);
-        self.serve(Kind::Mknod, |stack| {
-            let (parent, name) = (node(parent), name.as_bytes());
+        let (caller, name) = (caller(request, umask), name.as_bytes().to_vec());
+        self.change(Kind::Mknod, move |stack| {
+            let (parent, name) = (node(parent), &name);
             send_entry(stack.mknod(&caller, parent, name, mode, rdev.into()), reply);
         });
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let caller = caller(request, umask);
-        self.serve(Kind::Mkdir, |stack| {
-            send_entry(stack.mkdir(&caller, node(parent), name.as_bytes(), mode), reply);
+        let (caller, name) = (caller(request, umask), name.as_bytes().to_vec());
+        self.change(Kind::Mkdir, move |stack| {
+            send_entry(stack.mkdir(&caller, node(parent), &name, mode), reply);
         });
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let caller = caller(request, 0);
-        self.serve(Kind::Unlink, |stack| {
-            send_empty(stack.unlink(&caller, node(parent), name.as_bytes()), reply);
+        let (caller, name) = (caller(request, 0), name.as_bytes().to_vec());
+        self.change(Kind::Unlink, move |stack| {
+            send_empty(stack.unlink(&caller, node(parent), &name), reply);
         });
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let caller = caller(request, 0);
-        self.serve(Kind::Rmdir, |stack| {
-            send_empty(stack.rmdir(&caller, node(parent), name.as_bytes()), reply);
+        let (caller, name) = (caller(request, 0), name.as_bytes().to_vec());
+        self.change(Kind::Rmdir, move |stack| {
+            send_empty(stack.rmdir(&caller, node(parent), &name), reply);
         });
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let caller = caller(request, 0);
-        self.serve(Kind::Symlink, |stack| {
-            let (name, text) = (name.as_bytes(), target.as_os_str().as_bytes());
-            send_entry(stack.symlink(&caller, node(parent), name, text), reply);
-        });
+        let (name, text) = (name.as_bytes().to_vec(), target.as_os_str().as_bytes().to_vec());
+        self.change(Kind::Symlink, move |stack| send_entry(stack.symlink(&caller, node(parent), &name, &text), reply));
     }
 
     fn rename(
@@ -150,22 +159,28 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let caller = caller(request, 0);
-        let from = (node(parent), name.as_bytes());
-        let to = (node(new_parent), new_name.as_bytes());
-        self.serve(Kind::Rename, |stack| send_empty(stack.rename(&caller, from, to, flags.bits()), reply));
+        let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
+        self.change(Kind::Rename, move |stack| {
+            let (from, to) = ((node(parent), &name[..]), (node(new_parent), &new_name[..]));
+            send_empty(stack.rename(&caller, from, to, flags.bits()), reply);
+        });
     }
 
     fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let caller = caller(request, 0);
-        self.serve(Kind::Link, |stack| {
-            let outcome = stack.link(&caller, node(ino), node(parent), name.as_bytes());
+        let (caller, name) = (caller(request, 0), name.as_bytes().to_vec());
+        self.change(Kind::Link, move |stack| {
+            let outcome = stack.link(&caller, node(ino), node(parent), &name);
             send_entry(outcome, reply);
         });
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let caller = caller(request, 0);
-        self.serve(Kind::Open, |stack| send_opened(stack.open(&caller, node(ino), flags.0), reply));
+        let act = move |stack: &Stack| send_opened(stack.open(&caller, node(ino), flags.0), reply);
+        match flags.0 & libc::O_TRUNC {
+            0 => self.serve(Kind::Open, act),
+            _ => self.change(Kind::Open, act),
+        }
     }
 
     fn read(
@@ -208,10 +223,14 @@ impl Filesystem for Adapter {
                 false => Privileges::Keep,
             },
         };
-        self.serve(Kind::Write, |stack| {
-            let outcome = stack.write(&caller, node(ino), file(fh), offset, data, mode);
-            send_written(outcome, reply);
-        });
+        let act = move |stack: &Stack, data: &[u8]| {
+            send_written(stack.write(&caller, node(ino), file(fh), offset, data, mode), reply);
+        };
+        if let Some(_pass) = self.waiting.enter() {
+            return self.serve(Kind::Write, |stack| act(stack, data));
+        }
+        let data = data.to_vec();
+        self.hand_over(Kind::Write, move |stack| act(stack, &data));
     }
 
     fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -228,14 +247,14 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.serve(Kind::Release, |stack| {
+        self.change(Kind::Release, move |stack| {
             stack.release(file(fh));
             reply.ok();
         });
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, data: bool, reply: ReplyEmpty) {
-        self.serve(Kind::Fsync, |stack| send_empty(stack.fsync(node(ino), file(fh), data), reply));
+        self.change(Kind::Fsync, move |stack| send_empty(stack.fsync(node(ino), file(fh), data), reply));
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
@@ -282,14 +301,14 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.serve(Kind::Releasedir, |stack| {
+        self.change(Kind::Releasedir, move |stack| {
             stack.releasedir(file(fh));
             reply.ok();
         });
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, data: bool, reply: ReplyEmpty) {
-        self.serve(Kind::Fsyncdir, |stack| send_empty(stack.fsyncdir(node(ino), file(fh), data), reply));
+        self.change(Kind::Fsyncdir, move |stack| send_empty(stack.fsyncdir(node(ino), file(fh), data), reply));
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
@@ -318,9 +337,10 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let caller = caller(request, 0);
-        self.serve(Kind::Setxattr, |stack| {
-            let outcome = stack.setxattr(&caller, node(ino), name.as_bytes(), value, flags);
+        let (caller, name) = (caller(request, 0), name.as_bytes().to_vec());
+        let value = value.to_vec();
+        self.change(Kind::Setxattr, move |stack| {
+            let outcome = stack.setxattr(&caller, node(ino), &name, &value, flags);
             send_empty(outcome, reply);
         });
     }
@@ -335,9 +355,9 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let caller = caller(request, 0);
-        self.serve(Kind::Removexattr, |stack| {
-            send_empty(stack.removexattr(&caller, node(ino), name.as_bytes()), reply);
+        let (caller, name) = (caller(request, 0), name.as_bytes().to_vec());
+        self.change(Kind::Removexattr, move |stack| {
+            send_empty(stack.removexattr(&caller, node(ino), &name), reply);
         });
     }
 
@@ -351,8 +371,8 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let caller = caller(request, umask);
-        self.serve(Kind::Create, |stack| match stack.create(&caller, node(parent), name.as_bytes(), mode, flags) {
+        let (caller, name) = (caller(request, umask), name.as_bytes().to_vec());
+        self.change(Kind::Create, move |stack| match stack.create(&caller, node(parent), &name, mode, flags) {
             Ok((entry, opened)) => reply.created(
                 &KEEP,
                 &attr(&entry.stat, entry.node.0),
@@ -375,8 +395,8 @@ impl Filesystem for Adapter {
         out_size: u32,
         reply: ReplyIoctl,
     ) {
-        let caller = caller(request, 0);
-        self.serve(Kind::Ioctl, |stack| match stack.ioctl(&caller, node(ino), file(fh), command, input) {
+        let (caller, input) = (caller(request, 0), input.to_vec());
+        self.change(Kind::Ioctl, move |stack| match stack.ioctl(&caller, node(ino), file(fh), command, &input) {
             Ok(output) => reply.ioctl(0, &output[..output.len().min(out_size as usize)]),
             Err(errno) => reply.error(error(errno)),
         });
@@ -393,7 +413,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let caller = caller(request, 0);
-        self.serve(Kind::Fallocate, |stack| {
+        self.change(Kind::Fallocate, move |stack| {
             let outcome = stack.fallocate(&caller, node(ino), file(fh), mode, offset, len);
             send_empty(outcome, reply);
         });
@@ -422,6 +442,8 @@ impl Filesystem for Adapter {
         let caller = caller(request, 0);
         let from = (node(ino_in), file(fh_in), offset_in);
         let to = (node(ino_out), file(fh_out), offset_out);
-        self.serve(Kind::CopyFileRange, |stack| send_written(stack.copy_file_range(&caller, from, to, len), reply));
+        self.change(Kind::CopyFileRange, move |stack| {
+            send_written(stack.copy_file_range(&caller, from, to, len), reply)
+        });
     }
 }

@@ -11,6 +11,7 @@ mod init;
 mod mount;
 mod reply;
 mod requests;
+mod waiting;
 mod worker;
 
 pub use mount::{MountError, MountedVolume, Unmount, Unmounted, canonical, dead_mount_at, detach};

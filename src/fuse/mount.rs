@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 
 use super::adapter::Adapter;
 use super::requests::Requests;
+use super::waiting::Waiting;
 use crate::stack::Stack;
 use crate::sys::{self, Errno};
 
@@ -218,9 +219,11 @@ fn serve(stack: Arc<Stack>, requests: Arc<Requests>, device: OwnedFd) -> Result<
     let mut config = Config::default();
     config.acl = SessionACL::All;
     // More than cores: a request waits in the backing filesystem, and others must go on.
-    config.n_threads = Some((4 * cores).max(8));
+    let workers = (4 * cores).max(8);
+    config.n_threads = Some(workers);
     config.clone_fd = true;
-    let session = Session::from_fd(Adapter { stack, requests }, device, SessionACL::All, config)
+    let waiting = Waiting::new(workers).map_err(|error| errno_of(&error))?;
+    let session = Session::from_fd(Adapter { stack, requests, waiting }, device, SessionACL::All, config)
         .map_err(|error| errno_of(&error))?;
     std::thread::Builder::new()
         .name("fuse-session".to_owned())
