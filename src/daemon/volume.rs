@@ -147,10 +147,6 @@ impl Volume {
             },
             ..StackOptions::default()
         };
-        // A crashed daemon leaves a mount that answers nothing: the directory below it is what counts.
-        if crate::fuse::dead_mount_at(&entry.path) {
-            crate::fuse::detach(&entry.path)?;
-        }
         let tree = Tree::open(&entry.path)?;
         let store = entry.options.store.clone().unwrap_or_else(|| paths.volume_state(&entry.volume));
         let (journal, last_stop) = open_journal(&store, file)?;

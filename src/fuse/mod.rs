@@ -12,4 +12,4 @@ mod mount;
 mod reply;
 mod worker;
 
-pub use mount::{MountError, MountedVolume, Unmount, Unmounted, canonical, dead_mount_at, detach};
+pub use mount::{MountError, MountedVolume, Unmount, Unmounted, canonical, dead_mount_at, detach, detach_dead};
