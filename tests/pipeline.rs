@@ -178,3 +178,108 @@ fn random_histories_end_equal() {
     });
     assert_eq!(*failed.lock(), Vec::<String>::new());
 }
+
+/// Bytes and TIDs that `change` costs until the target has it.
+fn cost(pair: &Pair, change: impl FnOnce()) -> (u64, u64) {
+    pair.wait();
+    let before = (pair.bytes_sent(), pair.stack().journal().last_tid().0);
+    change();
+    pair.wait();
+    (pair.bytes_sent() - before.0, pair.stack().journal().last_tid().0 - before.1)
+}
+
+#[test]
+fn an_append_to_a_gigabyte_sends_little() {
+    let mut pair = Pair::new();
+    let hand = Hand::new(pair.stack());
+    hand.file("big", b"begins").unwrap();
+    hand.patch("big", 500 << 20, &[7; 4096]).unwrap();
+    hand.truncate("big", 1 << 30).unwrap();
+    pair.start();
+    pair.wait_equal("mirror");
+    assert!(pair.bytes_sent() < 64 << 10, "holes were sent: {} bytes", pair.bytes_sent());
+    let (bytes, _) = cost(&pair, || hand.patch("big", 1 << 30, &[9; 1024]).unwrap());
+    assert!((1..8 << 10).contains(&bytes), "{bytes} bytes were sent for 1 KiB");
+    pair.wait_equal("append");
+}
+
+#[test]
+fn renaming_a_directory_of_ten_thousand_files_is_one_record() {
+    let mut pair = Pair::new();
+    trees::fill(&pair.source().join("before"), 10_000);
+    let hand = Hand::new(pair.stack());
+    pair.start();
+    pair.wait();
+    let (bytes, tids) = cost(&pair, || hand.rename("before", "after").unwrap());
+    assert_eq!(tids, 1);
+    assert!(bytes < QUIET_BYTES, "{bytes} bytes were sent for one rename");
+    pair.wait_equal("rename");
+}
+
+#[test]
+fn large_files_that_change_while_they_are_mirrored_end_equal() {
+    let mut pair = Pair::new();
+    for i in 0..4 {
+        std::fs::write(pair.source().join(format!("large-{i}")), vec![i; 6 << 20]).unwrap();
+    }
+    let hand = Hand::new(pair.stack());
+    pair.start();
+    for round in 0..60u64 {
+        let path = format!("large-{}", round % 4);
+        hand.patch(&path, round * 97_001, &[round as u8; 70_000]).unwrap();
+        if round % 9 == 0 {
+            hand.truncate(&path, (5 << 20) + round).unwrap();
+        }
+        if round % 25 == 10 {
+            pair.cut();
+        }
+    }
+    pair.wait_equal("changes during the mirror");
+}
+
+#[test]
+fn a_listing_longer_than_a_frame_arrives_in_parts() {
+    let mut pair = Pair::in_memory();
+    let dir = pair.source().join("many");
+    std::fs::create_dir(&dir).unwrap();
+    for i in 0..6_000 {
+        std::os::unix::fs::symlink("x".repeat(3_000), dir.join(format!("{i:0200}"))).unwrap();
+    }
+    pair.start();
+    pair.wait_equal("a directory of 19 MB");
+    assert_eq!(pair.target_errors(), Vec::<String>::new());
+}
+
+#[test]
+fn a_capability_follows_its_file() {
+    let mut pair = Pair::new();
+    let hand = Hand::new(pair.stack());
+    let capability = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    pair.start();
+    for (name, act) in [("kept", 0), ("written", 1), ("owned", 2)] {
+        hand.file(name, b"#!").unwrap();
+        hand.set_xattr(name, "security.capability", &capability).unwrap();
+        pair.wait_equal(name);
+        match act {
+            0 => hand.chmod(name, 0o755).unwrap(),
+            1 => hand.patch(name, 0, b"changed").unwrap(),
+            _ => hand.chown(name, 1000, 1000).unwrap(),
+        }
+        pair.wait_equal(name);
+    }
+}
+
+#[test]
+fn a_target_that_was_wiped_during_its_greeting_is_filled_again() {
+    let mut pair = Pair::new();
+    trees::fill(&pair.source().join("some"), 50);
+    pair.start();
+    pair.wait_equal("mirror");
+    pair.wipe_target();
+    // As if the connection had ended right behind the target's answer: it is a replica, and has nothing.
+    let volume = pair.stack().journal().identity().volume;
+    let open = || dtfs::applier::Replica::open(&pair.target(), &pair.states(), volume, dtfs::applier::Adopt::No);
+    drop(open().unwrap());
+    pair.start();
+    pair.wait_equal("filled again");
+}

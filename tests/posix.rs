@@ -15,6 +15,7 @@ use support::scratch::FileSystem;
 /// Tests of pjdfstest that differ on the mount; each stands in src/stack/SEMANTICS.md.
 const EXPLAINED: [&str; 1] = ["link::link_count_max"];
 const FULL_OPS: u64 = 200_000;
+/// `DTFS_SEEDS` asks for another number.
 const FULL_SEEDS: u64 = 5;
 const SHORT_OPS: u64 = 4_000;
 
@@ -68,6 +69,10 @@ fn exercise(dir: &Path, seed: u64, ops: u64) {
     }
 }
 
+fn full_seeds() -> u64 {
+    std::env::var("DTFS_SEEDS").ok().map_or(FULL_SEEDS, |text| text.parse().expect("a number"))
+}
+
 fn fsx_on(kind: FileSystem, seeds: u64, ops: u64) {
     let pair = Pair::mirrored(kind, |_| {});
     let bare = pair.scratch.dir("bare");
@@ -87,17 +92,17 @@ fn fsx_finds_nothing() {
 #[test]
 #[ignore = "minutes: scripts/posix.sh runs it"]
 fn fsx_at_full_length_on_ext4() {
-    fsx_on(FileSystem::Ext4, FULL_SEEDS, FULL_OPS);
+    fsx_on(FileSystem::Ext4, full_seeds(), FULL_OPS);
 }
 
 #[test]
 #[ignore = "minutes: scripts/posix.sh runs it"]
 fn fsx_at_full_length_on_xfs() {
-    fsx_on(FileSystem::Xfs, FULL_SEEDS, FULL_OPS);
+    fsx_on(FileSystem::Xfs, full_seeds(), FULL_OPS);
 }
 
 #[test]
 #[ignore = "minutes: scripts/posix.sh runs it"]
 fn fsx_at_full_length_on_btrfs() {
-    fsx_on(FileSystem::Btrfs, FULL_SEEDS, FULL_OPS);
+    fsx_on(FileSystem::Btrfs, full_seeds(), FULL_OPS);
 }

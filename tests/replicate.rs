@@ -6,10 +6,8 @@ mod support;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use support::host::Host;
 use support::process::wait_until;
 use support::replica::Pair;
 use support::scratch::{FileSystem, Scratch};

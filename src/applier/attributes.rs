@@ -1,5 +1,6 @@
 //! The end of a group: each touched object gets the attributes that its last record named.
 
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::catalog::Known;
@@ -32,10 +33,9 @@ impl Applier {
 
     /// Keeps the times of a directory whose entries are about to be moved about without a record of it.
     pub(super) fn preserve(&mut self, oid: Oid, dir: BorrowedFd<'_>) -> Outcome<()> {
-        if !self.touched.contains_key(&oid) {
+        if let Entry::Vacant(free) = self.touched.entry(oid) {
             let stat = sys::fstat(dir)?;
-            let touched = Touched { times: Some((stat.atime, stat.mtime)), ..Touched::default() };
-            self.touched.insert(oid, touched);
+            free.insert(Touched { times: Some((stat.atime, stat.mtime)), ..Touched::default() });
         }
         Ok(())
     }

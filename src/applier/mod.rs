@@ -12,6 +12,7 @@
 mod attributes;
 mod catalog;
 mod data;
+mod displaced;
 mod names;
 mod objects;
 mod park;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::catalog::Known;
 use super::objects::Occupant;
-use super::park::{self, DISPLACED_XATTR, OID_XATTR};
+use super::park::{self, OID_XATTR};
 use super::{Applier, Outcome, Trouble};
 use crate::base::{Name, Oid};
 use crate::record::{Attrs, Fate, Op, Replaced, Shape, Slot, Xattr};
@@ -21,15 +21,6 @@ struct Move<'a> {
     to: &'a Slot,
     shape: &'a Shape,
     replaced: Option<Replaced>,
-}
-
-/// How trying to put a displaced directory back ended.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum PutBack {
-    /// It is back, or will never be put back.
-    Done,
-    /// Its place lies below itself for now.
-    InTheWay,
 }
 
 impl Applier {
@@ -264,7 +255,7 @@ impl Applier {
         let Some(fd) = self.fd(oid)? else {
             return Ok(());
         };
-        if !self.catalog.get(oid)?.is_some_and(|row| row.kind == libc::S_IFDIR) {
+        if self.catalog.get(oid)?.is_none_or(|row| row.kind != libc::S_IFDIR) {
             return Ok(self.tree.mutate().link(fd.as_fd(), dir, name)?);
         }
         let Some((from, from_name)) = self.locate_dir(fd.as_fd())? else {
@@ -315,7 +306,7 @@ impl Applier {
     }
 
     fn park_dir(&mut self, oid: Oid) -> Outcome<()> {
-        if oid == Oid::ROOT || !self.catalog.get(oid)?.is_some_and(|row| row.kind == libc::S_IFDIR) {
+        if oid == Oid::ROOT || self.catalog.get(oid)?.is_none_or(|row| row.kind != libc::S_IFDIR) {
             return Ok(());
         }
         let Some(fd) = self.fd(oid)? else {
@@ -331,116 +322,6 @@ impl Applier {
             Some(occupant) => self.put_out(parent.as_fd(), &name, &occupant),
             None => Ok(()),
         }
-    }
-
-    /// `dest` lies below the directory `oid`: parks the directory just below `oid` on that way, and notes in an xattr which
-    /// slot it was put out of. Parking alone would be wrong: the parked edge may be the old, valid one.
-    fn park_ancestor(&mut self, dest: BorrowedFd<'_>, oid: Oid) -> Outcome<()> {
-        let Some(row) = self.catalog.get(oid)? else {
-            return Err(Errno::EINVAL.into());
-        };
-        let mut below = sys::openat(dest, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
-        loop {
-            let above = sys::openat(below.as_fd(), c"..", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
-            let key = self.tree.key_of(above.as_fd())?;
-            if key == row.key {
-                return self.displace(below, &above, oid);
-            }
-            if key == self.tree.root_key() {
-                return Err(Errno::EINVAL.into());
-            }
-            below = above;
-        }
-    }
-
-    fn displace(&mut self, child: OwnedFd, parent: &OwnedFd, parent_oid: Oid) -> Outcome<()> {
-        let Some((_, name)) = self.locate_dir(child.as_fd())? else {
-            return Err(Errno::EINVAL.into());
-        };
-        let Some(occupant) = self.occupant(parent.as_fd(), &name)? else {
-            return Err(Errno::EINVAL.into());
-        };
-        let Some(oid) = occupant.oid else {
-            return self.put_out(parent.as_fd(), &name, &occupant);
-        };
-        let mut slot = parent_oid.to_bytes().to_vec();
-        slot.extend_from_slice(name.as_bytes());
-        self.preserve(parent_oid, parent.as_fd())?;
-        self.lift_occupant(&occupant)?;
-        self.tree.mutate().set_xattr(child.as_fd(), DISPLACED_XATTR, &slot, 0)?;
-        self.displaced.insert(oid);
-        self.put_out(parent.as_fd(), &name, &occupant)
-    }
-
-    pub(super) fn load_displaced(&mut self) -> Outcome<()> {
-        for oid in self.park.oids()? {
-            let fd = self.tree.open_child(self.park.fd(), &park::entry(oid)?, libc::O_PATH)?;
-            if self.tree.xattr(fd.as_fd(), DISPLACED_XATTR)?.is_some() {
-                self.displaced.insert(oid);
-            }
-        }
-        Ok(())
-    }
-
-    fn forget_displaced(&mut self, oid: Oid) -> Outcome<()> {
-        if !self.displaced.remove(&oid) {
-            return Ok(());
-        }
-        if let Some(fd) = self.fd(oid)? {
-            match self.tree.mutate().remove_xattr(fd.as_fd(), DISPLACED_XATTR) {
-                Ok(()) | Err(Errno::ENODATA) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        Ok(())
-    }
-
-    /// The replay has passed everything that the tree could hold from before the crash: what is still displaced was
-    /// displaced by an edge that no longer stands in its way. Where one still does (a tree that is being compared has
-    /// such edges until their directories were listed) the mark stays, for another try at the end of the next group.
-    pub(super) fn put_back_displaced(&mut self) -> Outcome<()> {
-        for oid in std::mem::take(&mut self.displaced) {
-            if self.put_back(oid)? == PutBack::InTheWay {
-                self.displaced.insert(oid);
-            }
-        }
-        Ok(())
-    }
-
-    fn put_back(&mut self, oid: Oid) -> Outcome<PutBack> {
-        let entry = park::entry(oid)?;
-        let parked = self.park.dir();
-        let Some(occupant) = self.occupant(parked.as_fd(), &entry)? else {
-            return Ok(PutBack::Done);
-        };
-        let slot = self.tree.xattr(occupant.fd.as_fd(), DISPLACED_XATTR)?.unwrap_or_default();
-        if let Some((parent, name)) = read_slot(&slot)
-            && let Some(dir) = self.mirrored(parent)?
-        {
-            self.preserve(parent, dir.as_fd())?;
-            self.lift_occupant(&occupant)?;
-            let tree = self.tree.mutate();
-            match tree.rename(parked.as_fd(), &entry, dir.as_fd(), &name, libc::RENAME_NOREPLACE) {
-                Err(Errno::EINVAL) => return Ok(PutBack::InTheWay),
-                // Taken by another: it stays parked until a record speaks of it.
-                Ok(()) | Err(Errno::EEXIST | Errno::ENOENT) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        self.tree.mutate().remove_xattr(occupant.fd.as_fd(), DISPLACED_XATTR).or_else(not_set)?;
-        Ok(PutBack::Done)
-    }
-
-    /// The directory's entries are known exactly now: nothing is put back into it from before.
-    pub(super) fn forget_displaced_from(&mut self, parent: Oid) -> Outcome<()> {
-        for oid in self.displaced.iter().copied().collect::<Vec<_>>() {
-            let Some(fd) = self.fd(oid)? else { continue };
-            let slot = self.tree.xattr(fd.as_fd(), DISPLACED_XATTR)?.unwrap_or_default();
-            if read_slot(&slot).is_some_and(|(from, _)| from == parent) {
-                self.forget_displaced(oid)?;
-            }
-        }
-        Ok(())
     }
 
     fn preserve_of(&mut self, dir: &Dir) -> Outcome<()> {
@@ -459,10 +340,10 @@ impl Applier {
         }
         let parent = sys::openat(dir, c"..", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
         // The kernel knows the name of an open directory; it is only a hint until the entry was looked at.
-        if let Some(name) = sys::last_component(dir) {
-            if self.tree.lookup(parent.as_fd(), &name).is_ok_and(|found| found.key == key) {
-                return Ok(Some((parent, name)));
-            }
+        if let Some(name) = sys::last_component(dir)
+            && self.tree.lookup(parent.as_fd(), &name).is_ok_and(|found| found.key == key)
+        {
+            return Ok(Some((parent, name)));
         }
         let list = sys::openat(parent.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
         for name in super::objects::entry_names(list)? {
@@ -477,17 +358,5 @@ impl Applier {
     pub(super) fn touch_listed(&mut self, oid: Oid, attrs: Attrs, flags: u32) {
         self.touch(oid, attrs);
         self.touched.entry(oid).or_default().flags = Some(flags);
-    }
-}
-
-fn read_slot(bytes: &[u8]) -> Option<(Oid, Name)> {
-    let (oid, name) = bytes.split_first_chunk::<{ Oid::LEN }>()?;
-    Some((Oid::from_bytes(*oid), Name::new(name).ok()?))
-}
-
-fn not_set(errno: Errno) -> sys::Result<()> {
-    match errno {
-        Errno::ENODATA => Ok(()),
-        errno => Err(errno),
     }
 }

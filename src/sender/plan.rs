@@ -14,6 +14,8 @@ pub struct Ours {
     pub applied: Tid,
     /// Whether its initial mirror was ever queued.
     pub mirrored: bool,
+    /// Whether that was for the copy which answers now: a directory that was wiped gets a new id.
+    pub same_copy: bool,
 }
 
 /// How a session begins.
@@ -51,7 +53,7 @@ pub fn plan(ours: &Ours, state: ReplicaState, received: Tid, applied: Tid) -> Pl
     }
     // A tree that is older than what it once acknowledged was put back: rows that were done then are not done now.
     let put_back = applied < ours.applied;
-    if !ours.mirrored || put_back || received < ours.oldest_kept {
+    if !ours.mirrored || !ours.same_copy || put_back || received < ours.oldest_kept {
         return Plan::Compare { base: ours.durable };
     }
     Plan::Stream { after: received }
@@ -61,7 +63,8 @@ pub fn plan(ours: &Ours, state: ReplicaState, received: Tid, applied: Tid) -> Pl
 mod tests {
     use super::*;
 
-    const OURS: Ours = Ours { durable: Tid(100), oldest_kept: Tid(50), applied: Tid(60), mirrored: true };
+    const OURS: Ours =
+        Ours { durable: Tid(100), oldest_kept: Tid(50), applied: Tid(60), mirrored: true, same_copy: true };
 
     #[test]
     fn the_table_of_beginnings() {
@@ -75,6 +78,8 @@ mod tests {
         assert_eq!(fresh, Plan::Mirror { base: Tid(100) });
         let adopted = plan(&OURS, ReplicaState::Adopted, Tid(0), Tid(0));
         assert_eq!(adopted, Plan::Compare { base: Tid(100) });
+        let other = Ours { same_copy: false, ..OURS };
+        assert_eq!(plan(&other, ReplicaState::Replica, Tid(80), Tid(80)), Plan::Compare { base: Tid(100) });
         let unknown = Ours { mirrored: false, ..OURS };
         assert_eq!(plan(&unknown, ReplicaState::Replica, Tid(80), Tid(80)), Plan::Compare { base: Tid(100) });
     }

@@ -341,6 +341,7 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Tid, SessionError> {
         oldest_kept: journal.oldest_kept(),
         applied: row.applied,
         mirrored: row.mirrored,
+        same_copy: store.meta_get(&copy_key(target))?.is_some_and(|id| id == reply.replica.0),
     };
     let (base, reason, word) = match plan(&ours, reply.state, reply.received, reply.applied) {
         Plan::Stream { after } => return Ok(after),
@@ -349,8 +350,15 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Tid, SessionError> {
         Plan::Compare { base } => (base, WorkReason::Verify, "comparison"),
     };
     store.reset_target(target, base, &[NewWork::whole_tree(reason, base)])?;
+    // After the work is queued: a copy that is known by its id has had its beginning.
+    store.meta_set(&copy_key(target), &reply.replica.0)?;
     store.event(Level::Info, Some(target), &format!("{word} of the whole tree begins at {base}"))?;
     Ok(base)
+}
+
+/// Where the id of the target's copy is remembered.
+fn copy_key(target: TargetId) -> String {
+    format!("copy.{}", target.0)
 }
 
 /// Turns the journal's progress into events, so that the session waits in one place. Ends with the session: the journal

@@ -60,13 +60,11 @@ impl Stream {
     pub(super) fn next(&mut self, durable: Tid, batch: u64) -> Result<Option<Batch>, SessionError> {
         let limit = self.waiting.front().map_or(Tid(u64::MAX), |reading| reading.stamp);
         let looked = self.maybe_more || !self.waiting.is_empty();
-        if looked {
-            if let Some(chunk) = self.reader.next_chunk(limit, BATCH_BYTES)? {
-                let prev = std::mem::replace(&mut self.sent, chunk.last);
-                let (first, last, count) = (chunk.first, chunk.last, chunk.count);
-                let message = Message::Records { batch, prev, first, last, count, body: chunk.body };
-                return Ok(Some(Batch { message, done: Vec::new(), objects: 0 }));
-            }
+        if looked && let Some(chunk) = self.reader.next_chunk(limit, BATCH_BYTES)? {
+            let prev = std::mem::replace(&mut self.sent, chunk.last);
+            let (first, last, count) = (chunk.first, chunk.last, chunk.count);
+            let message = Message::Records { batch, prev, first, last, count, body: chunk.body };
+            return Ok(Some(Batch { message, done: Vec::new(), objects: 0 }));
         }
         match self.waiting.is_empty() {
             true if looked && self.sent < durable => return Ok(Some(self.skip(durable))),

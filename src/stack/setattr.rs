@@ -33,6 +33,8 @@ impl Sized {
     }
 }
 
+const CAPABILITY: &std::ffi::CStr = c"security.capability";
+
 impl Stack {
     /// chmod(2), chown(2), truncate(2) and utimensat(2) in one; gives the attributes afterwards.
     ///
@@ -45,6 +47,7 @@ impl Stack {
         let object = self.object(node)?;
         let sized = self.sized(&object, node, file, change)?;
         let mutation = self.begin(caller, &[object.key], SMALL_RECORD)?;
+        let capable = (change.uid.is_some() || change.gid.is_some()) && self.is_capable(&object)?;
         let mut progress = Progress::Untouched;
         let outcome = apply(&mutation, caller, &object, &sized, change, &mut progress);
         let stat = match progress {
@@ -61,10 +64,18 @@ impl Stack {
         let attrs = Attrs::of(&stat);
         let op = match change.size {
             Some(_) => Op::Truncate { attrs },
+            // A change of owner took the capability away (chown(2)), which attributes alone do not say.
+            None if capable && !mutation.read_back(self.is_capable(&object))? => {
+                Op::RemoveXattr { name: CAPABILITY.to_bytes().to_vec(), attrs }
+            }
             None => Op::SetAttr { attrs },
         };
         mutation.commit(object.key, &op, &[]);
         outcome.map(|()| stat)
+    }
+
+    fn is_capable(&self, object: &Object) -> Result<bool> {
+        Ok(self.tree.xattr(object.fd.as_fd(), CAPABILITY)?.is_some())
     }
 
     fn sized(&self, object: &Object, node: NodeId, file: Option<FileId>, change: &AttrChange) -> Result<Sized> {

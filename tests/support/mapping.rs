@@ -69,3 +69,40 @@ pub(crate) fn read(file: BorrowedFd<'_>, at: u64, len: u64, size: u64) -> sys::R
     Errno::result(unsafe { libc::munmap(map, size) })?;
     Ok(bytes)
 }
+
+/// A mapping that stays until it is dropped.
+pub(crate) struct Held {
+    map: *mut u8,
+    len: usize,
+}
+
+impl Held {
+    /// The first `len` bytes of `file`, to be read and written.
+    pub(crate) fn new(file: BorrowedFd<'_>, len: usize, shared: bool) -> Held {
+        let kind = if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let map = unsafe { libc::mmap(std::ptr::null_mut(), len, protection, kind, file.as_raw_fd(), 0) };
+        assert_ne!(map, libc::MAP_FAILED, "mmap: {}", Errno::last());
+        Held { map: map.cast(), len }
+    }
+
+    pub(crate) fn byte(&self, at: usize) -> u8 {
+        assert!(at < self.len);
+        // SAFETY: in the mapping, which the file covers; volatile, because others change the file.
+        unsafe { self.map.add(at).read_volatile() }
+    }
+
+    pub(crate) fn set(&self, at: usize, byte: u8) {
+        assert!(at < self.len);
+        // SAFETY: as above; the mapping may be written to.
+        unsafe { self.map.add(at).write_volatile(byte) };
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // SAFETY: ours, and no reference into it is left.
+        unsafe { libc::munmap(self.map.cast(), self.len) };
+    }
+}
