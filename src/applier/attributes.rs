@@ -71,7 +71,9 @@ impl Applier {
             }
             (None, None) => {}
         }
+        let fresh = self.fresh.remove(oid);
         match touched.flags {
+            Some(flags) if fresh && flags & RECORDED_FLAGS == 0 => Ok(()),
             Some(flags) if stat.mode & libc::S_IFMT != libc::S_IFLNK => self.set_flags(fd, flags),
             _ => Ok(()),
         }
@@ -79,6 +81,10 @@ impl Applier {
 
     fn set_attrs(&self, fd: BorrowedFd<'_>, stat: &Stat, attrs: &Attrs, touched: &Touched) -> Outcome<()> {
         let tree = self.tree.mutate();
+        if stat.mode & libc::S_IFMT == libc::S_IFREG && stat.size < attrs.size {
+            // A new file that ends with a hole.
+            tree.truncate(fd, attrs.size)?;
+        }
         let mut capability = touched.capability.clone();
         let moved = stat.uid != attrs.uid || stat.gid != attrs.gid;
         if moved {

@@ -8,9 +8,11 @@
 //! | obj | oid BLOB(16) PRIMARY KEY, ino, generation (the local inode), kind (S_IFMT bits), state (0 placeholder, 1 partial, 2 complete) |
 //! | blocked | oid PRIMARY KEY, errno |
 //!
-//! One transaction is open all the time; it is committed together with the cursor, after the tree was synced.
+//! One transaction is open all the time; it is committed together with the cursor, after the tree was synced. Rows reach
+//! it only then: an object whose state arrives changes its row three times within a commit, and each statement costs as
+//! much as a system call.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -66,8 +68,14 @@ pub(super) struct Row {
 pub(super) struct Catalog {
     path: PathBuf,
     connection: Connection,
-    /// Rows read or written lately; never disagrees with the database.
+    /// Rows read or written lately; where the database says otherwise, the row is in `unwritten`.
     cache: HashMap<Oid, Option<Row>>,
+    /// Rows of the cache that the database does not have yet.
+    unwritten: HashSet<Oid>,
+    /// The database had no row when it was opened, and none has left the cache: what the cache lacks is not there.
+    cache_is_all: bool,
+    /// The objects in `blocked`; usually none.
+    blocked: HashSet<Oid>,
     applied: Tid,
 }
 
@@ -97,7 +105,18 @@ impl Catalog {
             return Err(CatalogError::Newer { path: path.to_owned(), found });
         }
         connection.execute_batch("BEGIN IMMEDIATE").map_err(fail("begin"))?;
-        Ok(Catalog { path: path.to_owned(), connection, cache: HashMap::new(), applied })
+        let none = "SELECT NOT EXISTS (SELECT 1 FROM obj)";
+        let cache_is_all = connection.query_row(none, [], |row| row.get(0)).map_err(fail("read objects"))?;
+        let blocked = read_oids(&connection, "SELECT oid FROM blocked").map_err(fail("read blocked objects"))?;
+        Ok(Catalog {
+            path: path.to_owned(),
+            connection,
+            cache: HashMap::new(),
+            unwritten: HashSet::new(),
+            cache_is_all,
+            blocked: blocked.into_iter().collect(),
+            applied,
+        })
     }
 
     /// TID of the cursor: everything up to here is durable in the tree.
@@ -109,32 +128,22 @@ impl Catalog {
         if let Some(row) = self.cache.get(&oid) {
             return Ok(*row);
         }
+        if self.cache_is_all {
+            return Ok(None);
+        }
         let query = "SELECT ino, generation, kind, state FROM obj WHERE oid = ?1";
         let row = self
             .connection
             .prepare_cached(query)
             .and_then(|mut statement| statement.query_row([&oid.to_bytes()[..]], read_row).optional())
             .map_err(|cause| self.sql("read object", cause))?;
-        self.remember(oid, row);
+        self.remember(oid, row)?;
         Ok(row)
     }
 
     pub(super) fn put(&mut self, oid: Oid, row: Row) -> Result<(), CatalogError> {
-        let query = "INSERT INTO obj VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (oid) DO UPDATE SET
-             ino = excluded.ino, generation = excluded.generation, kind = excluded.kind, state = excluded.state";
-        self.connection
-            .prepare_cached(query)
-            .and_then(|mut statement| {
-                statement.execute(params![
-                    &oid.to_bytes()[..],
-                    row.key.ino as i64,
-                    row.key.generation,
-                    row.kind,
-                    row.known as u8
-                ])
-            })
-            .map_err(|cause| self.sql("write object", cause))?;
-        self.remember(oid, Some(row));
+        self.remember(oid, Some(row))?;
+        self.unwritten.insert(oid);
         Ok(())
     }
 
@@ -147,27 +156,20 @@ impl Catalog {
     }
 
     pub(super) fn remove(&mut self, oid: Oid) -> Result<(), CatalogError> {
-        let done = self
-            .connection
-            .prepare_cached("DELETE FROM obj WHERE oid = ?1")
-            .and_then(|mut statement| statement.execute([&oid.to_bytes()[..]]));
-        done.map_err(|cause| self.sql("remove object", cause))?;
-        self.remember(oid, None);
+        self.remember(oid, None)?;
+        self.unwritten.insert(oid);
         self.unblock(oid)
     }
 
     /// Objects whose state is not all here.
-    pub(super) fn incomplete(&self) -> Result<Vec<Oid>, CatalogError> {
-        let read = || {
-            let mut statement =
-                self.connection.prepare_cached("SELECT oid FROM obj WHERE state < 2 UNION SELECT oid FROM blocked")?;
-            let rows = statement.query_map([], |row| row.get::<_, [u8; Oid::LEN]>(0))?;
-            rows.map(|bytes| bytes.map(Oid::from_bytes)).collect::<Result<_, _>>()
-        };
-        read().map_err(|cause| self.sql("read incomplete objects", cause))
+    pub(super) fn incomplete(&mut self) -> Result<Vec<Oid>, CatalogError> {
+        self.write_rows()?;
+        let query = "SELECT oid FROM obj WHERE state < 2 UNION SELECT oid FROM blocked";
+        read_oids(&self.connection, query).map_err(|cause| self.sql("read incomplete objects", cause))
     }
 
-    pub(super) fn block(&self, oid: Oid, errno: Errno) -> Result<(), CatalogError> {
+    pub(super) fn block(&mut self, oid: Oid, errno: Errno) -> Result<(), CatalogError> {
+        self.blocked.insert(oid);
         self.connection
             .execute("INSERT OR REPLACE INTO blocked VALUES (?1, ?2)", params![&oid.to_bytes()[..], errno as i32])
             .map(drop)
@@ -175,10 +177,12 @@ impl Catalog {
     }
 
     /// The object's state arrived whole: whatever stood against it is tried again with it.
-    pub(super) fn unblock(&self, oid: Oid) -> Result<(), CatalogError> {
+    pub(super) fn unblock(&mut self, oid: Oid) -> Result<(), CatalogError> {
+        if !self.blocked.remove(&oid) {
+            return Ok(());
+        }
         self.connection
-            .prepare_cached("DELETE FROM blocked WHERE oid = ?1")
-            .and_then(|mut statement| statement.execute([&oid.to_bytes()[..]]))
+            .execute("DELETE FROM blocked WHERE oid = ?1", [&oid.to_bytes()[..]])
             .map(drop)
             .map_err(|cause| self.sql("unblock object", cause))
     }
@@ -194,6 +198,7 @@ impl Catalog {
     /// Commits everything since the last commit together with the cursor.
     pub(super) fn commit(&mut self, applied: Tid) -> Result<(), CatalogError> {
         crate::base::faults::point("applier.catalog").map_err(|errno| self.sql("commit", io_error(errno)))?;
+        self.write_rows()?;
         self.connection
             .execute("UPDATE meta SET value = ?1 WHERE key = 'applied'", [applied.0 as i64])
             .and_then(|_| self.connection.execute_batch("COMMIT; BEGIN IMMEDIATE"))
@@ -202,11 +207,35 @@ impl Catalog {
         Ok(())
     }
 
-    fn remember(&mut self, oid: Oid, row: Option<Row>) {
+    fn remember(&mut self, oid: Oid, row: Option<Row>) -> Result<(), CatalogError> {
         if self.cache.len() >= CACHE_MAX {
+            self.write_rows()?;
             self.cache.clear();
+            self.cache_is_all = false;
         }
         self.cache.insert(oid, row);
+        Ok(())
+    }
+
+    /// Brings the database up to the cache, in the order of the table.
+    fn write_rows(&mut self) -> Result<(), CatalogError> {
+        let mut oids: Vec<[u8; Oid::LEN]> = self.unwritten.drain().map(Oid::to_bytes).collect();
+        oids.sort_unstable();
+        let write = || {
+            let mut put = self.connection.prepare_cached("INSERT OR REPLACE INTO obj VALUES (?1, ?2, ?3, ?4, ?5)")?;
+            let mut remove = self.connection.prepare_cached("DELETE FROM obj WHERE oid = ?1")?;
+            for oid in &oids {
+                match self.cache.get(&Oid::from_bytes(*oid)) {
+                    Some(Some(row)) => {
+                        let (ino, known) = (row.key.ino as i64, row.known as u8);
+                        put.execute(params![&oid[..], ino, row.key.generation, row.kind, known])?
+                    }
+                    _ => remove.execute([&oid[..]])?,
+                };
+            }
+            Ok(())
+        };
+        write().map_err(|cause| self.sql("write objects", cause))
     }
 
     fn sql(&self, what: &'static str, cause: rusqlite::Error) -> CatalogError {
@@ -216,6 +245,12 @@ impl Catalog {
 
 fn io_error(errno: Errno) -> rusqlite::Error {
     rusqlite::Error::ToSqlConversionFailure(Box::new(std::io::Error::from(errno)))
+}
+
+fn read_oids(connection: &Connection, query: &str) -> rusqlite::Result<Vec<Oid>> {
+    let mut statement = connection.prepare_cached(query)?;
+    let rows = statement.query_map([], |row| row.get::<_, [u8; Oid::LEN]>(0))?;
+    rows.map(|bytes| bytes.map(Oid::from_bytes)).collect()
 }
 
 fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {

@@ -20,6 +20,9 @@ impl Applier {
         let Some(fd) = self.fd(oid)? else {
             return Ok(());
         };
+        if matches!(op, Op::SetXattr { .. } | Op::SetFlags { .. }) {
+            self.fresh.remove(oid);
+        }
         let fd = fd.as_fd();
         let tree = self.tree.mutate();
         let attrs = match op {

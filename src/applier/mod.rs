@@ -13,6 +13,7 @@ mod attributes;
 mod catalog;
 mod data;
 mod displaced;
+mod fresh;
 mod names;
 mod objects;
 mod park;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use attributes::Touched;
 use catalog::Catalog;
 pub use catalog::CatalogError;
+use fresh::Fresh;
 use park::Park;
 pub use replica::{Adopt, Origin, Replica, ReplicaError};
 
@@ -97,6 +99,8 @@ pub struct Applier {
     touched: HashMap<Oid, Touched>,
     /// Open descriptors of objects used lately; O_RDWR for files, readable for directories, O_PATH for the rest.
     open: HashMap<Oid, Arc<OwnedFd>>,
+    /// Files that were made here and have nothing yet but their oid.
+    fresh: Fresh,
     /// What the next ack asks for.
     missing: BTreeSet<Missing>,
     /// Parts of a directory's state that wait for the last one.
@@ -122,7 +126,9 @@ impl Applier {
     /// [`ApplyError`] when the park cannot be read.
     pub fn new(replica: Replica, high_water: Tid) -> Result<Applier, ApplyError> {
         let Replica { tree, catalog, park, .. } = replica;
+        let plain = park.is_plain(&tree);
         let mut applier = Applier {
+            fresh: Fresh::new(plain.unwrap_or(false)),
             tree,
             catalog,
             park,
@@ -302,12 +308,16 @@ impl Applier {
             }
             Err(errno) => return Err(errno.into()),
         };
+        Ok(Some(self.keep_open(oid, fd)))
+    }
+
+    fn keep_open(&mut self, oid: Oid, fd: OwnedFd) -> Arc<OwnedFd> {
         if self.open.len() >= OPEN_MAX {
             self.open.clear();
         }
         let fd = Arc::new(fd);
         self.open.insert(oid, fd.clone());
-        Ok(Some(fd))
+        fd
     }
 }
 

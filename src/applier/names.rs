@@ -78,10 +78,14 @@ impl Applier {
         self.catalog.unblock(oid)?;
         self.forget_missing(oid);
         if let Some(fd) = self.fd(oid)? {
-            if shape.is_file() {
+            let fresh = self.fresh.contains(oid);
+            if shape.is_file() && !fresh {
                 self.tree.mutate().truncate(fd.as_fd(), 0)?;
             }
-            self.replace_xattrs(fd.as_fd(), xattrs)?;
+            if !(fresh && xattrs.is_empty()) {
+                self.fresh.remove(oid);
+                self.replace_xattrs(fd.as_fd(), xattrs)?;
+            }
         }
         self.bind(slot, oid)
     }
@@ -226,6 +230,9 @@ impl Applier {
             return self.park_dir(oid);
         };
         self.preserve(slot.parent, dir.as_fd())?;
+        if self.place_parked(oid, dir.as_fd(), &slot.name)? {
+            return Ok(());
+        }
         if let Some(occupant) = self.occupant(dir.as_fd(), &slot.name)? {
             if occupant.is(oid) {
                 return Ok(());
@@ -233,6 +240,16 @@ impl Applier {
             self.put_out(dir.as_fd(), &slot.name, &occupant)?;
         }
         self.place(oid, dir.as_fd(), &slot.name)
+    }
+
+    /// The usual case, in one call: the object waits in the park and its name is free. Changes nothing otherwise.
+    fn place_parked(&self, oid: Oid, dir: BorrowedFd<'_>, name: &Name) -> Outcome<bool> {
+        let entry = park::entry(oid)?;
+        match self.tree.mutate().rename(self.park.fd(), &entry, dir, name, libc::RENAME_NOREPLACE) {
+            Ok(()) => Ok(true),
+            Err(Errno::EEXIST | Errno::ENOENT | Errno::EINVAL | Errno::EPERM) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Gives a free name to a known object, an immutable one too: a file gets a further name, a directory moves.

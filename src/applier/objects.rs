@@ -68,22 +68,37 @@ impl Applier {
             }
             self.drop_object(oid)?;
         }
-        let entry = park::entry(oid)?;
-        let parked = self.park.dir();
-        match self.occupant(parked.as_fd(), &entry)? {
-            Some(occupant) if occupant.is(oid) && occupant.kind() == shape.kind => {
-                self.register(oid, &occupant, Known::Placeholder)?;
-            }
-            other => {
-                if let Some(occupant) = other {
-                    self.empty_if_dir(&occupant)?;
-                }
-                let fd = self.park.create(&self.tree.mutate(), oid, shape)?;
-                let key = self.tree.key_of(fd.as_fd())?;
-                self.catalog.put(oid, Row { key, kind: shape.kind, known: Known::Placeholder })?;
-            }
+        match self.park.create(&self.tree.mutate(), oid, shape) {
+            Err(Errno::EEXIST) => self.take_parked(oid, shape)?,
+            made => self.enter(oid, shape, made?)?,
         }
         Ok(true)
+    }
+
+    /// Enters a new object, open as `fd`, into the catalog.
+    fn enter(&mut self, oid: Oid, shape: &Shape, fd: OwnedFd) -> Outcome<()> {
+        let key = self.tree.key_of(fd.as_fd())?;
+        self.catalog.put(oid, Row { key, kind: shape.kind, known: Known::Placeholder })?;
+        if shape.is_file() {
+            self.fresh.insert(oid);
+            self.keep_open(oid, fd);
+        }
+        Ok(())
+    }
+
+    /// Something is in the park under this oid: the object from before a crash, or a remnant of it.
+    fn take_parked(&mut self, oid: Oid, shape: &Shape) -> Outcome<()> {
+        let entry = park::entry(oid)?;
+        let parked = self.park.dir();
+        if let Some(occupant) = self.occupant(parked.as_fd(), &entry)? {
+            if occupant.is(oid) && occupant.kind() == shape.kind {
+                return self.register(oid, &occupant, Known::Placeholder);
+            }
+            self.empty_if_dir(&occupant)?;
+        }
+        self.park.remove(&self.tree.mutate(), oid)?;
+        let fd = self.park.create(&self.tree.mutate(), oid, shape)?;
+        self.enter(oid, shape, fd)
     }
 
     /// As [`Applier::ensure`], and asks for the state of what was made.
@@ -110,6 +125,7 @@ impl Applier {
             self.remove_bound_dir(&fd)?;
         }
         self.open.remove(&oid);
+        self.fresh.remove(oid);
         self.catalog.remove(oid)?;
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::backing::{Tree, TreeMut};
 use crate::base::{Name, Oid};
-use crate::record::{RESERVED_DIR, Shape};
+use crate::record::{RECORDED_FLAGS, RESERVED_DIR, RESERVED_XATTR_PREFIX, Shape};
 use crate::sys::{self, Errno, Result};
 
 /// xattr with the oid of an object, 16 bytes.
@@ -41,20 +41,42 @@ impl Park {
         self.orphans.as_fd()
     }
 
-    /// Makes a new object of `shape` in the park, with its oid. What is there under this oid already is in the way of
-    /// nobody else, and is removed.
+    /// Makes a new object of `shape` in the park, with its oid. The descriptor of a file is open for reading and writing,
+    /// others are O_PATH.
+    ///
+    /// # Errors
+    /// EEXIST when something is there under this oid.
     pub(super) fn create(&self, tree: &TreeMut<'_>, oid: Oid, shape: &Shape) -> Result<OwnedFd> {
         let entry = entry(oid)?;
-        match make(tree, self.fd(), &entry, shape) {
-            Err(Errno::EEXIST) => {
-                remove_any(tree, self.fd(), &entry)?;
+        let fd = match shape.kind {
+            libc::S_IFREG => tree.create_file(self.fd(), &entry, 0o600)?,
+            _ => {
                 make(tree, self.fd(), &entry, shape)?;
+                tree.tree().open_child(self.fd(), &entry, libc::O_PATH)?
             }
-            other => other?,
-        }
-        let fd = tree.tree().open_child(self.fd(), &entry, libc::O_PATH)?;
+        };
         tree.set_xattr(fd.as_fd(), OID_XATTR, &oid.to_bytes(), 0)?;
         Ok(fd)
+    }
+
+    /// Removes what is there under `oid`. A directory's children were parked before.
+    pub(super) fn remove(&self, tree: &TreeMut<'_>, oid: Oid) -> Result<()> {
+        let entry = entry(oid)?;
+        match tree.unlink(self.fd(), &entry) {
+            Err(Errno::EISDIR) => tree.rmdir(self.fd(), &entry),
+            other => other,
+        }
+    }
+
+    /// Whether a file that is made here has no xattr and no flag that was not set on it: an access control list and some
+    /// flags are handed down by the directory.
+    pub(super) fn is_plain(&self, tree: &Tree) -> Result<bool> {
+        let flags = match sys::file_flags_get(self.fd()) {
+            Ok(flags) => flags.0,
+            Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => 0,
+            Err(errno) => return Err(errno),
+        };
+        Ok(flags & RECORDED_FLAGS == 0 && tree.xattrs(self.fd(), RESERVED_XATTR_PREFIX)?.is_empty())
     }
 
     /// The oids of everything parked.
@@ -82,21 +104,12 @@ fn name(bytes: &[u8]) -> Result<Name> {
 
 fn make(tree: &TreeMut<'_>, dir: BorrowedFd<'_>, name: &Name, shape: &Shape) -> Result<()> {
     match shape.kind {
-        libc::S_IFREG => tree.create_file(dir, name, 0o600).map(drop),
         libc::S_IFDIR => tree.mkdir(dir, name, 0o700),
         libc::S_IFLNK => {
             let text = std::ffi::CString::new(shape.link_text.clone()).map_err(|_| Errno::EINVAL)?;
             tree.symlink(&text, dir, name)
         }
         kind => tree.mknod(dir, name, kind | 0o600, shape.rdev),
-    }
-}
-
-/// Removes a parked object of any kind. A directory's children were parked before.
-fn remove_any(tree: &TreeMut<'_>, dir: BorrowedFd<'_>, name: &Name) -> Result<()> {
-    match tree.unlink(dir, name) {
-        Err(Errno::EISDIR) => tree.rmdir(dir, name),
-        other => other,
     }
 }
 

@@ -150,6 +150,11 @@ impl Applier {
         let Some(fd) = self.fd(oid)? else {
             return Ok(());
         };
+        if self.fresh.contains(oid) && xattrs.is_empty() {
+            // Nothing to take away; the data, or the end of the group, gives it its size.
+            return Ok(());
+        }
+        self.fresh.remove(oid);
         if shape.is_file() {
             self.tree.mutate().truncate(fd.as_fd(), attrs.size)?;
         }
@@ -204,7 +209,7 @@ impl Applier {
 
     /// A repair of data must not cost the object its capability, which the kernel drops at every write.
     fn save_capability(&mut self, oid: Oid, fd: BorrowedFd<'_>) -> Outcome<()> {
-        if self.touched.get(&oid).is_some_and(|touched| touched.capability.is_some()) {
+        if self.fresh.contains(oid) || self.touched.get(&oid).is_some_and(|touched| touched.capability.is_some()) {
             return Ok(());
         }
         if let Some(value) = self.tree.xattr(fd, CAPABILITY)? {

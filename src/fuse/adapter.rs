@@ -21,18 +21,21 @@ use super::reply::{
     KEEP, add_plus, attr, caller, error, file, listed_type, node, open_flags, room, send_attr, send_empty, send_entry,
     send_opened, send_value, send_written, time,
 };
+use super::requests::{Kind, Requests};
 use super::{init, worker};
 use crate::stack::{AttrChange, MAX_TRANSFER_BYTES, Privileges, Stack, WriteMode};
 
 /// A stack as `fuser` wants to see a filesystem.
 pub(super) struct Adapter {
     pub(super) stack: Arc<Stack>,
+    pub(super) requests: Arc<Requests>,
 }
 
 impl Adapter {
     /// Runs one request. A reply that a panic drops answers EIO.
-    fn serve(&self, act: impl FnOnce(&Stack)) {
+    fn serve(&self, kind: Kind, act: impl FnOnce(&Stack)) {
         worker::prepare();
+        self.requests.count(kind);
         if catch_unwind(AssertUnwindSafe(|| act(&self.stack))).is_err() {
             self.stack.fail("a request panicked");
         }
@@ -46,15 +49,15 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.serve(|stack| send_entry(stack.lookup(node(parent), name.as_bytes()), reply));
+        self.serve(Kind::Lookup, |stack| send_entry(stack.lookup(node(parent), name.as_bytes()), reply));
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
-        self.serve(|stack| stack.forget(node(ino), lookups));
+        self.serve(Kind::Forget, |stack| stack.forget(node(ino), lookups));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.serve(|stack| send_attr(stack.getattr(node(ino), fh.map(file)), reply));
+        self.serve(Kind::Getattr, |stack| send_attr(stack.getattr(node(ino), fh.map(file)), reply));
     }
 
     fn setattr(
@@ -77,14 +80,14 @@ impl Filesystem for Adapter {
     ) {
         let change = AttrChange { mode, uid, gid, size, atime: time(atime), mtime: time(mtime) };
         let caller = caller(request, 0);
-        self.serve(|stack| {
+        self.serve(Kind::Setattr, |stack| {
             let outcome = stack.setattr(&caller, node(ino), fh.map(file), &change);
             send_attr(outcome, reply);
         });
     }
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.serve(|stack| match stack.readlink(node(ino)) {
+        self.serve(Kind::Readlink, |stack| match stack.readlink(node(ino)) {
             Ok(text) => reply.data(&text),
             Err(errno) => reply.error(error(errno)),
         });
@@ -101,7 +104,7 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let caller = caller(request, umask);
-        self.serve(|stack| {
+        self.serve(Kind::Mknod, |stack| {
             let (parent, name) = (node(parent), name.as_bytes());
             send_entry(stack.mknod(&caller, parent, name, mode, rdev.into()), reply);
         });
@@ -109,28 +112,28 @@ impl Filesystem for Adapter {
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let caller = caller(request, umask);
-        self.serve(|stack| {
+        self.serve(Kind::Mkdir, |stack| {
             send_entry(stack.mkdir(&caller, node(parent), name.as_bytes(), mode), reply);
         });
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let caller = caller(request, 0);
-        self.serve(|stack| {
+        self.serve(Kind::Unlink, |stack| {
             send_empty(stack.unlink(&caller, node(parent), name.as_bytes()), reply);
         });
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let caller = caller(request, 0);
-        self.serve(|stack| {
+        self.serve(Kind::Rmdir, |stack| {
             send_empty(stack.rmdir(&caller, node(parent), name.as_bytes()), reply);
         });
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let caller = caller(request, 0);
-        self.serve(|stack| {
+        self.serve(Kind::Symlink, |stack| {
             let (name, text) = (name.as_bytes(), target.as_os_str().as_bytes());
             send_entry(stack.symlink(&caller, node(parent), name, text), reply);
         });
@@ -149,12 +152,12 @@ impl Filesystem for Adapter {
         let caller = caller(request, 0);
         let from = (node(parent), name.as_bytes());
         let to = (node(new_parent), new_name.as_bytes());
-        self.serve(|stack| send_empty(stack.rename(&caller, from, to, flags.bits()), reply));
+        self.serve(Kind::Rename, |stack| send_empty(stack.rename(&caller, from, to, flags.bits()), reply));
     }
 
     fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let caller = caller(request, 0);
-        self.serve(|stack| {
+        self.serve(Kind::Link, |stack| {
             let outcome = stack.link(&caller, node(ino), node(parent), name.as_bytes());
             send_entry(outcome, reply);
         });
@@ -162,7 +165,7 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let caller = caller(request, 0);
-        self.serve(|stack| send_opened(stack.open(&caller, node(ino), flags.0), reply));
+        self.serve(Kind::Open, |stack| send_opened(stack.open(&caller, node(ino), flags.0), reply));
     }
 
     fn read(
@@ -177,7 +180,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let size = (size as usize).min(MAX_TRANSFER_BYTES);
-        self.serve(|stack| {
+        self.serve(Kind::Read, |stack| {
             worker::with_buffer(size, |buffer| match stack.read(node(ino), file(fh), flags.0, offset, buffer) {
                 Ok(len) => reply.data(&buffer[..len]),
                 Err(errno) => reply.error(error(errno)),
@@ -205,14 +208,14 @@ impl Filesystem for Adapter {
                 false => Privileges::Keep,
             },
         };
-        self.serve(|stack| {
+        self.serve(Kind::Write, |stack| {
             let outcome = stack.write(&caller, node(ino), file(fh), offset, data, mode);
             send_written(outcome, reply);
         });
     }
 
     fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        self.serve(|stack| send_empty(stack.flush(file(fh)), reply));
+        self.serve(Kind::Flush, |stack| send_empty(stack.flush(file(fh)), reply));
     }
 
     fn release(
@@ -225,25 +228,25 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.serve(|stack| {
+        self.serve(Kind::Release, |stack| {
             stack.release(file(fh));
             reply.ok();
         });
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, data: bool, reply: ReplyEmpty) {
-        self.serve(|stack| send_empty(stack.fsync(node(ino), file(fh), data), reply));
+        self.serve(Kind::Fsync, |stack| send_empty(stack.fsync(node(ino), file(fh), data), reply));
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.serve(|stack| match stack.opendir(node(ino)) {
+        self.serve(Kind::Opendir, |stack| match stack.opendir(node(ino)) {
             Ok(id) => reply.opened(FileHandle(id.0), FopenFlags::empty()),
             Err(errno) => reply.error(error(errno)),
         });
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.serve(|stack| {
+        self.serve(Kind::Readdir, |stack| {
             let mut any = false;
             let outcome = stack.readdir(file(fh), node(ino), offset, &mut |listed| {
                 let full = reply.add(
@@ -264,7 +267,7 @@ impl Filesystem for Adapter {
     }
 
     fn readdirplus(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        self.serve(|stack| {
+        self.serve(Kind::Readdirplus, |stack| {
             let mut any = false;
             let outcome = stack.readdirplus(file(fh), node(ino), offset, &mut |listed| {
                 let full = add_plus(&mut reply, listed);
@@ -279,18 +282,18 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.serve(|stack| {
+        self.serve(Kind::Releasedir, |stack| {
             stack.releasedir(file(fh));
             reply.ok();
         });
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, data: bool, reply: ReplyEmpty) {
-        self.serve(|stack| send_empty(stack.fsyncdir(node(ino), file(fh), data), reply));
+        self.serve(Kind::Fsyncdir, |stack| send_empty(stack.fsyncdir(node(ino), file(fh), data), reply));
     }
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.serve(|stack| match stack.statfs() {
+        self.serve(Kind::Statfs, |stack| match stack.statfs() {
             Ok(fs) => reply.statfs(
                 fs.blocks,
                 fs.blocks_free,
@@ -316,24 +319,24 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let caller = caller(request, 0);
-        self.serve(|stack| {
+        self.serve(Kind::Setxattr, |stack| {
             let outcome = stack.setxattr(&caller, node(ino), name.as_bytes(), value, flags);
             send_empty(outcome, reply);
         });
     }
 
     fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.serve(|stack| send_value(stack.getxattr(node(ino), name.as_bytes()), size, reply));
+        self.serve(Kind::Getxattr, |stack| send_value(stack.getxattr(node(ino), name.as_bytes()), size, reply));
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let caller = caller(request, 0);
-        self.serve(|stack| send_value(stack.listxattr(&caller, node(ino)), size, reply));
+        self.serve(Kind::Listxattr, |stack| send_value(stack.listxattr(&caller, node(ino)), size, reply));
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let caller = caller(request, 0);
-        self.serve(|stack| {
+        self.serve(Kind::Removexattr, |stack| {
             send_empty(stack.removexattr(&caller, node(ino), name.as_bytes()), reply);
         });
     }
@@ -349,7 +352,7 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let caller = caller(request, umask);
-        self.serve(|stack| match stack.create(&caller, node(parent), name.as_bytes(), mode, flags) {
+        self.serve(Kind::Create, |stack| match stack.create(&caller, node(parent), name.as_bytes(), mode, flags) {
             Ok((entry, opened)) => reply.created(
                 &KEEP,
                 &attr(&entry.stat, entry.node.0),
@@ -373,7 +376,7 @@ impl Filesystem for Adapter {
         reply: ReplyIoctl,
     ) {
         let caller = caller(request, 0);
-        self.serve(|stack| match stack.ioctl(&caller, node(ino), file(fh), command, input) {
+        self.serve(Kind::Ioctl, |stack| match stack.ioctl(&caller, node(ino), file(fh), command, input) {
             Ok(output) => reply.ioctl(0, &output[..output.len().min(out_size as usize)]),
             Err(errno) => reply.error(error(errno)),
         });
@@ -390,14 +393,14 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let caller = caller(request, 0);
-        self.serve(|stack| {
+        self.serve(Kind::Fallocate, |stack| {
             let outcome = stack.fallocate(&caller, node(ino), file(fh), mode, offset, len);
             send_empty(outcome, reply);
         });
     }
 
     fn lseek(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        self.serve(|stack| match stack.lseek(node(ino), file(fh), offset, whence) {
+        self.serve(Kind::Lseek, |stack| match stack.lseek(node(ino), file(fh), offset, whence) {
             Ok(at) => reply.offset(at),
             Err(errno) => reply.error(error(errno)),
         });
@@ -419,6 +422,6 @@ impl Filesystem for Adapter {
         let caller = caller(request, 0);
         let from = (node(ino_in), file(fh_in), offset_in);
         let to = (node(ino_out), file(fh_out), offset_out);
-        self.serve(|stack| send_written(stack.copy_file_range(&caller, from, to, len), reply));
+        self.serve(Kind::CopyFileRange, |stack| send_written(stack.copy_file_range(&caller, from, to, len), reply));
     }
 }

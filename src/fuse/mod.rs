@@ -10,6 +10,7 @@ mod adapter;
 mod init;
 mod mount;
 mod reply;
+mod requests;
 mod worker;
 
 pub use mount::{MountError, MountedVolume, Unmount, Unmounted, canonical, dead_mount_at, detach, detach_dead};

@@ -1,5 +1,6 @@
 //! Mounting a stack over a directory, and taking it down again.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::OpenOptions;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,6 +14,7 @@ use fuser::{Config, Session, SessionACL};
 use parking_lot::Mutex;
 
 use super::adapter::Adapter;
+use super::requests::Requests;
 use crate::stack::Stack;
 use crate::sys::{self, Errno};
 
@@ -78,6 +80,7 @@ pub struct MountedVolume {
     path: PathBuf,
     mount_id: u64,
     stack: Arc<Stack>,
+    requests: Arc<Requests>,
     /// Protects the handle of the thread that serves the mount. Rank: a leaf; not held while waiting for the thread.
     session: Mutex<Option<JoinHandle<()>>>,
 }
@@ -92,14 +95,15 @@ impl MountedVolume {
     pub fn mount(stack: Arc<Stack>, path: &Path, label: &str) -> Result<MountedVolume, MountError> {
         let path = canonical(path);
         let device = mount_device(&path, label)?;
-        let served = serve(stack.clone(), device).map_err(|errno| {
+        let requests = Arc::new(Requests::default());
+        let served = serve(stack.clone(), requests.clone(), device).map_err(|errno| {
             // Nothing answers there: leave the directory as it was.
             let _ = detach(&path);
             io(&path, "start the FUSE session")(errno)
         })?;
         let mounted = top(&path)?;
         raise_read_ahead(&mounted.device);
-        Ok(MountedVolume { path, mount_id: mounted.id, stack, session: Mutex::new(Some(served)) })
+        Ok(MountedVolume { path, mount_id: mounted.id, stack, requests, session: Mutex::new(Some(served)) })
     }
 
     /// The mount point.
@@ -110,6 +114,11 @@ impl MountedVolume {
     /// What is mounted.
     pub fn stack(&self) -> &Arc<Stack> {
         &self.stack
+    }
+
+    /// How many requests of each kind the kernel has sent so far.
+    pub fn requests(&self) -> BTreeMap<&'static str, u64> {
+        self.requests.all()
     }
 
     /// Whether requests are still served; false after an unmount by anyone.
@@ -203,15 +212,15 @@ fn mount_device(path: &Path, label: &str) -> Result<OwnedFd, MountError> {
 }
 
 /// Answers the kernel's first request, then serves the rest from threads of its own.
-fn serve(stack: Arc<Stack>, device: OwnedFd) -> Result<JoinHandle<()>, Errno> {
+fn serve(stack: Arc<Stack>, requests: Arc<Requests>, device: OwnedFd) -> Result<JoinHandle<()>, Errno> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut config = Config::default();
     config.acl = SessionACL::All;
     // More than cores: a request waits in the backing filesystem, and others must go on.
     config.n_threads = Some((4 * cores).max(8));
     config.clone_fd = true;
-    let session =
-        Session::from_fd(Adapter { stack }, device, SessionACL::All, config).map_err(|error| errno_of(&error))?;
+    let session = Session::from_fd(Adapter { stack, requests }, device, SessionACL::All, config)
+        .map_err(|error| errno_of(&error))?;
     std::thread::Builder::new()
         .name("fuse-session".to_owned())
         .spawn(move || {

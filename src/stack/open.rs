@@ -46,7 +46,8 @@ impl Stack {
     pub(super) fn opened(&self, file: FileId, flags: i32) -> Opened {
         let (caching, closing) = match flags & libc::O_ACCMODE {
             libc::O_RDONLY => (Caching::Cached, Closing::Quiet),
-            libc::O_WRONLY => (Caching::Direct, Closing::Told),
+            // Every write was answered when it was on its way to the disk or refused: a close has nothing to add.
+            libc::O_WRONLY => (Caching::Direct, Closing::Quiet),
             _ => (self.options.read_write, Closing::Told),
         };
         Opened { file, caching, closing }

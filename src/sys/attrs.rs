@@ -84,9 +84,16 @@ pub fn fstatat(dir: BorrowedFd<'_>, name: &CStr) -> Result<Stat> {
 /// # Errors
 /// As chmod(2); EOPNOTSUPP for a symlink.
 pub fn fchmod(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
-    let path = proc_path(fd);
-    // SAFETY: `path` lives.
-    check(unsafe { libc::chmod(path.as_ptr(), mode & 0o7777) }).map(drop)
+    by_fd_or_path(
+        // SAFETY: no pointers.
+        || check(unsafe { libc::fchmod(fd.as_raw_fd(), mode & 0o7777) }),
+        || {
+            let path = proc_path(fd);
+            // SAFETY: `path` lives.
+            check(unsafe { libc::chmod(path.as_ptr(), mode & 0o7777) })
+        },
+    )
+    .map(drop)
 }
 
 /// Sets owner and group; `None` leaves one alone.
@@ -128,16 +135,37 @@ pub fn utimens(fd: BorrowedFd<'_>, atime: TimeChange, mtime: TimeChange) -> Resu
     check(unsafe { libc::utimensat(fd.as_raw_fd(), c"".as_ptr(), times.as_ptr(), libc::AT_EMPTY_PATH) }).map(drop)
 }
 
+/// The call on the descriptor itself, or for one that is O_PATH (EBADF, open(2)) on its name in /proc, which costs three
+/// look-ups more.
+fn by_fd_or_path<T>(by_fd: impl FnOnce() -> Result<T>, by_path: impl FnOnce() -> Result<T>) -> Result<T> {
+    match by_fd() {
+        Err(Errno::EBADF) => by_path(),
+        other => other,
+    }
+}
+
 /// Reads one xattr of the inode behind `fd`, which may be a symlink or an O_PATH descriptor.
 ///
 /// # Errors
 /// ENODATA when it is not set; else as getxattr(2).
 pub fn getxattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>> {
-    let path = proc_path(fd);
-    grow(|buffer| {
-        // SAFETY: the kernel writes at most buffer.len() bytes.
-        check_size(unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) })
-    })
+    by_fd_or_path(
+        || {
+            grow(|buffer| {
+                let (to, len) = (buffer.as_mut_ptr().cast(), buffer.len());
+                // SAFETY: the kernel writes at most buffer.len() bytes.
+                check_size(unsafe { libc::fgetxattr(fd.as_raw_fd(), name.as_ptr(), to, len) })
+            })
+        },
+        || {
+            let path = proc_path(fd);
+            grow(|buffer| {
+                let (to, len) = (buffer.as_mut_ptr().cast(), buffer.len());
+                // SAFETY: as above.
+                check_size(unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), to, len) })
+            })
+        },
+    )
 }
 
 /// The names of all xattrs, each without its NUL.
@@ -145,11 +173,21 @@ pub fn getxattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>> {
 /// # Errors
 /// As listxattr(2).
 pub fn listxattr(fd: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
-    let path = proc_path(fd);
-    let list = grow(|buffer| {
-        // SAFETY: the kernel writes at most buffer.len() bytes.
-        check_size(unsafe { libc::listxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) })
-    })?;
+    let list = by_fd_or_path(
+        || {
+            grow(|buffer| {
+                // SAFETY: the kernel writes at most buffer.len() bytes.
+                check_size(unsafe { libc::flistxattr(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) })
+            })
+        },
+        || {
+            let path = proc_path(fd);
+            grow(|buffer| {
+                // SAFETY: as above.
+                check_size(unsafe { libc::listxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) })
+            })
+        },
+    )?;
     Ok(list.split(|b| *b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect())
 }
 
@@ -176,9 +214,17 @@ fn grow(mut call: impl FnMut(&mut [u8]) -> Result<usize>) -> Result<Vec<u8>> {
 /// # Errors
 /// As setxattr(2).
 pub fn setxattr(fd: BorrowedFd<'_>, name: &CStr, value: &[u8], flags: i32) -> Result<()> {
-    let path = proc_path(fd);
-    // SAFETY: path, name and value live; the kernel only reads them.
-    check(unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), flags) }).map(drop)
+    let (bytes, len) = (value.as_ptr().cast(), value.len());
+    by_fd_or_path(
+        // SAFETY: name and value live; the kernel only reads them.
+        || check(unsafe { libc::fsetxattr(fd.as_raw_fd(), name.as_ptr(), bytes, len, flags) }),
+        || {
+            let path = proc_path(fd);
+            // SAFETY: as above, and the path lives.
+            check(unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), bytes, len, flags) })
+        },
+    )
+    .map(drop)
 }
 
 /// Removes one xattr.
@@ -186,9 +232,16 @@ pub fn setxattr(fd: BorrowedFd<'_>, name: &CStr, value: &[u8], flags: i32) -> Re
 /// # Errors
 /// ENODATA when it is not set; else as removexattr(2).
 pub fn removexattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<()> {
-    let path = proc_path(fd);
-    // SAFETY: path and name live.
-    check(unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) }).map(drop)
+    by_fd_or_path(
+        // SAFETY: the name lives.
+        || check(unsafe { libc::fremovexattr(fd.as_raw_fd(), name.as_ptr()) }),
+        || {
+            let path = proc_path(fd);
+            // SAFETY: path and name live.
+            check(unsafe { libc::removexattr(path.as_ptr(), name.as_ptr()) })
+        },
+    )
+    .map(drop)
 }
 
 /// Inode flags as FS_IOC_GETFLAGS gives them (immutable, append-only, ...; ioctl_iflags(2)).

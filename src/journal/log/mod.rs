@@ -16,6 +16,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 
@@ -76,6 +77,8 @@ pub struct SegmentLog {
     writer: Mutex<Writer>,
     /// Protects the list of segments. Rank: a leaf. Held for look-ups only, never across a system call.
     index: Arc<Mutex<Index>>,
+    /// Writes and syncs of frames so far.
+    calls: AtomicU64,
 }
 
 struct Writer {

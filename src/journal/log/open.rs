@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 
@@ -128,6 +129,7 @@ fn assemble(
         options,
         writer: Mutex::new(writer),
         index: Arc::new(Mutex::new(Index { segments, durable })),
+        calls: AtomicU64::new(0),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Appending, syncing, going on to the next segment, trimming.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::layout::{BLOCK, FRAME_HEADER, FrameHeader, MAX_BODY, frame_bytes};
 use super::open::new_segment;
@@ -62,6 +63,11 @@ impl SegmentLog {
         writer.check()?;
         self.sync_file(&mut writer)?;
         Ok(writer.link.last)
+    }
+
+    /// System calls that wrote or synced frames since the log was opened.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
     }
 
     /// Goes on in a new segment, so that the one that is open now can be trimmed.
@@ -154,6 +160,7 @@ impl SegmentLog {
         all.push(&encoded[..]);
         all.extend_from_slice(parts);
         all.push(&PADDING[..padding]);
+        self.calls.fetch_add(1, Ordering::Relaxed);
         let written = writer.file.write(&all, offset);
         writer.latch(written)?;
         writer.unsynced = true;
@@ -168,6 +175,7 @@ impl SegmentLog {
 
     fn sync_file(&self, writer: &mut Writer) -> Result<(), JournalError> {
         if writer.unsynced {
+            self.calls.fetch_add(1, Ordering::Relaxed);
             let synced = writer.file.sync();
             writer.latch(synced)?;
             writer.unsynced = false;

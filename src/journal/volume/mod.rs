@@ -146,6 +146,11 @@ impl Journal {
         self.core.log.bytes_used()
     }
 
+    /// System calls that wrote or synced records since the journal was opened.
+    pub fn log_calls(&self) -> u64 {
+        self.core.log.calls()
+    }
+
     /// Why the volume is Failed, if it is. Opening it anew clears that.
     pub fn failed(&self) -> Option<String> {
         self.core.ring.lock().failed.clone()

@@ -1,0 +1,176 @@
+//! What operations cost, as exact counts: requests of the kernel, records, system calls of the journal. Counts hold on any
+//! machine, however busy. Needs root and /dev/fuse.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics with the reason")]
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dtfs::backing::Tree;
+use dtfs::base::Tid;
+use dtfs::fuse::{MountedVolume, Unmount};
+use dtfs::journal::{Journal, JournalOptions};
+use dtfs::stack::TimeChange::Keep;
+use dtfs::stack::{AttrChange, Caller, NodeId, Stack, StackOptions};
+
+const FILES: u64 = 50;
+
+/// A volume mounted over a directory of its own.
+struct Mounted {
+    volume: MountedVolume,
+    stack: Arc<Stack>,
+    at: PathBuf,
+    dir: Option<tempfile::TempDir>,
+}
+
+impl Mounted {
+    fn new() -> Mounted {
+        let dir = tempfile::tempdir().unwrap();
+        let (behind, at) = (dir.path().join("tree"), dir.path().join("mnt"));
+        fs::create_dir(&behind).unwrap();
+        fs::create_dir(&at).unwrap();
+        let (journal, _) = Journal::open(&dir.path().join("j"), JournalOptions::default()).unwrap();
+        let stack = Stack::new(Tree::open(&behind).unwrap(), journal, StackOptions::default()).unwrap();
+        let volume = MountedVolume::mount(stack.clone(), &at, "counts").unwrap();
+        Mounted { volume, stack, at, dir: Some(dir) }
+    }
+
+    /// One directory per test case, so that its parents are known to the kernel before anything is counted.
+    fn files(&self) -> impl Iterator<Item = PathBuf> + use<> {
+        let at = self.at.clone();
+        (0..FILES).map(move |i| at.join(format!("file{i}")))
+    }
+
+    /// What `act` costs: requests of each kind that are answered, and records. RELEASE comes after close(2) has returned,
+    /// so `releases` of them are waited for.
+    fn count(&self, releases: u64, act: impl FnOnce()) -> (BTreeMap<&'static str, u64>, u64) {
+        let before = (self.volume.requests(), self.last());
+        let released = |counts: &BTreeMap<_, u64>| counts.get("release").copied().unwrap_or(0);
+        act();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while released(&self.volume.requests()) < released(&before.0) + releases {
+            assert!(Instant::now() < deadline, "a RELEASE is missing");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let mut counts = self.volume.requests();
+        counts.retain(|kind, count| {
+            *count -= before.0.get(kind).copied().unwrap_or(0);
+            // FORGET has no reply and comes when the kernel likes.
+            *count > 0 && *kind != "forget"
+        });
+        (counts, self.last().0 - before.1.0)
+    }
+
+    fn last(&self) -> Tid {
+        self.stack.journal().last_tid()
+    }
+}
+
+impl Drop for Mounted {
+    /// Also when the test panicked. What is still mounted must not be deleted through.
+    fn drop(&mut self) {
+        if self.volume.unmount(Unmount::Plain).is_err() {
+            let _ = self.volume.unmount(Unmount::Lazy);
+        }
+        if self.volume.is_serving() {
+            std::mem::forget(self.dir.take());
+        }
+    }
+}
+
+/// At most `most` requests for each of the files, and a few by which the kernel gets to know the directory again.
+fn assert_at_most(counts: &BTreeMap<&'static str, u64>, most: u64) {
+    const ONCE: u64 = 4;
+    let all: u64 = counts.values().sum();
+    assert!(all <= most * FILES + ONCE, "{all} requests for {FILES} files: {counts:?}");
+}
+
+#[test]
+fn a_new_file_with_one_block_takes_five_requests() {
+    let m = Mounted::new();
+    let (counts, records) = m.count(FILES, || {
+        for path in m.files() {
+            File::create(path).unwrap().write_all(&[7; 4096]).unwrap();
+        }
+    });
+    assert_at_most(&counts, 5);
+    assert_eq!(records, 2 * FILES, "a birth and a write each");
+}
+
+#[test]
+fn opening_again_takes_two_requests_and_reading_none() {
+    let m = Mounted::new();
+    m.count(FILES, || m.files().for_each(|path| fs::write(path, [7; 4096]).unwrap()));
+    let read_all = || {
+        for path in m.files() {
+            let mut bytes = [0; 8192];
+            assert_eq!(File::open(path).unwrap().read(&mut bytes).unwrap(), 4096);
+        }
+    };
+    m.count(FILES, read_all);
+    let (counts, records) = m.count(FILES, read_all);
+    assert_at_most(&counts, 2);
+    assert_eq!(counts.get("flush"), None, "{counts:?}");
+    assert_eq!(records, 0);
+}
+
+#[test]
+fn a_write_is_one_request_and_one_record() {
+    let m = Mounted::new();
+    let path = m.at.join("file");
+    fs::write(&path, [0; 4096]).unwrap();
+    for options in [OpenOptions::new().write(true), OpenOptions::new().read(true).write(true)] {
+        let file = options.open(&path).unwrap();
+        // The kernel asks once whether a file has a capability to lose, when it does not know its attributes.
+        file.write_all_at(&[1; 4096], 0).unwrap();
+        let (counts, records) = m.count(0, || {
+            for i in 0..500 {
+                file.write_all_at(&[1; 4096], (i * 7 % 100) * 4096).unwrap();
+            }
+        });
+        assert_eq!(counts, BTreeMap::from([("write", 500)]), "and no look at privileges");
+        assert_eq!(records, 500);
+    }
+}
+
+#[test]
+fn taking_a_name_away_takes_two_requests_at_most() {
+    let m = Mounted::new();
+    m.count(FILES, || m.files().for_each(|path| fs::write(path, b"x").unwrap()));
+    let (counts, records) = m.count(0, || m.files().for_each(|path| fs::remove_file(path).unwrap()));
+    assert_at_most(&counts, 2);
+    assert_eq!(records, FILES);
+}
+
+#[test]
+fn a_rename_takes_three_requests_at_most() {
+    let m = Mounted::new();
+    m.count(FILES, || m.files().for_each(|path| fs::write(path, b"x").unwrap()));
+    let (counts, records) = m.count(0, || {
+        m.files().for_each(|path| fs::rename(&path, path.with_extension("new")).unwrap());
+    });
+    assert_at_most(&counts, 3);
+    assert_eq!(records, FILES);
+}
+
+#[test]
+fn the_journal_costs_few_system_calls_under_load() {
+    let m = Mounted::new();
+    let journal = m.stack.journal();
+    let (before, first) = (journal.log_calls(), m.last());
+    // Below FUSE, so that operations come as fast as the machine makes them: this is a share, not a rate.
+    for mode in 0..20_000 {
+        let mode = Some(0o700 | mode & 0o77);
+        let change = AttrChange { mode, uid: None, gid: None, size: None, atime: Keep, mtime: Keep };
+        m.stack.setattr(&Caller::daemon(), NodeId::ROOT, None, &change).unwrap();
+    }
+    journal.commit(m.last()).unwrap();
+    let (calls, records) = (journal.log_calls() - before, m.last().0 - first.0);
+    assert_eq!(records, 20_000);
+    assert!(calls * 20 <= records, "{calls} calls for {records} records");
+}
