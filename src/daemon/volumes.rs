@@ -201,9 +201,11 @@ impl Volumes {
         MountVerdict { openers, ..MountVerdict::of(entry, verdict) }
     }
 
-    /// Looks in every volume for what is written behind its mount's back.
-    pub(super) fn check_suspects(&self) {
+    /// What is due every half minute: looks in every volume for what is written behind its mount's back, and writes down
+    /// which objects have handles.
+    pub(super) fn tend(&self) {
         for volume in self.open() {
+            volume.live().stack.flush_inodes();
             if let Err(error) = volume.check_suspects() {
                 tracing::warn!(volume = %volume.name, %error, "files that were open before the mount are not compared");
             }
