@@ -184,7 +184,7 @@ impl Applier {
             return Ok(());
         };
         for child in children {
-            if !self.catalog.get(child)?.is_some_and(|row| row.known == Known::Complete) {
+            if self.catalog.get(child)?.is_none_or(|row| row.known != Known::Complete) {
                 self.need(child);
             }
         }

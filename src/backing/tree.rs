@@ -66,7 +66,7 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Opens the directory `path`.
+    /// Opens the directory `path`; below a dead FUSE mount, which stays there, the directory that this hides.
     ///
     /// # Errors
     /// [`BackingError`] when it is no directory, holds mounts below, or lies on a filesystem without known handles.
@@ -78,8 +78,11 @@ impl Tree {
         }
         let text = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(|_| io("open")(Errno::EINVAL))?;
         let cwd = nix::fcntl::AT_FDCWD;
-        let plain = sys::openat(cwd, &text, libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(io("open"))?;
-        let clone = sys::clone_mount(plain.as_fd()).map_err(io("open_tree"))?;
+        let clone = match sys::openat(cwd, &text, libc::O_RDONLY | libc::O_DIRECTORY, 0) {
+            Ok(plain) => sys::clone_mount(plain.as_fd()).map_err(io("open_tree"))?,
+            Err(Errno::ENOTCONN) => sys::clone_mount_below_dead(&text).map_err(io("open below a dead mount"))?,
+            Err(errno) => return Err(io("open")(errno)),
+        };
         // open_tree gives an O_PATH descriptor; open_by_handle_at and syncfs want a real one.
         let root = sys::openat(clone.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(io("open"))?;
         let sync_fd = sys::openat(clone.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(io("open"))?;

@@ -53,7 +53,10 @@ pub fn check_volume_dir(paths: &Paths, dir: &Path, mounts: &MountsFile) -> Resul
 /// # Errors
 /// The first rule that it breaks.
 pub fn check_entry(paths: &Paths, entry: &MountEntry, mounts: &MountsFile) -> Result<PathBuf, Refusal> {
-    let dir = existing_dir(&entry.path)?;
+    let dir = match hidden_by_dead(&entry.path) {
+        Some(dir) => dir,
+        None => existing_dir(&entry.path)?,
+    };
     check_place(paths, &dir)?;
     check_against_volumes(&dir, mounts, Some(entry))?;
     check_against_targets(paths, &dir, None)?;
@@ -125,6 +128,14 @@ fn check_replica(
     Ok(dir)
 }
 
+/// The path without symlinks, when the mount of a daemon that is gone lies there and answers nothing. What it hides was
+/// checked when it was mounted.
+fn hidden_by_dead(path: &Path) -> Option<PathBuf> {
+    let dead = crate::sys::is_dead(path);
+    let (parent, name) = (path.parent()?, path.file_name()?);
+    fs::canonicalize(parent).ok().filter(|_| dead).map(|parent| parent.join(name))
+}
+
 fn existing_dir(path: &Path) -> Result<PathBuf, Refusal> {
     if !path.is_absolute() {
         return Err(Refusal::NotAbsolute(path.to_owned()));
@@ -183,7 +194,7 @@ fn check_place(paths: &Paths, dir: &Path) -> Result<(), Refusal> {
         }
     }
     match filesystem_at(dir) {
-        Some((mount_point, kind)) if kind == OUR_TYPE => {
+        Some((mount_point, kind)) if kind == OUR_TYPE && !(mount_point == dir && hidden_by_dead(dir).is_some()) => {
             Err(Refusal::MountedAlready { path: dir.to_owned(), mount_point })
         }
         Some((mount_point, kind)) if PSEUDO.contains(&kind.as_str()) || mount_point == Path::new("/dev") => {

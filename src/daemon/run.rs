@@ -29,9 +29,9 @@ pub fn run(paths: &Paths) -> Result<(), Failure> {
         tracing::warn!(%problem, "entry skipped");
     }
     let handler = DaemonHandler { volumes: volumes.clone(), stopper: server.stopper() };
-    let watch = watch_suspects(volumes.clone()).map_err(|error| io("a thread", error))?;
+    let tended = tend(volumes.clone()).map_err(|error| io("a thread", error))?;
     let served = server.serve(Arc::new(handler));
-    drop(watch);
+    drop(tended);
     let closed = volumes.close();
     served.and(closed)
 }
@@ -53,13 +53,13 @@ fn watch_signals(stopper: Stopper, volumes: Arc<Volumes>) -> std::io::Result<()>
     Ok(())
 }
 
-/// Compares what is open behind a mount's back, until the returned end is dropped.
-fn watch_suspects(volumes: Arc<Volumes>) -> std::io::Result<Sender<()>> {
+/// Tends the volumes every now and then, until the returned end is dropped.
+fn tend(volumes: Arc<Volumes>) -> std::io::Result<Sender<()>> {
     const EVERY: Duration = Duration::from_secs(30);
     let (end, ended) = bounded::<()>(0);
-    std::thread::Builder::new().name("dtfs-suspects".into()).spawn(move || {
+    std::thread::Builder::new().name("dtfs-tend".into()).spawn(move || {
         while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
-            volumes.check_suspects();
+            volumes.tend();
         }
     })?;
     Ok(end)

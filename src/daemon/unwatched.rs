@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 
 use super::openers::{Hold, holds_below};
 use super::scan::{Scan, ScanJob, compare};
@@ -14,7 +15,7 @@ use crate::backing::TreeView;
 use crate::base::Oid;
 use crate::control::Opener;
 use crate::fuse::{MountedVolume, canonical};
-use crate::journal::{Level, NewWork, WorkKind};
+use crate::journal::{Journal, Level, NewWork, WorkKind};
 use crate::sender::SenderThread;
 use crate::stack::Stack;
 
@@ -119,6 +120,11 @@ impl Volume {
         Moment::now().map_err(|cause| VolumeError::Io { path: self.path.clone(), cause })
     }
 
+    /// Lets `stack` know which objects had handles before it; called before the moment of the last watch is replaced.
+    pub(super) fn remember_inodes(&self, stack: &Stack) {
+        remember_inodes(stack, &self.store_dir, &self.journal)
+    }
+
     /// Who holds objects of the backing tree itself, past the mount.
     pub(super) fn holds_behind(&self, stack: &Stack) -> Vec<Hold> {
         holds_below(stack.tree().dev(), &canonical(&self.path))
@@ -181,4 +187,17 @@ fn oid_of(stack: &Stack, hold: &Hold) -> Option<Oid> {
     let object = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(&hold.link).ok()?;
     let key = stack.tree().key_of(object.as_fd()).ok()?;
     Some(stack.oid_of(key))
+}
+
+/// As [`Volume::remember_inodes`], before there is a volume. Without the list handles are found by walks.
+pub(super) fn remember_inodes(stack: &Stack, store_dir: &Path, journal: &Journal) {
+    let unchanged = Moment::load(journal.store()).ok().flatten().zip(Moment::now().ok());
+    let unchanged_before = unchanged.and_then(|(then, now)| match then.until(&now) {
+        Unwatched::Since(time) => Some(time),
+        Unwatched::Anywhere(_) => None,
+    });
+    let file = store_dir.join("inodes");
+    if let Err(error) = stack.remember_inodes(&file, unchanged_before) {
+        tracing::warn!(file = %file.display(), %error, "handles of files are found by walks over the tree");
+    }
 }

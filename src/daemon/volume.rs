@@ -28,6 +28,8 @@ pub(super) struct Volume {
     pub(super) path: PathBuf,
     pub(super) journal: Arc<Journal>,
     paths: Paths,
+    /// Where the journal lies.
+    pub(super) store_dir: PathBuf,
     options: StackOptions,
     /// Protects what changes when the volume is mounted or its targets are edited. Rank: the first of the daemon's locks;
     /// held across mount, unmount and the start of a sender, never across a wait for a target.
@@ -147,20 +149,17 @@ impl Volume {
             },
             ..StackOptions::default()
         };
-        // A crashed daemon leaves a mount that answers nothing: the directory below it is what counts.
-        if crate::fuse::dead_mount_at(&entry.path) {
-            crate::fuse::detach(&entry.path)?;
-        }
         let tree = Tree::open(&entry.path)?;
         let store = entry.options.store.clone().unwrap_or_else(|| paths.volume_state(&entry.volume));
         let (journal, last_stop) = open_journal(&store, file)?;
         let io = |cause| VolumeError::Io { path: entry.path.clone(), cause };
+        let stack = Stack::new(tree, journal.clone(), options)?;
+        super::unwatched::remember_inodes(&stack, &store, &journal);
         if last_stop != LastStop::Clean {
             // Everything is compared, or mirrored, by readings from now on.
             Moment::now().map_err(io)?.store(journal.store())?;
         }
         let unwatched = if last_stop == LastStop::New { Changes::Queued } else { Changes::Unknown };
-        let stack = Stack::new(tree, journal.clone(), options)?;
         let live = Live {
             stack,
             mounted: None,
@@ -175,6 +174,7 @@ impl Volume {
             path: entry.path.clone(),
             journal,
             paths: paths.clone(),
+            store_dir: store,
             options,
             live: Mutex::new(live),
         });
@@ -265,7 +265,10 @@ impl Volume {
     /// senders with it, because they share its locks.
     fn renew(&self, live: &mut Live, file: &VolumeFile) -> Result<(), VolumeError> {
         live.senders.clear();
+        // The new stack goes on with the same list; the old one has no more to say.
+        live.stack.flush_inodes();
         live.stack = Stack::new(Tree::open(&self.path)?, self.journal.clone(), self.options)?;
+        self.remember_inodes(&live.stack);
         self.start_senders(live, &file.targets)
     }
 

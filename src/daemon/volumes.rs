@@ -121,9 +121,6 @@ impl Volumes {
         openers: &mut Vec<Opener>,
     ) -> Result<Verdict, Failure> {
         let open = self.find(&entry.volume);
-        if crate::fuse::dead_mount_at(&entry.path) && run == Run::Real {
-            crate::fuse::detach(&entry.path).map_err(|error| Failure::new(ExitCode::Failed, error))?;
-        }
         let mounted = open.as_ref().is_some_and(|volume| super::status::volume_state(volume) == VolumeState::Mounted);
         if mounted && run == Run::Dry {
             return Ok(Verdict::AlreadyMounted);
@@ -186,7 +183,9 @@ impl Volumes {
     }
 
     fn unmount_entry(&self, entry: &MountEntry, file: &MountsFile, how: Unmount) -> MountVerdict {
-        let Some(volume) = self.find(&entry.volume) else { return MountVerdict::of(entry, Verdict::NotMounted) };
+        let Some(volume) = self.find(&entry.volume) else {
+            return MountVerdict::of(entry, take_dead_away(entry).unwrap_or_else(Verdict::NotDone));
+        };
         let mut openers = Vec::new();
         let done = self.settings(&entry.volume, file).and_then(|settings| {
             volume.unmount(how, &settings).map_err(|error| {
@@ -196,15 +195,17 @@ impl Volumes {
         });
         let verdict = match done {
             Ok(true) => Verdict::Unmounted,
-            Ok(false) => Verdict::NotMounted,
+            Ok(false) => take_dead_away(entry).unwrap_or_else(Verdict::NotDone),
             Err(failure) => Verdict::NotDone(failure),
         };
         MountVerdict { openers, ..MountVerdict::of(entry, verdict) }
     }
 
-    /// Looks in every volume for what is written behind its mount's back.
-    pub(super) fn check_suspects(&self) {
+    /// What is due every half minute: looks in every volume for what is written behind its mount's back, and writes down
+    /// which objects have handles.
+    pub(super) fn tend(&self) {
         for volume in self.open() {
+            volume.live().stack.flush_inodes();
             if let Err(error) = volume.check_suspects() {
                 tracing::warn!(volume = %volume.name, %error, "files that were open before the mount are not compared");
             }
@@ -270,4 +271,13 @@ fn rehearse(entry: &MountEntry, open_files: OpenFiles, openers: &mut Vec<Opener>
         true => Err(VolumeError::OpenFiles { path, openers: openers.clone() }.into()),
         false => Ok(Verdict::WouldMount),
     }
+}
+
+/// What is asked for where nothing of ours is mounted: a mount that a crashed daemon left is taken away.
+fn take_dead_away(entry: &MountEntry) -> Result<Verdict, Failure> {
+    if !crate::fuse::dead_mount_at(&entry.path) {
+        return Ok(Verdict::NotMounted);
+    }
+    crate::fuse::detach_dead(&entry.path).map_err(|error| Failure::new(ExitCode::Failed, error))?;
+    Ok(Verdict::Unmounted)
 }

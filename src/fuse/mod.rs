@@ -14,4 +14,4 @@ mod requests;
 mod waiting;
 mod worker;
 
-pub use mount::{MountError, MountedVolume, Unmount, Unmounted, canonical, dead_mount_at, detach};
+pub use mount::{MountError, MountedVolume, Unmount, Unmounted, canonical, dead_mount_at, detach, detach_dead};

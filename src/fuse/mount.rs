@@ -88,15 +88,13 @@ pub struct MountedVolume {
 
 impl MountedVolume {
     /// Mounts `stack` over the directory `path`, shown in the mount table as `dtfs:LABEL`. A dead mount that a daemon
-    /// left there is detached first.
+    /// left there stays below, so that there is no moment in which the path shows the bare directory; it goes with the
+    /// unmount.
     ///
     /// # Errors
     /// [`MountError::Io`] naming the step.
     pub fn mount(stack: Arc<Stack>, path: &Path, label: &str) -> Result<MountedVolume, MountError> {
         let path = canonical(path);
-        if dead_mount_at(&path) {
-            detach(&path)?;
-        }
         let device = mount_device(&path, label)?;
         let requests = Arc::new(Requests::default());
         let served = serve(stack.clone(), requests.clone(), device).map_err(|errno| {
@@ -168,7 +166,8 @@ impl MountedVolume {
         sys::unmount(&c_path(&self.path)?, flags).map_err(|errno| match errno {
             Errno::EBUSY => MountError::Busy { path: self.path.clone() },
             errno => io(&self.path, "umount")(errno),
-        })
+        })?;
+        detach_dead(&self.path)
     }
 
     /// Waits until no request will come any more, at most for `patience`.
@@ -247,7 +246,7 @@ fn raise_read_ahead(device: &str) {
 pub fn dead_mount_at(path: &Path) -> bool {
     let path = &canonical(path);
     let is_fuse = sys::mount_at(path).is_ok_and(|top| top.is_some_and(|mount| mount.kind.starts_with("fuse")));
-    is_fuse && std::fs::symlink_metadata(path).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+    is_fuse && sys::is_dead(path)
 }
 
 /// Takes the topmost mount at `path` out of sight.
@@ -257,6 +256,17 @@ pub fn dead_mount_at(path: &Path) -> bool {
 pub fn detach(path: &Path) -> Result<(), MountError> {
     let flags = libc::MNT_DETACH | libc::UMOUNT_NOFOLLOW;
     sys::unmount(&c_path(path)?, flags).map_err(io(path, "umount"))
+}
+
+/// Takes the dead mounts at `path` out of sight, if there are any; then the directory below them is seen.
+///
+/// # Errors
+/// [`MountError::Io`].
+pub fn detach_dead(path: &Path) -> Result<(), MountError> {
+    while dead_mount_at(path) {
+        detach(path)?;
+    }
+    Ok(())
 }
 
 /// `path` as the mount table and /proc show it. The last component is not looked at: a dead mount there answers nothing.

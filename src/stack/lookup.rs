@@ -1,8 +1,10 @@
 //! From names and node numbers to objects: lookup, forget, getattr.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use super::Stack;
+use super::inodes::Inodes;
 use super::opens::Handle;
 use super::types::{Entry, FileId, NodeId, Object, kind};
 use crate::backing::Found;
@@ -61,7 +63,10 @@ impl Stack {
         let root = found.key == self.tree.root_key();
         if !root {
             self.refuse_inode_one(found.key)?;
-            self.nodes.count(found.key);
+            let new = self.nodes.count(found.key);
+            if let Some(inodes) = self.inodes.get().filter(|_| new) {
+                inodes.learn(found.key);
+            }
         }
         Ok(Entry {
             node: self.node_of(found.key),
@@ -113,15 +118,67 @@ impl Stack {
     }
 
     /// A node number that no look-up of this process answered: an NFS client kept it, or a daemon before us answered.
-    /// A handle opens every inode of the filesystem, so it counts only when the way up from it ends at our root.
+    /// A handle opens every inode of the filesystem, so it counts only with proof that it lies in the tree: the way up from
+    /// a directory ends at our root, anything else was seen in the tree.
     fn prove(&self, node: NodeId) -> Result<ObjectKey> {
-        let key = self.tree.key_of_ino(node.0)?;
+        let remembered = self.inodes.get().and_then(|inodes| inodes.get(node.0));
+        let key = match (self.tree.key_of_ino(node.0), remembered) {
+            (Ok(key), _) => key,
+            (Err(_), Some(remembered)) => remembered.key,
+            (Err(_), None) => self.search(node)?,
+        };
         let fd = self.tree.open_key(key, libc::O_PATH)?;
-        if kind(&sys::fstat(fd.as_fd())?) != libc::S_IFDIR {
-            return Err(Errno::ESTALE);
+        let stat = sys::fstat(fd.as_fd())?;
+        if kind(&stat) == libc::S_IFDIR {
+            self.walk_up(key, fd)?;
+            return Ok(key);
         }
-        self.walk_up(key, fd)?;
-        Ok(key)
+        let trusted =
+            remembered.filter(|r| r.key == key && self.inodes.get().is_some_and(|list| list.trusts(*r, &stat)));
+        match trusted {
+            Some(_) if stat.nlink > 0 => Ok(key),
+            Some(_) => Err(Errno::ESTALE),
+            None => self.search(node),
+        }
+    }
+
+    /// Looks for an inode number in the whole tree and remembers everything on the way, so that it is done once. One
+    /// request does it; another one that comes meanwhile is told to come again (an NFS server passes that on as a delay).
+    fn search(&self, node: NodeId) -> Result<ObjectKey> {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let inodes = self.inodes.get().ok_or(Errno::ESTALE)?;
+        let _walk = self.walk.try_lock_for(PATIENCE).ok_or(Errno::EAGAIN)?;
+        if !inodes.is_complete() {
+            self.learn_all(inodes)?;
+            inodes.completed();
+        }
+        inodes.get(node.0).filter(|found| found.is_current()).map(|found| found.key).ok_or(Errno::ESTALE)
+    }
+
+    fn learn_all(&self, inodes: &Inodes) -> Result<()> {
+        let root = self.tree.root_key();
+        let mut todo = vec![root];
+        while let Some(key) = todo.pop() {
+            let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOATIME;
+            let mut dir = match self.tree.open_key(key, flags) {
+                Ok(fd) => sys::DirStream::new(fd),
+                Err(Errno::ESTALE | Errno::ENOENT) => continue,
+                Err(errno) => return Err(errno),
+            };
+            while let Some(entry) = dir.next_entry()? {
+                let Ok(name) = Name::new(&entry.name) else { continue };
+                if self.is_reserved(key, name.as_bytes()) {
+                    continue;
+                }
+                // What vanishes meanwhile needs no place in the list.
+                let Ok(found) = self.tree.lookup(dir.fd(), &name) else { continue };
+                inodes.learn(found.key);
+                if kind(&found.stat) == libc::S_IFDIR {
+                    todo.push(found.key);
+                }
+            }
+        }
+        Ok(())
     }
 
     fn walk_up(&self, mut key: ObjectKey, mut fd: OwnedFd) -> Result<()> {

@@ -18,6 +18,7 @@ mod committer;
 mod create;
 mod creds;
 mod dirs;
+mod inodes;
 mod ioctl;
 mod lookup;
 mod mutation;
@@ -36,12 +37,14 @@ mod types;
 mod write;
 mod xattr;
 
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
 use self::committer::Committer;
+use self::inodes::Inodes;
 use self::nodes::NodeTable;
 use self::opens::OpenTable;
 pub use self::types::{
@@ -50,7 +53,7 @@ pub use self::types::{
 };
 pub use self::write::WriteMode;
 use crate::backing::{Tree, TreeView};
-use crate::base::{ObjectGuard, ObjectKey, ObjectLocks, Oid, Space, Tid, random_bytes};
+use crate::base::{ObjectGuard, ObjectKey, ObjectLocks, Oid, Space, Tid, Timespec, random_bytes};
 use crate::journal::Journal;
 pub use crate::sys::{Errno, FileSystemStat, Result, Stat, TimeChange};
 
@@ -79,6 +82,11 @@ pub struct Stack {
     /// make a loop that neither saw. Rank: first of all. May be held across the backing rename.
     rename_lock: Mutex<()>,
     nodes: NodeTable,
+    /// Absent until [`Stack::remember_inodes`].
+    inodes: OnceLock<Inodes>,
+    /// Held by the one request that walks the tree for an inode number that nobody knows. Rank: first of all, beside the
+    /// rename lock.
+    walk: Mutex<()>,
     opens: OpenTable,
     options: StackOptions,
     failed: AtomicBool,
@@ -105,10 +113,30 @@ impl Stack {
             locks: ObjectLocks::default(),
             rename_lock: Mutex::new(()),
             nodes: NodeTable::new(),
+            inodes: OnceLock::new(),
+            walk: Mutex::new(()),
             opens: OpenTable::new(u32::from_le_bytes(random_bytes())),
             options,
             failed: AtomicBool::new(false),
         }))
+    }
+
+    /// Keeps in `file` which objects the kernel may have handles of, so that these work after it, or this process, forgot
+    /// the objects. Objects with a ctime before `unchanged_before` were not touched since the stack before this one.
+    ///
+    /// # Errors
+    /// As open(2). Calling it a second time changes nothing.
+    pub fn remember_inodes(&self, file: &Path, unchanged_before: Option<Timespec>) -> std::io::Result<()> {
+        let inodes = Inodes::open(file, unchanged_before)?;
+        let _ = self.inodes.set(inodes);
+        Ok(())
+    }
+
+    /// Writes down what was remembered since the last time; happens by itself while look-ups go on.
+    pub fn flush_inodes(&self) {
+        if let Some(inodes) = self.inodes.get() {
+            inodes.flush();
+        }
     }
 
     /// The journal.

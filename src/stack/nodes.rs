@@ -62,15 +62,19 @@ impl NodeTable {
     ///
     /// A recycled inode number takes the entry over; the count stays the sum of both, because the kernel gives back the
     /// look-ups of its stale inode under the same number.
-    pub(super) fn count(&self, key: ObjectKey) {
+    ///
+    /// True when the object was not known.
+    pub(super) fn count(&self, key: ObjectKey) -> bool {
         let mut shard = self.shard(key.ino).lock();
         let fresh = Node { generation: key.generation, lookups: 0, life: Life::Named };
         let node = shard.entry(key.ino).or_insert(fresh);
-        if node.generation != key.generation {
+        let other = node.generation != key.generation;
+        if other {
             node.generation = key.generation;
             self.bury(std::mem::replace(&mut node.life, Life::Named));
         }
         node.lookups += 1;
+        other || node.lookups == 1
     }
 
     /// Gives `lookups` back; the last one removes the node.

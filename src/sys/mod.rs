@@ -35,7 +35,7 @@ pub use files::{
 };
 pub use handle::{HANDLE_MAX, RawHandle, name_to_handle_at, open_by_handle_at};
 pub use mountinfo::{Mount, mount_at, mounts};
-pub use mounts::{clone_mount, mount_fuse, unmount};
+pub use mounts::{clone_mount, clone_mount_below_dead, is_dead, mount_fuse, unmount};
 pub use nix::errno::Errno;
 pub use shm::page_size;
 

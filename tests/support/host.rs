@@ -63,6 +63,11 @@ impl Host {
         self.must(&["define", "volume", volume, utf8(dir)]);
     }
 
+    /// Takes care of a volume that the test defined itself.
+    pub(crate) fn adopt_volume(&mut self, dir: &Path) {
+        self.volumes.push(dir.to_owned());
+    }
+
     pub(crate) fn define_target(&self, volume: &str, dir: &Path) {
         self.must(&["define", "target", volume, &format!("local:{}", utf8(dir))]);
     }
