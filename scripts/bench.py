@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Paired measurements of dtfs on one machine: native directory against mount, rsync -a against the initial mirror.
 
-Each round runs every workload natively and on the mount, in alternating order, so that drift of the machine hits both.
-Printed are medians over the rounds and ratios; a ratio above 1 means that dtfs takes longer."""
+Each round runs every workload natively and on the mount on a newly made ext4, in alternating order, so that drift of the
+machine hits both. Printed are medians over the rounds; a ratio above 1 means that dtfs takes longer. `apps` measures
+applications, with and without a target, and beside bindfs and mergerfs."""
 
 import argparse
 import contextlib
 import os
 import pathlib
-import shutil
+import re
 import signal
 import statistics
 import subprocess
@@ -19,6 +20,7 @@ import time
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 MIB = 1 << 20
+WORDS = re.compile(r"[^a-z0-9]+")
 
 
 class Host:
@@ -53,6 +55,13 @@ class Host:
             if not os.path.ismount(directory):
                 raise RuntimeError(f"{directory} is not mounted\n{self.log()}")
 
+    def attach(self, volume, directory):
+        self.run("define", "target", volume, f"local:{directory}")
+        self.wait(volume)
+
+    def wait(self, volume):
+        self.run("wait", volume, "--timeout", "3600")
+
     def peak_mib(self):
         """Peak resident memory of the daemon and of the target process of its only session."""
         pids = [self.daemon.pid]
@@ -79,6 +88,30 @@ class Host:
         for directory in self.volumes:
             if os.path.ismount(directory):
                 subprocess.run(["umount", "--lazy", directory], check=False)
+
+
+class Ext4:
+    """A newly made ext4 in an image file, mounted: on one where files were deleted a moment ago, ext4 looks long for a free
+    inode number, and every later figure is off. A context, so that no mount and no loop device is left."""
+
+    def __init__(self, scratch, gib=12):
+        self.image, self.path, self.gib = scratch / "image", scratch / "ext4", gib
+
+    def __enter__(self):
+        self.path.mkdir()
+        with open(self.image, "wb") as image:
+            image.truncate(self.gib << 30)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1", self.image], check=True)
+        # umount(8) gives the loop device back by itself.
+        subprocess.run(["mount", "-o", "loop", self.image, self.path], check=True)
+        return self.path
+
+    def __exit__(self, *_):
+        subprocess.run(["umount", self.path], check=False)
+        if os.path.ismount(self.path):
+            subprocess.run(["umount", "--lazy", self.path], check=False)
+        self.image.unlink()
+        self.path.rmdir()
 
 
 def timed(action):
@@ -192,105 +225,124 @@ def real_tree(options):
     raise SystemExit("bench: no source tree found; name one with --tree")
 
 
-def measure_pair(workload, places, options, flip):
-    """Runs one workload on each place; every run starts from an empty directory and a quiet disk."""
-    seconds = {}
-    for name in sorted(places, reverse=flip):
-        directory = places[name] / "work"
-        directory.mkdir()
-        os.sync()
-        seconds[name] = workload(directory, options)
-        shutil.rmtree(directory)
+def measure_place(name, place, title, workload, options, settle=lambda: None):
+    """One run in an empty directory on a quiet disk. Nothing is deleted afterwards: see Ext4."""
+    directory = place / f"{WORDS.sub('-', title)}"
+    directory.mkdir()
+    os.sync()
+    seconds = workload(directory, options)
+    settle()
     return seconds
 
 
+def mount_round(binary, scratch, options, flip):
+    """All workloads, each on both places one after the other. Returns seconds by title and place."""
+    with Ext4(scratch) as disk:
+        places = {"native": disk / "native", "mount": disk / "volume"}
+        for directory in (*places.values(), disk / "host"):
+            directory.mkdir()
+        with Host(binary, disk / "host") as host:
+            host.define("bench", places["mount"])
+            host.start()
+            return {
+                title: {
+                    name: measure_place(name, places[name], title, workload, options)
+                    for name in sorted(places, reverse=flip)
+                }
+                for title, workload in WORKLOADS
+            }
+
+
 def measure_mount(binary, scratch, options):
-    native, volume = scratch / "native", scratch / "volume"
-    for directory in (native, volume, scratch / "host"):
-        directory.mkdir()
-    with Host(binary, scratch / "host") as host:
-        host.define("bench", volume)
-        host.start()
-        places = {"native": native, "mount": volume}
-        for title, workload in WORKLOADS:
-            rounds = [measure_pair(workload, places, options, n % 2 == 1) for n in range(options.rounds)]
-            show((title, *(statistics.median(r[name] for r in rounds) for name in ("native", "mount"))))
+    rounds = [mount_round(binary, scratch, options, n % 2 == 1) for n in range(options.rounds)]
+    for title, _ in WORKLOADS:
+        show(title, [(r[title]["native"], r[title]["mount"]) for r in rounds])
 
 
 def rsync_once(tree, directory):
     directory.mkdir()
-    drop_caches()
 
     def work():
         subprocess.run(["rsync", "-a", f"{tree}/", f"{directory}/"], check=True)
         os.sync()
 
-    seconds = timed(work)
-    shutil.rmtree(directory)
-    return seconds
+    return timed(work)
 
 
-def mirror_once(binary, tree, scratch):
-    source, target, root = (scratch / name for name in ("mirror-source", "mirror-target", "mirror-host"))
-    for directory in (target, root):
-        directory.mkdir()
-    subprocess.run(["cp", "-a", f"{tree}/", source], check=True)
+def mirror_once(binary, source, disk):
+    target, root = disk / "mirror-target", disk / "mirror-host"
+    target.mkdir()
+    root.mkdir()
     with Host(binary, root) as host:
         host.define("bench", source)
         host.start()
-        drop_caches()
+        os.sync()
+        return timed(lambda: host.attach("bench", target))
 
-        def work():
-            host.run("define", "target", "bench", f"local:{target}")
-            host.run("wait", "bench", "--timeout", "3600")
 
-        seconds = timed(work)
-    for directory in (source, target, root):
-        shutil.rmtree(directory)
-    return seconds
+def mirror_round(binary, scratch, tree, flip):
+    with Ext4(scratch) as disk:
+        source = disk / "source"
+        subprocess.run(["cp", "-a", f"{tree}/", source], check=True)
+        os.sync()
+        steps = {
+            "rsync": lambda: rsync_once(source, disk / "rsync-target"),
+            "mirror": lambda: mirror_once(binary, source, disk),
+        }
+        return {name: steps[name]() for name in sorted(steps, reverse=flip)}
 
 
 def measure_mirror(binary, scratch, tree, options):
-    rsync, mirror = [], []
-    for _ in range(options.rounds):
-        rsync.append(rsync_once(tree, scratch / "rsync-target"))
-        mirror.append(mirror_once(binary, tree, scratch))
-    show(("rsync -a against initial mirror, durable", statistics.median(rsync), statistics.median(mirror)))
+    rounds = [mirror_round(binary, scratch, tree, n % 2 == 1) for n in range(options.rounds)]
+    show("rsync -a against initial mirror, durable", [(r["rsync"], r["mirror"]) for r in rounds])
+
+
+def small_files(directory, count):
+    """Many small files, 300 in a directory, of 0.5 to 8 KiB."""
+    directory.mkdir()
+    for i in range(count):
+        folder = directory / f"d{i // 300}"
+        folder.mkdir(exist_ok=True)
+        (folder / f"file{i}").write_bytes(os.urandom(64) * (8 + i * 37 % 120))
 
 
 def measure_memory(binary, scratch, options):
-    """The peak while many small files are mirrored, beside the figures of time."""
+    """The peak of both ends while many small files are mirrored."""
     source, target, root = (scratch / name for name in ("memory-source", "memory-target", "memory-host"))
-    for directory in (source, target, root):
+    for directory in (target, root):
         directory.mkdir()
-    for i in range(options.memory_files):
-        directory = source / str(i // 1000)
-        directory.mkdir(exist_ok=True)
-        (directory / str(i)).write_bytes(b"x" * 100)
+    small_files(source, options.memory_files)
     with Host(binary, root) as host:
         host.define("bench", source)
         host.start()
-        host.run("define", "target", "bench", f"local:{target}")
-        host.run("wait", "bench", "--timeout", "3600")
+        host.attach("bench", target)
         daemon, *others = host.peak_mib()
     named = "".join(f", target process {mib:.0f} MiB" for mib in others)
     print(f"peak memory, mirror of {options.memory_files} files: daemon {daemon:.0f} MiB{named}")
+    if max(daemon, *others) > 256:
+        raise SystemExit("bench: more than 256 MiB")
 
 
-def show(row):
-    title, before, ours = row
-    print(f"{title:<50} {before:>10.3f} {ours:>10.3f} {ours / before:>8.2f}", flush=True)
+def show(title, pairs):
+    """Medians of both sides, and the median of the rounds' ratios with the span of them."""
+    before, ours = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
+    ratios = sorted(pair[1] / pair[0] for pair in pairs)
+    span = f"{ratios[0]:.2f}-{ratios[-1]:.2f}"
+    print(f"{title:<50} {before:>10.3f} {ours:>10.3f} {statistics.median(ratios):>8.2f}  {span}", flush=True)
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=["basic", "apps"], default="basic", help="which rows (basic)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each pair; the median counts (3)")
     parser.add_argument("--mib", type=int, default=512, help="size of the sequential file (512)")
     parser.add_argument("--small", type=int, default=20_000, help="4 KiB writes without fsync (20000)")
     parser.add_argument("--synced", type=int, default=500, help="4 KiB writes with fsync (500)")
     parser.add_argument("--files", type=int, default=10_000, help="small files (10000)")
+    parser.add_argument("--mirror-files", type=int, default=30_000, help="small files of the mirror run (30000)")
     parser.add_argument("--memory-files", type=int, default=100_000, help="files of the memory run (100000)")
     parser.add_argument("--tree", type=pathlib.Path, help="the source tree to untar and to mirror")
+    parser.add_argument("--tree-mib", type=int, default=80, help="most of the tree that is used (80)")
     parser.add_argument("--dir", type=pathlib.Path, help="measure on this filesystem (the temporary directory)")
     parser.add_argument("--binary", type=pathlib.Path, default=REPOSITORY / "target/release/dtfs")
     return parser.parse_args()
@@ -304,13 +356,42 @@ def main():
     with tempfile.TemporaryDirectory(prefix="dtfs-bench-", dir=options.dir) as name:
         scratch = pathlib.Path(name)
         options.archive = scratch / "tree.tar"
-        with tarfile.open(options.archive, "w") as archive:
-            archive.add(tree, arcname="tree")
-        print(f"tree: {tree}, {options.archive.stat().st_size / MIB:.0f} MiB; {options.rounds} rounds, medians")
-        print(f"{'seconds':<50} {'native':>10} {'dtfs':>10} {'ratio':>8}")
-        measure_mount(options.binary, scratch, options)
-        measure_mirror(options.binary, scratch, tree, options)
-        measure_memory(options.binary, scratch, options)
+        count = pack(tree, options)
+        size = options.archive.stat().st_size / MIB
+        print(f"tree: {tree}, {count} files, {size:.0f} MiB; {options.rounds} rounds, medians")
+        if options.what == "apps":
+            import bench_apps
+
+            return bench_apps.measure(options, scratch)
+        measure_basic(scratch, options)
+
+
+def measure_basic(scratch, options):
+    print(f"{'seconds':<50} {'native':>10} {'dtfs':>10} {'ratio':>8}  span")
+    measure_mount(options.binary, scratch, options)
+    unpacked = scratch / "unpacked"
+    unpacked.mkdir()
+    subprocess.run(["tar", "-x", "-f", options.archive, "-C", unpacked], check=True)
+    measure_mirror(options.binary, scratch, unpacked, options)
+    small_files(scratch / "small", options.mirror_files)
+    print(f"the same for {options.mirror_files} small files:")
+    measure_mirror(options.binary, scratch, scratch / "small", options)
+    measure_memory(options.binary, scratch, options)
+
+
+def pack(tree, options):
+    """The tree as an archive, up to the size that was asked for. Returns the number of files."""
+    count = size = 0
+    with tarfile.open(options.archive, "w") as archive:
+        for path in sorted(tree.rglob("*")):
+            if path.is_symlink() or not path.is_file():
+                continue
+            size += path.stat().st_size
+            if size > options.tree_mib * MIB:
+                break
+            archive.add(path, arcname=pathlib.Path("tree") / path.relative_to(tree))
+            count += 1
+    return count
 
 
 if __name__ == "__main__":

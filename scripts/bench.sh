@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Measures the mount against the native directory, and our initial mirror against rsync, in paired runs on this machine.
-# Options: see scripts/bench.py --help.
+# Options: see scripts/bench.py --help. `bench.sh apps` measures applications, beside bindfs and mergerfs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
 
 [ "$(id -u)" -eq 0 ] || { echo "bench: root is needed: it mounts a filesystem" >&2; exit 1; }
 need_rust
-need_packages "${DTFS_NEEDS_BUILD[@]}" rsync:rsync python3:python3
+need_packages "${DTFS_NEEDS_BUILD[@]}" rsync:rsync python3:python3 mkfs.ext4:e2fsprogs losetup:mount
+case " $* " in
+*" apps "*) need_packages git:git dbench:dbench bindfs:bindfs mergerfs:mergerfs ;;
+esac
 cargo build --release --locked --quiet
 exec python3 scripts/bench.py "$@"

@@ -73,6 +73,9 @@ impl Positions {
 
 /// How long a stream is idle before everything is made durable at once.
 const IDLE: Duration = Duration::from_millis(20);
+/// A source that reads from a busy disk pauses too. Where making durable takes long, a stream counts as idle only after
+/// twice that time, or the target would sync between any two batches; but never later than this.
+const IDLE_MOST: Duration = Duration::from_millis(250);
 /// How long and how much may be performed before it is made durable.
 const DURABLE_EVERY: Duration = Duration::from_secs(5);
 const DURABLE_BYTES: usize = 64 << 20;
@@ -138,6 +141,7 @@ fn perform(
         batch: 0,
         pending_bytes: 0,
         pending_since: None,
+        idle: IDLE,
     };
     worker.replay()?;
     worker.applier.ask_for_incomplete()?;
@@ -165,6 +169,8 @@ struct Worker<'a> {
     batch: u64,
     pending_bytes: usize,
     pending_since: Option<Instant>,
+    /// How long the stream may pause before everything is made durable.
+    idle: Duration,
 }
 
 impl Worker<'_> {
@@ -230,7 +236,7 @@ impl Worker<'_> {
 
     fn patience(&self) -> Duration {
         match self.pending_since {
-            Some(_) => IDLE,
+            Some(_) => self.idle,
             None => DURABLE_EVERY,
         }
     }
@@ -243,7 +249,9 @@ impl Worker<'_> {
     }
 
     fn make_durable(&mut self) -> Result<(), PerformError> {
+        let began = Instant::now();
         self.applier.make_durable(self.at)?;
+        self.idle = (began.elapsed() * 2).clamp(IDLE, IDLE_MOST);
         self.durable = self.at;
         self.pending_bytes = 0;
         self.pending_since = None;

@@ -58,8 +58,12 @@ impl Reservation<'_> {
     pub fn commit(mut self, draft: Draft) -> Tid {
         debug_assert!(draft.len_bytes() <= self.share.bytes, "more than reserved");
         self.state = State::Used;
+        // Room is reserved for the longest record that the change may need; what this one does not need is free again.
+        let needed = Share { bytes: draft.len_bytes(), disk: frame_bytes(draft.len_bytes()) };
         let mut ring = self.core.ring.lock();
-        let tid = ring.push(draft, self.share);
+        ring.give_back(self.share);
+        ring.take(needed);
+        let tid = ring.push(draft, needed);
         let first = ring.pending() == 1;
         drop(ring);
         if first {

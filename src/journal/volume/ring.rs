@@ -127,6 +127,11 @@ impl Ring {
         Ok(())
     }
 
+    /// Takes room that was just given back.
+    pub(super) fn take(&mut self, share: Share) {
+        self.used.add(share);
+    }
+
     /// Gives room back.
     pub(super) fn give_back(&mut self, share: Share) {
         self.used.sub(share);
