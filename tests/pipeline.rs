@@ -139,7 +139,7 @@ fn number(name: &str) -> Option<u64> {
 fn history(seed: u64) -> Result<(), String> {
     let outcome = std::panic::catch_unwind(|| {
         // Most in memory, where they are quick; some on a disk filesystem, where holes are compared as well.
-        let pair = if seed % 8 == 0 { Pair::new() } else { Pair::in_memory() };
+        let pair = if seed.is_multiple_of(8) { Pair::new() } else { Pair::in_memory() };
         let mut history = History::new(pair, seed);
         let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             history.run();

@@ -63,8 +63,8 @@ pub fn reopen(fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
 /// # Errors
 /// As pread(2).
 pub fn pread(fd: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> Result<usize> {
-    // SAFETY: the buffer is exclusively ours for its whole length.
     retry(|| {
+        // SAFETY: the buffer is exclusively ours for its whole length.
         check_size(unsafe { libc::pread(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), offset as i64) })
     })
 }
@@ -106,8 +106,8 @@ pub fn pwritev_all(fd: BorrowedFd<'_>, parts: &[&[u8]], mut offset: u64) -> Resu
         let mut slices = &mut slices[..];
         IoSlice::advance_slices(&mut slices, 0);
         while !slices.is_empty() {
-            // SAFETY: IoSlice is ABI compatible with iovec (its documented guarantee); the slices live.
             let written = retry(|| {
+                // SAFETY: IoSlice is ABI compatible with iovec (its documented guarantee); the slices live.
                 check_size(unsafe {
                     libc::pwritev(fd.as_raw_fd(), slices.as_ptr().cast(), slices.len() as i32, offset as i64)
                 })

@@ -70,8 +70,8 @@ pub fn name_to_handle_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<RawHandle> 
 pub fn open_by_handle_at(mount: BorrowedFd<'_>, handle: &RawHandle, flags: i32) -> Result<OwnedFd> {
     let mut kernel =
         KernelHandle { handle_bytes: handle.len as u32, handle_type: handle.handle_type, f_handle: handle.bytes };
-    // SAFETY: as above; the kernel only reads the handle.
     retry(|| {
+        // SAFETY: as above; the kernel only reads the handle.
         own_fd(unsafe {
             libc::open_by_handle_at(
                 mount.as_raw_fd(),
