@@ -81,10 +81,6 @@ impl Applier {
 
     fn set_attrs(&self, fd: BorrowedFd<'_>, stat: &Stat, attrs: &Attrs, touched: &Touched) -> Outcome<()> {
         let tree = self.tree.mutate();
-        if stat.mode & libc::S_IFMT == libc::S_IFREG && stat.size < attrs.size {
-            // A new file that ends with a hole.
-            tree.truncate(fd, attrs.size)?;
-        }
         let mut capability = touched.capability.clone();
         let moved = stat.uid != attrs.uid || stat.gid != attrs.gid;
         if moved {

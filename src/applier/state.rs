@@ -150,15 +150,16 @@ impl Applier {
         let Some(fd) = self.fd(oid)? else {
             return Ok(());
         };
-        if self.fresh.contains(oid) && xattrs.is_empty() {
-            // Nothing to take away; the data, or the end of the group, gives it its size.
-            return Ok(());
-        }
-        self.fresh.remove(oid);
         if shape.is_file() {
             self.tree.mutate().truncate(fd.as_fd(), attrs.size)?;
         }
-        self.replace_xattrs(fd.as_fd(), xattrs)
+        match self.fresh.contains(oid) && xattrs.is_empty() {
+            true => Ok(()),
+            false => {
+                self.fresh.remove(oid);
+                self.replace_xattrs(fd.as_fd(), xattrs)
+            }
+        }
     }
 
     fn end_object(&mut self, oid: Oid, attrs: &Attrs) -> Outcome<()> {
