@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Conformance at full length: pjdfstest and fsx on the mount of a replicated volume and on the bare directory, for ext4,
 # xfs and btrfs; then source and target are compared. Differences that are known stand in src/stack/SEMANTICS.md.
-# DTFS_SEEDS and DTFS_OPS ask for other numbers than 5 and 200,000. `scripts/posix.sh tools` only installs the two suites, below target/tools.
+# DTFS_SEEDS and DTFS_OPS ask for other numbers than 5 and 200,000. `scripts/posix.sh tools` only installs the suites,
+# below target/tools.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
