@@ -29,9 +29,16 @@ fn state(oid: Oid, stamp: Tid, op: &Op, payload: &[u8]) -> Encoded {
     Draft::new(oid, op, payload).seal(stamp, 0)
 }
 
+/// All xattrs, as long as they fit a record. More than that (a filesystem may hold any number of 64 KiB values) puts the
+/// object aside, and stops nothing else.
 fn xattrs_of(tree: &crate::backing::Tree, fd: BorrowedFd<'_>) -> Result<Vec<Xattr>> {
+    // The rest is for the entries of a part of a directory, or for headers.
+    const ROOM: usize = crate::record::MAX_RECORD_BYTES / 2;
     let all = tree.xattrs(fd, crate::record::RESERVED_XATTR_PREFIX)?;
-    Ok(all.into_iter().map(|(name, value)| Xattr { name, value }).collect())
+    match all.iter().map(|(name, value)| name.len() + value.len() + 8).sum::<usize>() <= ROOM {
+        true => Ok(all.into_iter().map(|(name, value)| Xattr { name, value }).collect()),
+        false => Err(Errno::E2BIG),
+    }
 }
 
 /// Inode flags; 0 where the filesystem has none. `fd` must be open for reading.
