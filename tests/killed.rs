@@ -114,3 +114,26 @@ fn whoever_is_killed_both_trees_end_equal() {
     host.stop();
     trees::assert_equal(&source, &target, &format!("seed {seed}"));
 }
+
+/// A target that hangs in the middle of a batch takes no more bytes; the daemon stops all the same, and what was not
+/// taken is there after the next start.
+#[test]
+fn a_target_that_hangs_does_not_keep_the_daemon_from_stopping() {
+    let scratch = Scratch::new(FileSystem::Ext4);
+    let (source, target) = (scratch.dir("source"), scratch.dir("target"));
+    let mut host = Host::new();
+    host.define_volume("data", &source);
+    host.start_and_mount();
+    host.define_target("data", &target);
+    host.wait("data", WAIT_SECONDS);
+    let [server] = host.servers()[..] else { panic!("one target process expected") };
+    let server = nix::unistd::Pid::from_raw(server);
+    nix::sys::signal::kill(server, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    // More than the pipe takes.
+    fs::write(source.join("large"), vec![7; 8 << 20]).unwrap();
+    host.stop();
+    host.start_and_mount();
+    host.wait("data", WAIT_SECONDS);
+    host.stop();
+    trees::assert_equal(&source, &target, "after a target that hung");
+}

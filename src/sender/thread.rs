@@ -39,6 +39,8 @@ pub struct SenderThread {
     handle: Option<JoinHandle<()>>,
 }
 
+/// How long a target may take to finish its session.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
@@ -120,11 +122,23 @@ impl SenderWaiter {
 }
 
 impl Drop for SenderThread {
+    /// A target that hangs takes no more bytes, and a write to it would never end: after a while its process is killed,
+    /// which ends the session. What it had not made durable is sent again.
     fn drop(&mut self) {
         self.stop();
-        if let Some(handle) = self.handle.take() {
-            let _ = handle.join();
+        let Some(handle) = self.handle.take() else { return };
+        let deadline = Instant::now() + STOP_PATIENCE;
+        while !handle.is_finished() && Instant::now() < deadline {
+            self.status.wait(Duration::from_millis(20));
         }
+        if !handle.is_finished()
+            && let Some(pid) = self.status.get().peer_pid
+        {
+            tracing::warn!(pid, "the target does not take the end of its session: its process is killed");
+            let pid = nix::unistd::Pid::from_raw(pid as i32);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        let _ = handle.join();
     }
 }
 
@@ -165,6 +179,7 @@ impl Runner {
         let reader = Session::spawn_reader(reader, self.events.clone()).map_err(SessionError::Connect)?;
         let outcome = Session::open(self.parts(), writer).and_then(Session::run);
         // The writer is closed by now: the target finishes what it has and closes its end, which ends the reader.
+        self.status.update(|status| status.peer_pid = None);
         drop(peer);
         let _ = reader.join();
         self.forget_old_events();
