@@ -3,7 +3,7 @@
 use super::codec::{DecodeError, FieldReader};
 use super::op::{Attrs, DirItem, Fate, Op, Replaced, Shape, Slot, Xattr};
 use super::{MAX_PAYLOAD_BYTES, MAX_RECORD_BYTES, RESERVED_DIR, RESERVED_XATTR_PREFIX};
-use crate::base::{Oid, Tid};
+use crate::base::{ChainDigest, Oid, Tid};
 
 /// Length of a record's header.
 pub(super) const HEADER_BYTES: usize = 56;
@@ -113,6 +113,19 @@ impl Header {
             payload_crc: u32::from_le_bytes(array(bytes, header_offset::PAYLOAD_CRC)),
         })
     }
+}
+
+/// The digest behind all records in `body`, encoded one behind the other, when it is `digest` before them.
+///
+/// # Errors
+/// [`DecodeError`] when one of them is cut or damaged.
+pub fn chain(mut digest: ChainDigest, mut body: &[u8]) -> Result<ChainDigest, DecodeError> {
+    while !body.is_empty() {
+        let header = Header::parse(body)?;
+        digest = digest.then(&array(body, 0));
+        body = &body[header.len_bytes..];
+    }
+    Ok(digest)
 }
 
 impl<'a> Record<'a> {
