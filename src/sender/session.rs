@@ -11,13 +11,13 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::plan::{Ours, Plan, plan};
 use super::status::SharedStatus;
-use super::stream::Stream;
+use super::stream::{Batch, Stream};
 use super::thread::SenderOptions;
 use super::work::{Done, Walk};
 use super::{SenderState, SessionError};
 use crate::base::{Tid, faults};
 use crate::catchup::TreeView;
-use crate::journal::{Journal, Level, NewWork, TargetId, WorkKind, WorkReason};
+use crate::journal::{Journal, JournalError, Level, NewWork, TargetId, WorkKind, WorkReason};
 use crate::wire::{Ack, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, PROTOCOL_VERSION, WireError};
 
 /// What wakes a sender.
@@ -211,7 +211,11 @@ impl<'a> Session<'a> {
             true => self.parts.journal.last_tid(),
             false => self.parts.journal.durable_tid(),
         };
-        let Some(next) = self.stream.next(durable, self.batch + 1)? else { return Ok(false) };
+        let next = match self.stream.next(durable, self.batch + 1) {
+            Err(SessionError::Journal(JournalError::Trimmed { oldest })) => Some(self.pass_over(oldest)?),
+            next => next?,
+        };
+        let Some(next) = next else { return Ok(false) };
         let bytes = match faults::skipped("sender.batch") && matches!(next.message, Message::Records { .. }) {
             true => 0,
             false => self.writer.send(&next.message)?,
@@ -226,6 +230,17 @@ impl<'a> Session<'a> {
         }
         self.count_bytes(next.objects);
         Ok(true)
+    }
+
+    /// The records that come next were dropped while they waited: rows of work cover them, and the stream goes on behind.
+    fn pass_over(&mut self, oldest: Tid) -> Result<Batch, SessionError> {
+        let (journal, target) = (self.parts.journal, self.target);
+        let row = journal.store().target_by_id(target)?.ok_or(SessionError::Protocol("the target was forgotten"))?;
+        if row.covered < oldest {
+            return Err(JournalError::Trimmed { oldest }.into());
+        }
+        self.walk.look_again();
+        Ok(self.stream.jump(journal.reader(row.covered)?, row.covered))
     }
 
     fn send(&mut self, message: &Message) -> Result<(), SessionError> {
@@ -346,7 +361,9 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Tid, SessionError> {
     let ours = Ours {
         durable: journal.durable_tid(),
         oldest_kept: journal.oldest_kept(),
+        received: row.received,
         applied: row.applied,
+        covered: row.covered,
         mirrored: row.mirrored,
         same_copy: store.meta_get(&copy_key(target))?.is_some_and(|id| id == reply.replica.0),
     };
