@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::Stack;
 use super::lookup::{lockable, name_of};
-use super::mutation::{Mutation, NAME_RECORD};
+use super::mutation::{Mutation, NAME_RECORD, Touch, Touched};
 use super::types::{Caller, NodeId, Object, kind};
 use crate::backing::Found;
 use crate::base::Name;
@@ -40,7 +40,9 @@ impl Stack {
         let dir = self.object(parent)?;
         loop {
             let seen = sys::fstatat(dir.fd.as_fd(), name.as_cstr())?.ino;
-            let change = self.begin(caller, &[dir.key, lockable(seen)], NAME_RECORD)?;
+            let touches = [Touch::Entries(dir.key), Touch::Name(lockable(seen))];
+            let touched = Touched { touches: &touches, name: name.as_bytes() };
+            let change = self.begin_named(caller, &touched, NAME_RECORD)?;
             let found = self.find(&dir, &name)?;
             if found.0.key.ino == seen {
                 return self.remove_locked(change, &dir, name, &found, how);
@@ -70,7 +72,11 @@ impl Stack {
     /// cannot be used any more once its name is gone, whoever holds it open.
     pub(super) fn fate_of(&self, (before, fd): &(Found, OwnedFd)) -> Fate {
         let is_dir = kind(&before.stat) == libc::S_IFDIR;
-        if !is_dir && (before.stat.nlink > 1 || self.opens.outlives_its_name(before.key)) {
+        if !is_dir && before.stat.nlink > 1 {
+            return Fate::Kept;
+        }
+        if !is_dir && self.opens.outlives_its_name(before.key) {
+            self.journal.orphan(self.oid(before.key));
             return Fate::Kept;
         }
         self.nodes.haunt(before.key, fd.as_fd());
