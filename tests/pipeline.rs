@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::time::Duration;
 use support::hand::{Hand, IMMUTABLE, acl};
 use support::history::History;
 use support::pair::{Pair, TIGHT_CAP};
