@@ -39,7 +39,7 @@ impl Stack {
         let touch = file.touch(offset, data.len() as u64);
         let change = self.begin(caller, &[touch], SMALL_RECORD + data.len())?;
         creds::changing_data(caller, mode.privileges)?;
-        let written = change.tree().write(file.fd(), data, offset)?;
+        let written = change.whole(file.key, change.tree().write(file.fd(), data, offset))?;
         if written == 0 {
             return Ok(0);
         }
@@ -71,7 +71,7 @@ impl Stack {
         let file = self.file(id, node, libc::O_RDWR)?;
         let change = self.begin(caller, &[file.touch(offset, len)], SMALL_RECORD)?;
         creds::changing_data(caller, Privileges::of(caller))?;
-        change.tree().allocate(file.fd(), mode, offset, len)?;
+        change.whole(file.key, change.tree().allocate(file.fd(), mode, offset, len))?;
         let stat = change.read_back(sys::fstat(file.fd()))?;
         let mode = mode | change.read_back(cut_blocks(file.fd(), mode, offset, len))?;
         let op = Op::Allocate { mode, offset, len, attrs: Attrs::of(&stat) };
@@ -102,7 +102,7 @@ impl Stack {
         if data.is_empty() {
             return Ok(0);
         }
-        let copied = change.tree().write(file.fd(), &data, to.2)?;
+        let copied = change.whole(file.key, change.tree().write(file.fd(), &data, to.2))?;
         data.truncate(copied);
         self.record_write(change, &file, to.2, &data)?;
         Ok(copied)
