@@ -147,6 +147,24 @@ impl Tree {
         self.found(fd.as_fd())
     }
 
+    /// As [`Tree::lookup`], by two looks at the name instead of a descriptor. For a caller who knows that nobody moves the
+    /// name meanwhile: the kernel holds the directory while it looks up or lists a name of the mount, and by that keeps
+    /// away whoever makes, renames or removes one.
+    ///
+    /// # Errors
+    /// As [`Tree::lookup`].
+    pub fn look(&self, dir: BorrowedFd<'_>, name: &Name) -> Result<Found> {
+        let stat = sys::fstatat(dir, name.as_cstr())?;
+        if stat.dev != self.dev {
+            return Err(Errno::EXDEV);
+        }
+        let key = self.format.unpack(&sys::name_to_handle_at(dir, name.as_cstr())?)?;
+        match key.ino == stat.ino {
+            true => Ok(Found { key, stat }),
+            false => self.lookup(dir, name),
+        }
+    }
+
     /// Object and attributes behind `fd`, which must lie on this tree's filesystem.
     ///
     /// # Errors
