@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use dtfs::base::{EpochId, Name, Oid, Space, Tid, Timespec, VolumeUuid};
 use dtfs::record::{Attrs, DirItem, Draft, Fate, Op, Record, RecordIter, Replaced, Shape, Slot, Xattr};
+use dtfs::sys::InodeFlags;
 use dtfs::wire::{
     Ack, Compression, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, RefuseCode, ReplicaState,
 };
@@ -54,6 +55,10 @@ fn device() -> Shape {
     Shape { rdev: 0x0103, ..Shape::plain(libc::S_IFCHR) }
 }
 
+fn every_flag() -> InodeFlags {
+    InodeFlags { flags: 0x10, xflags: 0x200, project: u32::MAX, extent_size: 65_536, cow_extent_size: 4_096 }
+}
+
 /// One op of each kind with its payload.
 fn every_op() -> Vec<(Op, &'static [u8])> {
     let (file, dir, attrs) = (Shape::plain(libc::S_IFREG), Shape::plain(libc::S_IFDIR), attrs());
@@ -68,6 +73,7 @@ fn every_op() -> Vec<(Op, &'static [u8])> {
                 shape: file.clone(),
                 attrs,
                 xattrs: vec![xattr("user.a")],
+                flags: InodeFlags { flags: 0x80, project: 42, ..InodeFlags::default() },
                 parent_after: after,
             },
             plain,
@@ -106,20 +112,20 @@ fn every_op() -> Vec<(Op, &'static [u8])> {
         (Op::SetAttr { attrs }, plain),
         (Op::SetXattr { xattr: xattr("user.b"), attrs }, plain),
         (Op::RemoveXattr { name: b"user.b".to_vec(), attrs }, plain),
-        (Op::SetFlags { flags: 0x10, attrs }, plain),
+        (Op::SetFlags { flags: every_flag(), attrs }, plain),
         (Op::Gone, plain),
         (
             Op::StateDir {
                 attrs,
                 xattrs: vec![xattr("user.c")],
-                flags: 0x40,
+                flags: InodeFlags { flags: 0x40, ..InodeFlags::default() },
                 first: true,
                 last: false,
                 items: vec![item("a", 3, &file), item("b", 4, &link()), item("c", 5, &device())],
             },
             plain,
         ),
-        (Op::StateObject { shape: file, attrs, xattrs: vec![], flags: 0x20 }, plain),
+        (Op::StateObject { shape: file, attrs, xattrs: vec![], flags: InodeFlags::default() }, plain),
         (Op::StateData { offset: size, attrs }, b"data"),
         (Op::StateHole { offset: size, len: size, attrs }, plain),
         (Op::StateHash { offset: 0, len: 12_345, digests: vec![[9; 16]], attrs }, plain),

@@ -51,6 +51,7 @@ impl Applier {
                 attrs
             }
             Op::SetFlags { flags, attrs } => {
+                self.set_late_hints(oid, fd, flags)?;
                 self.touched.entry(oid).or_default().flags = Some(*flags);
                 attrs
             }

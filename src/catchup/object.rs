@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::{CHUNK_BYTES, flags_of, is_gone, state, xattrs_of};
+use super::{CHUNK_BYTES, is_gone, state, xattrs_of};
 use crate::backing::{BLOCK_BYTES, Extent, TreeView, block_digest, next_extent};
 use crate::base::{ObjectKey, Oid, Tid};
 use crate::record::{Attrs, Encoded, Op, Shape};
@@ -138,7 +138,10 @@ impl<'a> Reader<'a> {
             shape: Shape::of(self.file(), &self.stat)?,
             attrs: self.attrs(),
             xattrs: xattrs_of(self.view.tree(), self.file())?,
-            flags: if self.is_file() { flags_of(self.file())? } else { 0 },
+            flags: match self.is_file() {
+                true => sys::inode_flags_get(self.file())?,
+                false => sys::inode_flags_of_path(self.file())?,
+            },
         };
         self.push(&op, &[]);
         Ok(())
