@@ -126,7 +126,16 @@ impl Applier {
     }
 
     /// As [`Applier::set_hints`] for an object that lives already.
-    pub(super) fn set_late_hints(&mut self, oid: Oid, fd: BorrowedFd<'_>, flags: &InodeFlags) -> Outcome<()> {
+    pub(super) fn set_late_hints(
+        &mut self,
+        oid: Oid,
+        kind: u32,
+        fd: BorrowedFd<'_>,
+        flags: &InodeFlags,
+    ) -> Outcome<()> {
+        if !matches!(kind, libc::S_IFREG | libc::S_IFDIR) {
+            return Ok(self.tree.mutate().set_project(fd, flags.project)?);
+        }
         match self.tree.mutate().set_hints(fd, flags) {
             Err(Errno::EINVAL) if came_too_late(fd, flags)? => self.fetch_again(oid),
             done => Ok(done?),

@@ -8,9 +8,11 @@ pub mod faults;
 mod ids;
 mod locks;
 mod name;
+mod position;
 
 pub use clock::Timespec;
 pub use database::{DatabaseError, open_database};
 pub use ids::{EpochId, ObjectKey, Oid, Space, Tid, VolumeUuid, random_bytes};
 pub use locks::{ObjectGuard, ObjectLocks};
 pub use name::{Name, NameError};
+pub use position::{ChainDigest, Position};

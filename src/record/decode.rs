@@ -3,7 +3,7 @@
 use super::codec::{DecodeError, FieldReader};
 use super::op::{Attrs, DirItem, Fate, Op, Replaced, Shape, Slot, Xattr};
 use super::{MAX_PAYLOAD_BYTES, MAX_RECORD_BYTES, RESERVED_DIR, RESERVED_XATTR_PREFIX};
-use crate::base::{Oid, Tid};
+use crate::base::{ChainDigest, Oid, Tid};
 use crate::sys::InodeFlags;
 
 /// Length of a record's header.
@@ -116,6 +116,19 @@ impl Header {
     }
 }
 
+/// The digest behind all records in `body`, encoded one behind the other, when it is `digest` before them.
+///
+/// # Errors
+/// [`DecodeError`] when one of them is cut or damaged.
+pub fn chain(mut digest: ChainDigest, mut body: &[u8]) -> Result<ChainDigest, DecodeError> {
+    while !body.is_empty() {
+        let header = Header::parse(body)?;
+        digest = digest.then(&array(body, 0));
+        body = &body[header.len_bytes..];
+    }
+    Ok(digest)
+}
+
 impl<'a> Record<'a> {
     /// Decodes the record at the start of `bytes`; also says how many bytes it has.
     ///
@@ -197,7 +210,7 @@ fn take_op(r: &mut FieldReader<'_>, kind: u16) -> Result<Op, DecodeError> {
     match kind {
         1..=5 => take_namespace_op(r, kind),
         16..=23 => take_object_op(r, kind),
-        32..=38 => take_state_op(r, kind),
+        32..=39 => take_state_op(r, kind),
         _ => Err(DecodeError::Value { what: "record kind", offset: 0, value: u64::from(kind) }),
     }
 }
@@ -279,6 +292,7 @@ fn take_state_op(r: &mut FieldReader<'_>, kind: u16) -> Result<Op, DecodeError> 
         35 => Op::StateHole { offset: r.file_u64("offset")?, len: r.file_u64("length")?, attrs: take_attrs(r)? },
         36 => take_hash(r)?,
         37 => Op::StateEnd { attrs: take_attrs(r)? },
+        39 => Op::StateAttrs { attrs: take_attrs(r)?, xattrs: take_xattrs(r)?, flags: take_flags(r)? },
         _ => Op::StateGone,
     })
 }

@@ -15,7 +15,7 @@ mod encode;
 mod op;
 
 pub use codec::{DecodeError, FieldReader, FieldWriter};
-pub use decode::{Header, Record, RecordIter};
+pub use decode::{Header, Record, RecordIter, chain};
 pub use encode::{Draft, Encoded};
 pub use op::{Attrs, DirItem, FIRST_BLOCK_IS_DATA, Fate, LAST_BLOCK_IS_DATA, Op, Replaced, Shape, Slot, Xattr};
 

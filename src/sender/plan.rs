@@ -10,8 +10,12 @@ pub struct Ours {
     pub durable: Tid,
     /// The oldest place that can be streamed from.
     pub oldest_kept: Tid,
-    /// The target's place as the last ack left it.
+    /// What the target had received when the last ack came.
+    pub received: Tid,
+    /// What it had applied then.
     pub applied: Tid,
+    /// Rows of work cover what it had not received up to here.
+    pub covered: Tid,
     /// Whether its initial mirror was ever queued.
     pub mirrored: bool,
     /// Whether that was for the copy which answers now: a directory that was wiped gets a new id.
@@ -23,7 +27,7 @@ pub struct Ours {
 pub enum Plan {
     /// The records behind `after`; work that is queued goes on beside them.
     Stream {
-        /// Where the target is.
+        /// Where the target is, or up to where rows of work cover what it lacks.
         after: Tid,
     },
     /// The whole tree is sent, records from `base` on beside it.
@@ -53,18 +57,30 @@ pub fn plan(ours: &Ours, state: ReplicaState, received: Tid, applied: Tid) -> Pl
     }
     // A tree that is older than what it once acknowledged was put back: rows that were done then are not done now.
     let put_back = applied < ours.applied;
-    if !ours.mirrored || !ours.same_copy || put_back || received < ours.oldest_kept {
+    if !ours.mirrored || !ours.same_copy || put_back {
         return Plan::Compare { base: ours.durable };
     }
-    Plan::Stream { after: received }
+    let covered = received >= ours.received && ours.covered >= ours.oldest_kept;
+    match (received >= ours.oldest_kept, covered) {
+        (true, _) => Plan::Stream { after: received },
+        (false, true) => Plan::Stream { after: ours.covered },
+        (false, false) => Plan::Compare { base: ours.durable },
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const OURS: Ours =
-        Ours { durable: Tid(100), oldest_kept: Tid(50), applied: Tid(60), mirrored: true, same_copy: true };
+    const OURS: Ours = Ours {
+        durable: Tid(100),
+        oldest_kept: Tid(50),
+        received: Tid(60),
+        applied: Tid(60),
+        covered: Tid(0),
+        mirrored: true,
+        same_copy: true,
+    };
 
     #[test]
     fn the_table_of_beginnings() {
@@ -82,5 +98,17 @@ mod tests {
         assert_eq!(plan(&other, ReplicaState::Replica, Tid(80), Tid(80)), Plan::Compare { base: Tid(100) });
         let unknown = Ours { mirrored: false, ..OURS };
         assert_eq!(plan(&unknown, ReplicaState::Replica, Tid(80), Tid(80)), Plan::Compare { base: Tid(100) });
+    }
+
+    #[test]
+    fn a_target_whose_records_became_work_goes_on_behind_them() {
+        let ours = Ours { received: Tid(40), applied: Tid(30), covered: Tid(70), oldest_kept: Tid(70), ..OURS };
+        let replica = |received, applied| plan(&ours, ReplicaState::Replica, Tid(received), Tid(applied));
+        assert_eq!(replica(40, 30), Plan::Stream { after: Tid(70) });
+        assert_eq!(replica(45, 45), Plan::Stream { after: Tid(70) });
+        assert_eq!(replica(80, 30), Plan::Stream { after: Tid(80) });
+        assert_eq!(replica(39, 30), Plan::Compare { base: Tid(100) }, "it lost what it had acknowledged");
+        let dropped = Ours { covered: Tid(69), ..ours };
+        assert_eq!(plan(&dropped, ReplicaState::Replica, Tid(40), Tid(30)), Plan::Compare { base: Tid(100) });
     }
 }

@@ -26,6 +26,8 @@ pub struct TargetRow {
     pub received: Tid,
     /// Durable in the target's tree up to here.
     pub applied: Tid,
+    /// The records up to here that it has not received were dropped: rows of work cover them. 0 when there are none.
+    pub covered: Tid,
     /// Whether the work of its initial mirror was queued.
     pub mirrored: bool,
     /// The last session's end, when it was an error.
@@ -34,7 +36,7 @@ pub struct TargetRow {
     pub last_ack_ns: Option<i64>,
 }
 
-const COLUMNS: &str = "id, name, url, state, received, applied, mirrored, last_error, last_ack_ns";
+const COLUMNS: &str = "id, name, url, state, received, applied, covered, mirrored, last_error, last_ack_ns";
 
 impl Store {
     /// Adds a target that has no place in the log yet: it holds no segment. [`Store::reset_target`] gives it a place and
@@ -197,7 +199,7 @@ pub(in crate::journal) fn lose_place(tx: &Transaction<'_>, target: &TargetRow, t
 
 fn put_reset(tx: &Transaction<'_>, target: TargetId, base: Tid, work: &[NewWork]) -> rusqlite::Result<()> {
     tx.execute(
-        "UPDATE target SET received = ?2, applied = ?2, mirrored = 1 WHERE id = ?1",
+        "UPDATE target SET received = ?2, applied = ?2, covered = 0, mirrored = 1 WHERE id = ?1",
         (target.0, to_sql(base.0)),
     )?;
     tx.execute("DELETE FROM work WHERE target = ?1", [target.0])?;
@@ -213,8 +215,9 @@ fn target_row(row: &Row<'_>) -> rusqlite::Result<TargetRow> {
         state: row.get(3)?,
         received: Tid(from_sql(row.get(4)?)),
         applied: Tid(from_sql(row.get(5)?)),
-        mirrored: row.get(6)?,
-        last_error: row.get(7)?,
-        last_ack_ns: row.get(8)?,
+        covered: Tid(from_sql(row.get(6)?)),
+        mirrored: row.get(7)?,
+        last_error: row.get(8)?,
+        last_ack_ns: row.get(9)?,
     })
 }
