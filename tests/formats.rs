@@ -9,7 +9,7 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use dtfs::base::{EpochId, Name, Oid, Space, Tid, Timespec, VolumeUuid};
+use dtfs::base::{AtimeMode, EpochId, Name, Oid, Space, StoredTimes, Tid, Timespec, VolumeUuid};
 use dtfs::record::{Attrs, DirItem, Draft, Fate, Op, Record, RecordIter, Replaced, Shape, Slot, Xattr};
 use dtfs::sys::InodeFlags;
 use dtfs::wire::{
@@ -176,7 +176,9 @@ fn a_damaged_record_is_never_accepted() {
 fn every_message() -> Vec<(&'static str, Message)> {
     let (version, label) = (1, "data".to_owned());
     let (volume, epoch, replica) = (VolumeUuid([1; 16]), EpochId([2; 16]), VolumeUuid([3; 16]));
-    let reply = HelloReply { version, replica, state: ReplicaState::Replica, received: Tid(5), applied: Tid(4) };
+    let (access_times, stored_times) = (AtimeMode::EachRead, StoredTimes::Moving);
+    let reply =
+        HelloReply { version, replica, state: ReplicaState::Replica, received: Tid(5), applied: Tid(4), stored_times };
     let needs = vec![Need { oid: oid(7), offset: 4096, len: 131_072 }];
     let body = encode(&[(Op::Write { offset: 3, attrs: attrs() }, b"abc")]);
     let state = encode(&[(Op::StateGone, b"")]);
@@ -190,7 +192,7 @@ fn every_message() -> Vec<(&'static str, Message)> {
         needs,
     };
     vec![
-        ("hello", Message::Hello(Hello { version, volume, epoch, durable: Tid(77), label })),
+        ("hello", Message::Hello(Hello { version, volume, epoch, durable: Tid(77), access_times, label })),
         ("hello-reply", Message::HelloReply(reply)),
         ("refuse", Message::Refuse { code: RefuseCode::Wrong, text: "no".into() }),
         ("start", Message::Start { after: Tid(6), jump: true }),
