@@ -113,6 +113,7 @@ where
         },
         received,
         applied: replica.applied(),
+        stored_times: replica.stored_times(),
     }))?;
     reader.trust();
     run(reader, writer, (replica, high_water), inbox)

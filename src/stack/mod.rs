@@ -6,7 +6,8 @@
 //! - A successful change leaves exactly one record with its result (attributes read back afterwards); a failed one none.
 //! - A node is a backing inode number. There is no table of paths, and no state here that only one process life knows:
 //!   nodes and handles are found again from what the kernel sends.
-//! - No descriptor is kept for a node; an object is opened by its key for the time of one request.
+//! - No descriptor is kept for a node, but for a bounded number of directories that were used last; an object is opened by
+//!   its key for the time of one request, or reached by the descriptor of a program that has it open.
 //!
 //! Locks, from first to last: the rename lock (directories that change their parent), a directory stream's cursor,
 //! the object locks (base), then the leaves (node table, open table, the journal's own). The journal may be waited
@@ -17,6 +18,7 @@
 mod committer;
 mod create;
 mod creds;
+mod descriptors;
 mod dirs;
 mod inodes;
 mod ioctl;
@@ -44,6 +46,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use self::committer::Committer;
+use self::descriptors::Descriptors;
 use self::inodes::Inodes;
 use self::nodes::NodeTable;
 use self::opens::OpenTable;
@@ -90,6 +93,7 @@ pub struct Stack {
     /// make a loop that neither saw. Rank: first of all. May be held across the backing rename.
     rename_lock: Mutex<()>,
     nodes: NodeTable,
+    directories: Descriptors,
     /// Absent until [`Stack::remember_inodes`].
     inodes: OnceLock<Inodes>,
     /// Held by the one request that walks the tree for an inode number that nobody knows. Rank: first of all, beside the
@@ -128,6 +132,7 @@ impl Stack {
             locks: ObjectLocks::default(),
             rename_lock: Mutex::new(()),
             nodes: NodeTable::new(),
+            directories: Descriptors::default(),
             inodes: OnceLock::new(),
             walk: Mutex::new(()),
             opens: OpenTable::new(u32::from_le_bytes(random_bytes())),

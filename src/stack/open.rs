@@ -40,9 +40,13 @@ impl Stack {
     /// A file without a name opens again through /proc/PID/fd: as one more handle of those that keep it, or as a ghost.
     fn may_open_nameless(&self, file: &OpenFile) -> bool {
         self.nodes.is_ghost(file.key) || self.opens.outlives_its_name(file.key) || {
-            self.nodes.haunt(file.key, file.fd());
+            self.haunt_open(file);
             self.nodes.is_ghost(file.key)
         }
+    }
+
+    fn haunt_open(&self, file: &OpenFile) {
+        self.nodes.haunt(file.key, file.fd().try_clone_to_owned().ok());
     }
 
     /// A file that is written past the page cache, or only read, needs no coherence between readers and writers here:
@@ -161,7 +165,7 @@ impl Stack {
             let _object = self.locks.lock(&[key]);
             let ended = self.opens.end(key);
             if ended == Ended::Gone {
-                self.nodes.haunt(key, file.fd());
+                self.haunt_open(&file);
             }
             ended
         };
