@@ -220,6 +220,7 @@ impl<'s> Reserved<'s> {
     /// # Errors
     /// EIO when they cannot be.
     pub(super) fn announce(&mut self, touched: &Touched<'_>) -> Result<()> {
+        self.stack.storm.wait();
         let intents = touched.intents(self.stack);
         self.reservation.announce(intents.as_slice()).map_err(|error| error.errno())
     }

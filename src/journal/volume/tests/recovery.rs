@@ -205,6 +205,26 @@ fn objects_without_a_name_end_with_the_life_that_held_them() {
     }
 }
 
+/// `DTFS_RECORDS=1000000` measures what a restart after a kill costs.
+#[test]
+fn a_kill_is_recovered_from_quickly_however_long_the_log_is() {
+    let records: u64 = std::env::var("DTFS_RECORDS").map_or(50_000, |text| text.parse().unwrap());
+    let dir = TempDir::new().unwrap();
+    let (journal, _) = Journal::open(dir.path(), JournalOptions::default()).unwrap();
+    target_at(&journal, "holds everything", Tid::ZERO);
+    for _ in 0..records {
+        change(&journal, 64);
+    }
+    drop(journal);
+    let began = std::time::Instant::now();
+    let (journal, stop) = Journal::open(dir.path(), JournalOptions::default()).unwrap();
+    let took = began.elapsed();
+    println!("{records} records: open again after {took:?}");
+    assert!(matches!(stop, LastStop::Killed { .. }), "{stop:?}");
+    assert_eq!(journal.last_tid(), Tid(records));
+    assert!(took < Duration::from_secs(if records > 100_000 { 1 } else { 5 }), "{took:?}");
+}
+
 #[test]
 fn a_cursor_inside_a_jump_is_no_damage() {
     let dir = TempDir::new().unwrap();
