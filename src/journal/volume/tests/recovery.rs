@@ -156,6 +156,24 @@ fn what_is_touched_while_a_checkpoint_runs_is_in_doubt_after_it() {
 }
 
 #[test]
+fn a_checkpoint_that_cannot_sync_fails_the_volume_and_what_it_holds_is_in_doubt() {
+    let dir = TempDir::new().unwrap();
+    let (journal, _) = open(&dir);
+    let target = target_at(&journal, "a", Tid::ZERO);
+    change_of(&journal, 3);
+    let sync: SyncTree = Box::new(|| Err(nix::errno::Errno::EIO));
+    assert!(journal.checkpoint(&sync).is_err());
+    assert!(journal.failed().unwrap().contains("syncfs"));
+    assert!(matches!(journal.reserve(10), Err(JournalError::Failed { .. })));
+    assert!(journal.close_clean().is_err());
+    drop(journal);
+    let (journal, stop) = open(&dir);
+    assert!(matches!(stop, LastStop::PowerLoss { suspects: 1, .. }), "{stop:?}");
+    assert_eq!(compared(&journal, target), [3]);
+    assert_eq!(journal.failed(), None);
+}
+
+#[test]
 fn memory_that_is_damaged_or_another_lifes_counts_as_gone() {
     for (offset, bytes) in [(3, [0x5a; 4]), (40, [0x5a; 4]), (60, [1; 4]), (4096, [0xff; 4]), (8192, [0xff; 4])] {
         let dir = TempDir::new().unwrap();
