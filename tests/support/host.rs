@@ -140,6 +140,18 @@ impl Host {
         }
     }
 
+    /// What lives in memory is gone, as when the system goes down. The daemon does not run.
+    pub(crate) fn lose_memory(&self) {
+        let run = self.root().join("run/dtfs");
+        let _ = fs::read_link(run.join("memory")).map(fs::remove_dir_all);
+        for entry in fs::read_dir(run).expect("the runtime directory") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_some_and(|kind| kind == "memory") {
+                fs::remove_file(path).expect("a file of the daemon's");
+            }
+        }
+    }
+
     /// Kills the daemon as the kernel would.
     pub(crate) fn kill9(&mut self) {
         let mut daemon = self.daemon.take().expect("the daemon runs");
