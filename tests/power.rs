@@ -121,11 +121,32 @@ fn control_fsync_is_left_out() {
     must_fail(FileSystem::Ext4, &[Victim::Source], "backing.fsync=skip");
 }
 
+#[test]
+fn control_a_target_acknowledges_before_its_fsync() {
+    must_fail(FileSystem::Ext4, &[Victim::Target], "receiver.fdatasync=skip");
+}
+
+/// An object in doubt is not on the list of those that are compared.
+#[test]
+fn control_intents_are_left_out() {
+    must_fail(FileSystem::Ext4, &[Victim::Source], "rule.intents=skip");
+}
+
+/// A target can then hold what the source lost, and nobody knows.
+#[test]
+fn control_records_are_sent_before_they_are_durable() {
+    must_fail(FileSystem::Ext4, &[Victim::Source], "journal.durable_only=skip,rule.intents=skip");
+}
+
 fn live_through(kind: FileSystem, journal: JournalOn, victims: &[Victim], cuts: u64) {
     let mut rig = Rig::new(kind, journal, "");
     for cut in 0..number("DTFS_CUTS").unwrap_or(cuts) {
         rig.sound_round(cut, victims[cut as usize % victims.len()]);
     }
+    let log = rig.machine.host.log();
+    assert!(!log.contains("is damaged"), "a power cut was taken for damage:\n{log}");
+    let noticed = victims == [Victim::Target] || log.contains("power loss: what is in doubt");
+    assert!(noticed, "no power cut of the source was noticed:\n{log}");
     rig.machine.host.stop();
 }
 

@@ -256,6 +256,7 @@ impl Drop for Host {
         for dir in &self.volumes {
             while is_dtfs(dir) && try_tool("umount", &["--lazy", utf8(dir)]).status.success() {}
         }
+        let _ = fs::read_link(self.root().join("run/dtfs/memory")).map(fs::remove_dir_all);
         for (path, _) in mounts_below(self.root.path()).iter().rev() {
             try_tool("umount", &["--lazy", path]);
         }
