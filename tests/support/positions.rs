@@ -29,11 +29,13 @@ pub(crate) fn acknowledged(state: &Path) -> Place {
 /// The place that the only replica in `replicas` has on its disk, of the volume whose state lies in `state`.
 pub(crate) fn held(state: &Path, replicas: &Path) -> Place {
     let replica = fs::read_dir(replicas).expect("the replicas").next().expect("a replica").expect("an entry").path();
-    let applied =
-        open_copy(&replica, "catalog.db")
-            .query_row("SELECT value FROM meta WHERE key = 'applied'", [], |row| Ok(Tid(row.get::<_, i64>(0)? as u64)));
-    let applied = applied.expect("a cursor");
+    let applied = cursor(&open_copy(&replica, "catalog.db"));
     Place { received: inbox_end(state, &replica.join("inbox")).max(applied), applied }
+}
+
+fn cursor(catalog: &Connection) -> Tid {
+    let applied = catalog.query_row("SELECT value FROM meta WHERE key = 'applied'", [], |row| row.get::<_, i64>(0));
+    Tid(applied.expect("a cursor") as u64)
 }
 
 fn inbox_end(state: &Path, inbox: &Path) -> Tid {
@@ -56,7 +58,7 @@ fn open_copy(dir: &Path, name: &str) -> Connection {
     }
     // The connection holds the files open; their names are not needed any more once it has read something.
     let connection = Connection::open(copy.path().join(name)).expect("a database");
-    connection.query_row("SELECT count(*) FROM meta", [], |_| Ok(())).expect("a table that both have");
+    connection.query_row("SELECT count(*) FROM sqlite_master", [], |_| Ok(())).expect("a database");
     connection
 }
 
