@@ -174,6 +174,21 @@ impl Pair {
         }
     }
 
+    /// As [`Pair::reopen`] after a clean stop; `between` sees every file closed. Where the journal does not open, the
+    /// reason; it can be called again then.
+    pub(crate) fn try_reopen(&mut self, between: impl FnOnce(&Path)) -> Result<(), String> {
+        self.stop();
+        if let Some(stack) = self.stack.take() {
+            stack.journal().close_clean().expect("a clean stop");
+        }
+        between(self.root.path());
+        let (journal, _) =
+            Journal::open(&self.root.path().join("journal"), self.options).map_err(|error| error.to_string())?;
+        let tree = Tree::open(&self.source()).expect("a tree");
+        self.stack = Some(Stack::new(tree, journal, StackOptions::default()).map_err(|error| error.to_string())?);
+        Ok(())
+    }
+
     /// Starts the sender.
     pub(crate) fn start(&mut self) {
         assert!(self.sender.is_none(), "one sender per target");
@@ -255,15 +270,23 @@ impl Pair {
         let journal = self.stack().journal();
         journal.commit(journal.last_tid()).expect("a commit");
         let sender = self.sender.as_ref().expect("the sender runs");
-        let until = Instant::now() + PATIENCE;
-        sender.flush();
+        if !self.try_wait(PATIENCE) {
+            panic!("the target does not get there:\n{}", self.explain());
+        }
+        assert_eq!(sender.status().blocked, 0, "objects are blocked: {:?}", sender.status());
+    }
+
+    /// Whether the target has everything before `patience` is over.
+    pub(crate) fn try_wait(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        self.sender.as_ref().expect("the sender runs").flush();
         while !self.is_consistent() {
             if Instant::now() > until {
-                panic!("the target does not get there:\n{}", self.explain());
+                return false;
             }
             std::thread::sleep(POLL);
         }
-        assert_eq!(sender.status().blocked, 0, "objects are blocked: {:?}", sender.status());
+        true
     }
 
     /// Waits, and panics unless both trees are equal.
@@ -361,7 +384,7 @@ fn clear_flags(dir: &Path) {
 }
 
 /// Copies plain files and directories.
-fn copy_dir(from: &Path, to: &Path) {
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a directory");
     for entry in fs::read_dir(from).expect("a readable directory") {
         let entry = entry.expect("an entry");
