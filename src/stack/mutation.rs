@@ -88,6 +88,23 @@ impl<'s> Mutation<'s> {
         })
     }
 
+    /// The outcome of a call that changes data. One that failed for want of room, or by the disk, may have left a mark all
+    /// the same: btrfs moves mtime first (btrfs_write_check in fs/btrfs/file.c), fallocate and truncate may have done a
+    /// part (ext4_fallocate in fs/ext4/extents.c). Then every target compares the object `key`.
+    ///
+    /// The row is written under the object's lock, against the rule for the store, so that no change comes between the
+    /// failure and its being known; a disk that is full or broken has time for it.
+    pub(super) fn whole<T>(&self, key: ObjectKey, outcome: Result<T>) -> Result<T> {
+        if let Err(errno @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EIO)) = &outcome {
+            let why = format!("a change of its data failed: {errno}");
+            let (oid, tid) = (self.stack.oid(key), self.stack.journal.last_tid());
+            if let Err(error) = self.stack.journal.store().work_doubt(oid, tid, &why) {
+                self.stack.fail(&format!("{why}, which cannot be noted: {error}"));
+            }
+        }
+        outcome
+    }
+
     /// Records the change of `key` and ends it. The record is encoded, its payload copied, before the journal's lock.
     /// A change of a ghost leaves no record.
     pub(super) fn commit(self, key: ObjectKey, op: &Op, payload: &[u8]) -> Tid {

@@ -103,7 +103,7 @@ fn apply(
     let (tree, fd) = (mutation.tree(), object.fd.as_fd());
     if let (Some(size), Some(file)) = (change.size, sized.fd()) {
         creds::changing_data(caller, Privileges::of(caller))?;
-        tree.truncate(file, size)?;
+        mutation.whole(object.key, tree.truncate(file, size))?;
         *progress = Progress::Changed;
     }
     // The backing filesystem charges the new owner's quota and takes privilege bits away by itself (chown(2)).

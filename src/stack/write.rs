@@ -38,7 +38,7 @@ impl Stack {
         let file = self.file(id, node, mode.flags)?;
         let change = self.begin(caller, &[file.key], SMALL_RECORD + data.len())?;
         creds::changing_data(caller, mode.privileges)?;
-        let written = change.tree().write(file.fd(), data, offset)?;
+        let written = change.whole(file.key, change.tree().write(file.fd(), data, offset))?;
         if written == 0 {
             return Ok(0);
         }
@@ -70,7 +70,7 @@ impl Stack {
         let file = self.file(id, node, libc::O_RDWR)?;
         let change = self.begin(caller, &[file.key], SMALL_RECORD)?;
         creds::changing_data(caller, Privileges::of(caller))?;
-        change.tree().allocate(file.fd(), mode, offset, len)?;
+        change.whole(file.key, change.tree().allocate(file.fd(), mode, offset, len))?;
         let stat = change.read_back(sys::fstat(file.fd()))?;
         let mode = mode | change.read_back(cut_blocks(file.fd(), mode, offset, len))?;
         let op = Op::Allocate { mode, offset, len, attrs: Attrs::of(&stat) };
@@ -101,7 +101,7 @@ impl Stack {
         if data.is_empty() {
             return Ok(0);
         }
-        let copied = change.tree().write(file.fd(), &data, to.2)?;
+        let copied = change.whole(file.key, change.tree().write(file.fd(), &data, to.2))?;
         data.truncate(copied);
         self.record_write(change, &file, to.2, &data)?;
         Ok(copied)
