@@ -23,6 +23,8 @@ pub(super) struct OpenFile {
     pub(super) backing: BackingMode,
     /// Whether the kernel may read through this handle, which moves the access time.
     reads: bool,
+    /// Whether the backing descriptor is open for writing.
+    writes: bool,
 }
 
 /// How the backing descriptor treats the offset of a write.
@@ -44,11 +46,17 @@ impl OpenFile {
             recorded_atime: AtomicI64::new(0),
             backing,
             reads: flags & libc::O_ACCMODE != libc::O_WRONLY,
+            writes: flags & libc::O_ACCMODE != libc::O_RDONLY,
         }
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// Whether it can do what `flags` (of open(2)) ask for.
+    pub(super) fn serves(&self, flags: i32) -> bool {
+        self.writes || flags & libc::O_ACCMODE == libc::O_RDONLY
     }
 
     /// Says which access time the records know.
@@ -140,13 +148,18 @@ impl OpenTable {
         id
     }
 
-    /// Enters a handle under the number that the kernel already uses for it.
+    /// Enters a handle under the number that the kernel already uses for it. For a file the caller holds the object's lock.
     pub(super) fn insert_as(&self, id: FileId, handle: Handle) {
-        if let Handle::File(file) = &handle {
-            let mut shard = self.holder_shard(file.key).lock();
-            shard.entry(file.key).or_default().handles += 1;
+        let key = |handle: &Handle| match handle {
+            Handle::File(file) => Some(file.key),
+            Handle::Dir(_) => None,
+        };
+        let new = key(&handle);
+        let old = self.handle_shard(id.0).lock().insert(id.0, handle);
+        // Opened again for more: the kernel still closes it once.
+        if let Some(new) = new.filter(|_| old.as_ref().and_then(key) != new) {
+            self.holder_shard(new).lock().entry(new).or_default().handles += 1;
         }
-        self.handle_shard(id.0).lock().insert(id.0, handle);
     }
 
     pub(super) fn get(&self, id: FileId) -> Option<Handle> {
