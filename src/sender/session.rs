@@ -385,6 +385,12 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Tid, SessionError> {
     Ok(base)
 }
 
+/// The target's row, as it is now.
+fn find_target(parts: &Parts<'_>) -> Result<TargetRow, SessionError> {
+    let row = parts.journal.store().target_by_id(parts.options.target)?;
+    row.ok_or(SessionError::Protocol("the target was forgotten"))
+}
+
 /// What the target does otherwise with access times, if it does; an event when that is news.
 fn note_times(parts: &Parts<'_>, reply: &HelloReply) -> Result<Option<String>, SessionError> {
     let text = match (reply.stored_times, parts.options.access_times) {
@@ -403,12 +409,6 @@ fn note_times(parts: &Parts<'_>, reply: &HelloReply) -> Result<Option<String>, S
         store.event(Level::Warning, Some(target), event)?;
     }
     Ok((!text.is_empty()).then(|| text.to_owned()))
-}
-
-/// The target's row, as it is now.
-fn find_target(parts: &Parts<'_>) -> Result<TargetRow, SessionError> {
-    let row = parts.journal.store().target_by_id(parts.options.target)?;
-    row.ok_or(SessionError::Protocol("the target was forgotten"))
 }
 
 /// Where the id of the target's copy is remembered.

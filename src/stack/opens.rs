@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
@@ -99,6 +99,8 @@ pub(super) enum Handle {
 #[derive(Default)]
 struct Holders {
     handles: u64,
+    /// The handle that was entered last; another one may have outlived it.
+    last: Weak<OpenFile>,
     /// Set when the last name went while handles were open.
     nameless: bool,
 }
@@ -150,20 +152,28 @@ impl OpenTable {
 
     /// Enters a handle under the number that the kernel already uses for it. For a file the caller holds the object's lock.
     pub(super) fn insert_as(&self, id: FileId, handle: Handle) {
-        let key = |handle: &Handle| match handle {
-            Handle::File(file) => Some(file.key),
+        let file = match &handle {
+            Handle::File(file) => Some(file.clone()),
             Handle::Dir(_) => None,
         };
-        let new = key(&handle);
         let old = self.handle_shard(id.0).lock().insert(id.0, handle);
-        // Opened again for more: the kernel still closes it once.
-        if let Some(new) = new.filter(|_| old.as_ref().and_then(key) != new) {
-            self.holder_shard(new).lock().entry(new).or_default().handles += 1;
+        if let Some(file) = file {
+            let again = matches!(old, Some(Handle::File(old)) if old.key == file.key);
+            let mut shard = self.holder_shard(file.key).lock();
+            let holders = shard.entry(file.key).or_default();
+            // Opened again for more: the kernel still closes it once.
+            holders.handles += u64::from(!again);
+            holders.last = Arc::downgrade(&file);
         }
     }
 
     pub(super) fn get(&self, id: FileId) -> Option<Handle> {
         self.handle_shard(id.0).lock().get(&id.0).cloned()
+    }
+
+    /// An open file of `key`, if there is one.
+    pub(super) fn open_of(&self, key: ObjectKey) -> Option<Arc<OpenFile>> {
+        self.holder_shard(key).lock().get(&key)?.last.upgrade()
     }
 
     /// Takes a handle out. Its object still counts as held until [`OpenTable::end`].
