@@ -62,6 +62,8 @@ use crate::base::{ObjectGuard, ObjectKey, ObjectLocks, Oid, Space, Tid, Timespec
 use crate::journal::{Checkpointer, Journal, JournalError, SyncTree};
 pub use crate::sys::{Errno, FileSystemStat, Result, Stat, TimeChange};
 
+/// Key of the volume's state under which the mount's connection is described.
+const CONNECTION: &str = "connection";
 /// Longest transfer of one request.
 pub const MAX_TRANSFER_BYTES: usize = crate::record::MAX_PAYLOAD_BYTES;
 
@@ -161,6 +163,24 @@ impl Stack {
         if let Some(inodes) = self.inodes.get() {
             inodes.flush();
         }
+    }
+
+    /// Keeps what was agreed with the kernel for the mount that is being made, where another process life finds it.
+    ///
+    /// # Errors
+    /// When the volume's state cannot be written.
+    pub fn remember_connection(&self, agreed: &str) -> std::io::Result<()> {
+        let store = self.journal.store();
+        store.meta_set(CONNECTION, agreed.as_bytes()).map_err(std::io::Error::other)
+    }
+
+    /// What was agreed with the kernel for the last mount of this volume.
+    ///
+    /// # Errors
+    /// When the volume's state cannot be read.
+    pub fn connection(&self) -> std::io::Result<Option<String>> {
+        let stored = self.journal.store().meta_get(CONNECTION).map_err(std::io::Error::other)?;
+        Ok(stored.and_then(|bytes| String::from_utf8(bytes).ok()))
     }
 
     /// Makes a checkpoint: everything up to now is durable, in the tree and in the journal.

@@ -121,6 +121,10 @@ impl Host {
         }
     }
 
+    pub(crate) fn daemon_pid(&self) -> i32 {
+        self.daemon.as_ref().expect("the daemon runs").pid()
+    }
+
     /// Stops the daemon's time.
     pub(crate) fn freeze(&self) -> Frozen {
         let daemon = self.daemon.as_ref().expect("the daemon runs");
