@@ -95,7 +95,8 @@ impl Journal {
     /// Makes a checkpoint now, unless nothing was changed since the last one.
     ///
     /// # Errors
-    /// `Failed`; `Io` when the tree or the log could not be made durable, which fails the volume.
+    /// `Failed`; `Io` when the tree or the log could not be made durable, which fails the volume; `Io` and `Sqlite` when
+    /// there is no room to write the checkpoint down, which does not.
     pub fn checkpoint(&self, sync: &SyncTree) -> Result<(), JournalError> {
         self.core.checkpoint(sync)
     }
@@ -177,9 +178,6 @@ impl Core {
         let mut ring = self.ring.lock();
         ring.checkpoint_wanted = false;
         ring.rolled |= matches!(outcome, Ok(Some(_)));
-        if let Err(error) = &outcome {
-            self.fail(&mut ring, &format!("checkpoint: {error}"));
-        }
         drop(ring);
         self.done.notify_all();
         self.work.notify_all();
@@ -206,7 +204,7 @@ impl Core {
         let tid = self.ring.lock().last;
         point("journal.checkpoint.sync")?;
         if !faults::skipped("rule.checkpoint_syncs") {
-            sync().map_err(io("syncfs", Path::new("tree")))?;
+            self.sync_tree(sync)?;
         }
         self.commit_upto(tid)?;
         let mut since = self.hot.seal();
@@ -224,6 +222,14 @@ impl Core {
             put_meta(tx, &[("orphans", &orphans)])
         })?;
         Ok(Some(checkpoint))
+    }
+
+    /// A tree that could not be made durable fails the volume. Where only the checkpoint itself cannot be written, because
+    /// the disk is full, the one before goes on to count: a recovery reads more, and the next try comes soon.
+    fn sync_tree(&self, sync: &SyncTree) -> Result<(), JournalError> {
+        sync().map_err(io("syncfs", Path::new("tree"))).inspect_err(|error| {
+            self.fail(&mut self.ring.lock(), &format!("checkpoint: {error}"));
+        })
     }
 
     fn append_checkpoint(&self, record: Local) -> Result<Position, JournalError> {
