@@ -363,7 +363,7 @@ impl Volume {
             };
             let extra: &[&str] = if adoption == Adoption::Allow { &["--adopt"] } else { &[] };
             let TargetUrl::Local(dir) = &url;
-            connect_local(&program, &global, dir, extra)
+            connect_local(program, &global, dir, extra)
         })
     }
 

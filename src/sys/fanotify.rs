@@ -43,7 +43,7 @@ pub fn read_written(group: BorrowedFd<'_>) -> Result<Vec<Written>> {
         Err(Errno::EAGAIN) => 0,
         len => len?,
     };
-    Ok(buffer[..len].chunks_exact(EVENT).filter_map(|event| parse(event)).collect())
+    Ok(buffer[..len].chunks_exact(EVENT).filter_map(parse).collect())
 }
 
 /// One event; the fields that are used stand behind its length, version and mask (linux/fanotify.h).
