@@ -32,6 +32,7 @@ mod remove;
 mod rename;
 mod setattr;
 mod statfs;
+mod storm;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -50,6 +51,7 @@ use self::descriptors::Descriptors;
 use self::inodes::Inodes;
 use self::nodes::NodeTable;
 use self::opens::OpenTable;
+use self::storm::Storm;
 pub use self::types::{
     AtimeMode, AttrChange, Caching, Caller, Closing, Entry, FileId, Listed, NodeId, Opened, Privileges, Room,
     StackOptions,
@@ -102,6 +104,7 @@ pub struct Stack {
     /// rename lock.
     walk: Mutex<()>,
     opens: OpenTable,
+    storm: Storm,
     options: StackOptions,
     failed: AtomicBool,
 }
@@ -138,6 +141,7 @@ impl Stack {
             inodes: OnceLock::new(),
             walk: Mutex::new(()),
             opens: OpenTable::new(u32::from_le_bytes(random_bytes())),
+            storm: Storm::new(),
             options,
             failed: AtomicBool::new(false),
         }))

@@ -124,6 +124,9 @@ impl Stack {
     /// As open(2); ESTALE when the directory is gone.
     pub fn opendir(&self, node: NodeId) -> Result<FileId> {
         let dir = self.open_dir(node)?;
+        if self.storm.rages() {
+            self.expect(Touch::Entries(dir.key));
+        }
         Ok(self.opens.insert(Handle::Dir(Arc::new(dir))))
     }
 

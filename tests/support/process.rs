@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -35,6 +35,11 @@ impl Process {
 
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid()), signal).expect("the child is there until it is reaped");
+    }
+
+    /// Its standard input and output, which were asked for as pipes.
+    pub(crate) fn pipes(&mut self) -> (ChildStdin, ChildStdout) {
+        (self.0.stdin.take().expect("a pipe to it"), self.0.stdout.take().expect("a pipe from it"))
     }
 
     /// Its exit status when it has ended.

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use dtfs::backing::compare::{CompareOptions, compare_trees};
 
+use super::both::xattrs;
 use super::process::try_tool;
 use super::scratch::utf8;
 
@@ -68,6 +70,34 @@ pub(crate) fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
             let bytes = fs::read(&path).expect("a readable file");
             found.insert(path, bytes);
         }
+    }
+    found
+}
+
+/// What is below `dir`, by path: kind, mode, owner, links, names of xattrs, and content. No times, and no inode numbers.
+pub(crate) fn described(dir: &Path) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    let mut todo = vec![dir.to_owned()];
+    while let Some(path) = todo.pop() {
+        let stat = fs::symlink_metadata(&path).expect("an object that was listed");
+        let (links, content) = match stat.file_type() {
+            kind if kind.is_file() => {
+                (stat.nlink(), blake3::hash(&fs::read(&path).expect("a readable file")).to_string())
+            }
+            kind if kind.is_symlink() => {
+                (stat.nlink(), format!("{:?}", fs::read_link(&path).expect("a readable link")))
+            }
+            kind if kind.is_dir() => {
+                todo.extend(
+                    fs::read_dir(&path).expect("a readable directory").map(|entry| entry.expect("an entry").path()),
+                );
+                (0, String::new())
+            }
+            _ => (stat.nlink(), format!("device {:x}", stat.rdev())),
+        };
+        let xattrs: Vec<_> = xattrs(&path).expect("readable xattrs").into_iter().map(|(name, _)| name).collect();
+        let facts = format!("{:o} {}:{} links {links} {xattrs:?} {content}", stat.mode(), stat.uid(), stat.gid());
+        found.insert(path.strip_prefix(dir).expect("a path below").to_owned(), facts);
     }
     found
 }
