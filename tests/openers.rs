@@ -97,6 +97,32 @@ impl Drop for Holder {
     }
 }
 
+/// It is listed at the mount, and opens its files only when it writes.
+#[test]
+fn who_stands_in_the_bare_directory_and_writes_there_is_seen() {
+    let mut pair = Pair::new();
+    let script = r#"while read -r line; do eval "$line"; echo; done"#;
+    let mut command = Command::new("sh");
+    command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).current_dir(pair.source.join("files"));
+    let mut insider = Holder(command.spawn().unwrap());
+    pair.host.start_and_mount();
+    pair.host.wait("data", WAIT_SECONDS);
+    for (line, name, end) in [
+        ("echo new > new", "new", "new\n"),
+        ("mkdir sub; echo deep > sub/deep", "sub/deep", "deep\n"),
+        ("echo more >> file-00003", "file-00003", "more\n"),
+        ("echo again >> sub/deep", "sub/deep", "deep\nagain\n"),
+    ] {
+        insider.write(line);
+        pair.host.wait("data", WAIT_SECONDS);
+        // Not compared with the mount, which may show what it cached before.
+        let there = fs::read(pair.target.join("files").join(name)).unwrap_or_default();
+        assert!(there.ends_with(end.as_bytes()), "{line}: {}", there.escape_ascii());
+    }
+    insider.close();
+    pair.stop_and_compare("written behind the mount");
+}
+
 #[test]
 fn a_writer_from_before_the_mount_refuses_it_and_is_followed_when_allowed() {
     let mut pair = Pair::new();

@@ -260,7 +260,7 @@ impl Applier {
             Some(Extent::Hole { len, .. }) if offset + len >= end => Ok(()),
             Some(_) => {
                 // A punch that ends in the middle of the last block only zeroes it: it goes when the block is named whole.
-                let stop = if end == size { end.next_multiple_of(HOLE_UNIT) } else { end };
+                let stop = if end == size { end.next_multiple_of(HOLE_UNIT).min(i64::MAX as u64) } else { end };
                 Ok(self.tree.mutate().punch_hole(fd, offset, stop - offset)?)
             }
         }

@@ -6,6 +6,7 @@
 //! - One bad entry never keeps the others from being mounted.
 //! - The end is in this order: mounts gone, senders told to finish, journal committed and marked clean.
 
+mod bypass;
 mod demo;
 mod handler;
 mod log;

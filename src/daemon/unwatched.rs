@@ -6,7 +6,9 @@ use std::fs::OpenOptions;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
+use super::bypass::{Bypass, Watch};
 use super::openers::{Hold, holds_below};
 use super::scan::{Scan, ScanJob, compare};
 use super::volume::{Live, Volume, VolumeError};
@@ -57,7 +59,7 @@ impl Live {
     /// Whether everything that was changed while the volume was not mounted is queued as work, and nobody writes behind
     /// the mount's back. Otherwise no target is consistent at any TID.
     pub(super) fn sees_all(&self) -> bool {
-        self.unwatched.are_queued() && self.suspects.is_empty()
+        self.unwatched.are_queued() && self.suspects.is_empty() && self.bypass.as_ref().is_none_or(Bypass::is_quiet)
     }
 }
 
@@ -112,6 +114,7 @@ impl Volume {
             live.unwatched = Changes::Queued;
         }
         live.suspects.clear();
+        live.bypass = None;
         Ok(())
     }
 
@@ -133,7 +136,7 @@ impl Volume {
     /// target: whatever is still open, and once more what is not.
     pub(super) fn check_suspects(&self) -> Result<(), VolumeError> {
         let live = self.live();
-        let (suspected, stack) = (!live.suspects.is_empty(), live.stack.clone());
+        let (suspected, stack) = (!live.suspects.is_empty() || live.bypass.is_some(), live.stack.clone());
         drop(live);
         match suspected {
             true => self.suspect(&stack, self.holds_behind(&stack)),
@@ -141,8 +144,18 @@ impl Volume {
         }
     }
 
-    /// Makes the written ones of `holds` the suspects.
+    /// Starts to note what those who stand behind the mount write from now on; nobody does when `holds` is empty.
+    pub(super) fn watch(&self, stack: &Arc<Stack>, watch: Option<Watch>, holds: &[Hold]) {
+        let Some(watch) = watch.filter(|_| !holds.is_empty()) else { return };
+        match Bypass::start(watch, stack.clone()) {
+            Ok(bypass) => self.live().bypass = Some(bypass),
+            Err(error) => tracing::warn!(volume = %self.name, %error, "writes past the mount are not watched"),
+        }
+    }
+
+    /// Makes the written ones of `holds` the suspects, and work of what others wrote past the mount.
     pub(super) fn suspect(&self, stack: &Stack, holds: Vec<Hold>) -> Result<(), VolumeError> {
+        let nobody = holds.is_empty();
         let written = holds.into_iter().filter(|hold| hold.opener.writes);
         let now: Suspects = written.filter_map(|hold| Some((oid_of(stack, &hold)?, hold.opener))).collect();
         let mut live = self.live();
@@ -155,7 +168,16 @@ impl Volume {
         }
         let mut all = before.clone();
         all.extend(now.clone());
-        self.compare(all.keys().copied())?;
+        let noted = live.bypass.as_ref().map(Bypass::take).unwrap_or_default();
+        let objects = all.keys().copied().chain(noted.objects).map(|oid| (oid, WorkKind::Object));
+        self.compare(objects.chain(noted.dirs.into_iter().map(|oid| (oid, WorkKind::Dir))))?;
+        if noted.anything {
+            let why = "more was written past the mount than could be noted";
+            self.journal.store().work_compare_all(self.journal.last_tid(), why)?;
+        }
+        if nobody {
+            live.bypass = None;
+        }
         live.senders.values().for_each(|sender| sender.nudge().work_added());
         drop(live);
         self.tell_suspects(&before, &now)
@@ -166,9 +188,9 @@ impl Volume {
         Ok(self.journal.store().meta_set(SUSPECTS, &oids)?)
     }
 
-    fn compare(&self, objects: impl Iterator<Item = Oid>) -> Result<(), VolumeError> {
+    fn compare(&self, objects: impl Iterator<Item = (Oid, WorkKind)>) -> Result<(), VolumeError> {
         let created = self.journal.last_tid();
-        let rows: Vec<NewWork> = objects.map(|oid| compare(oid, WorkKind::Object, created)).collect();
+        let rows: Vec<NewWork> = objects.map(|(oid, kind)| compare(oid, kind, created)).collect();
         let store = self.journal.store();
         for target in store.targets()?.iter().filter(|target| target.mirrored && !rows.is_empty()) {
             store.work_renew(target.id, &rows)?;

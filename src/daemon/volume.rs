@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::bypass::{Bypass, Watch};
 use super::memory::memory_file;
 use super::openers::{holds_below, openers};
 use super::unwatched::{Changes, Suspects};
@@ -49,6 +50,8 @@ pub(super) struct Live {
     used: bool,
     pub(super) unwatched: Changes,
     pub(super) suspects: Suspects,
+    /// While somebody stands behind the mount.
+    pub(super) bypass: Option<Bypass>,
     pub(super) senders: BTreeMap<TargetName, SenderThread>,
 }
 
@@ -180,6 +183,7 @@ impl Volume {
             used: false,
             unwatched,
             suspects: Suspects::new(),
+            bypass: None,
             senders: BTreeMap::new(),
         };
         let volume = Arc::new(Volume {
@@ -245,12 +249,17 @@ impl Volume {
         if open_files == OpenFiles::Refuse && before.iter().any(|opener| opener.writes) {
             return Err(VolumeError::OpenFiles { path: self.path.clone(), openers: before });
         }
+        // From before the mount, so that nothing falls between this and the second look.
+        let watch = Watch::on(&crate::fuse::canonical(&self.path))
+            .inspect_err(|error| tracing::info!(volume = %self.name, %error, "writes past the mount are not watched"))
+            .ok();
         live.mounted = Some(MountedVolume::mount(stack.clone(), &self.path, self.name.as_str())?);
         self.look_for_changes(&mut live)?;
         drop(live);
         // Again: a file that was opened right before the mount was in place.
         let holds = self.holds_behind(&stack);
         let openers = openers(&holds);
+        self.watch(&stack, watch, &holds);
         self.suspect(&stack, holds)?;
         Ok(Mounting::New { openers })
     }
@@ -346,14 +355,15 @@ impl Volume {
         let root = self.paths.root().map(Path::to_owned);
         let (url, adoption) = (target.url.clone(), target.adoption);
         Box::new(move || {
-            let program = std::fs::read_link("/proc/self/exe")?;
+            // Not the name it leads to: an upgrade may have removed that file.
+            let program = Path::new("/proc/self/exe");
             let global: Vec<&std::ffi::OsStr> = match &root {
                 Some(root) => vec!["--root".as_ref(), root.as_os_str()],
                 None => Vec::new(),
             };
             let extra: &[&str] = if adoption == Adoption::Allow { &["--adopt"] } else { &[] };
             let TargetUrl::Local(dir) = &url;
-            connect_local(&program, &global, dir, extra)
+            connect_local(program, &global, dir, extra)
         })
     }
 

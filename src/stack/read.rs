@@ -13,6 +13,9 @@ impl Stack {
     /// As pread(2).
     pub fn read(&self, node: NodeId, id: FileId, flags: i32, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let file = self.file(id, node, flags)?;
+        // The kernel asks for whole pages, also where no offset can say their end.
+        let most = (i64::MAX as u64).saturating_sub(offset).min(buffer.len() as u64) as usize;
+        let buffer = &mut buffer[..most];
         let mut done = 0;
         // The kernel takes a short answer for the end of the file (fs/fuse/file.c, fuse_short_read).
         while done < buffer.len() {

@@ -182,6 +182,13 @@ impl DirStream {
     }
 }
 
+/// The path by which the kernel knows the open `fd` (proc(5)). A hint only, as [`last_component`].
+pub fn path_of(fd: BorrowedFd<'_>) -> Option<std::path::PathBuf> {
+    use std::os::unix::ffi::OsStringExt;
+    let path = readlinkat(fd_cwd(), &proc_path(fd)).ok()?;
+    Some(std::ffi::OsString::from_vec(path).into())
+}
+
 /// The name by which the kernel knows the open directory `fd`: the last component of its path (proc(5)). A hint only:
 /// it may have been renamed since, or be cut off from its path.
 pub fn last_component(fd: BorrowedFd<'_>) -> Option<crate::base::Name> {

@@ -146,8 +146,11 @@ pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> Result
 /// ENXIO beyond the end or when no data follows; else as lseek(2).
 pub fn lseek(fd: BorrowedFd<'_>, offset: i64, whence: i32) -> Result<u64> {
     // SAFETY: no pointers.
-    let result = unsafe { libc::lseek(fd.as_raw_fd(), offset, whence) };
-    u64::try_from(result).map_err(|_| Errno::last())
+    match unsafe { libc::lseek(fd.as_raw_fd(), offset, whence) } {
+        -1 => Err(Errno::last()),
+        // btrfs rounds the end of the longest file there can be up to 2^63.
+        place => Ok(place as u64),
+    }
 }
 
 /// copy_file_range(2) between two offsets; may copy less than asked.

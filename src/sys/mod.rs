@@ -9,6 +9,7 @@ mod attrs;
 mod clock;
 mod creds;
 mod dirs;
+mod fanotify;
 mod files;
 mod flags;
 mod handle;
@@ -26,9 +27,10 @@ pub use creds::{
     Dropped, ThreadCreds, drop_admin_thread, drop_fsetid_thread, drop_resource_thread, set_io_flusher, set_umask,
 };
 pub use dirs::{
-    DirEntry, DirStream, LinkSource, last_component, linkat, mkdirat, mknodat, readlinkat, renameat2, symlinkat,
-    unlinkat,
+    DirEntry, DirStream, LinkSource, last_component, linkat, mkdirat, mknodat, path_of, readlinkat, renameat2,
+    symlinkat, unlinkat,
 };
+pub use fanotify::{Written, read_written, watch_mount};
 pub use files::{
     FileSystemStat, copy_file_range, fallocate, fdatasync, flock_exclusive, fstatfs, fsync, ftruncate, lseek, openat,
     openat2_beneath, pread, pwrite, pwritev_all, read_exact_at, reopen, syncfs,
