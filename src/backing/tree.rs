@@ -65,6 +65,27 @@ pub struct Tree {
     dev: u64,
 }
 
+/// Makes a tree durable.
+pub struct Syncer(OwnedFd);
+
+impl Syncer {
+    /// As [`Tree::sync`].
+    ///
+    /// # Errors
+    /// As [`Tree::sync`].
+    pub fn sync(&self) -> Result<()> {
+        sync(self.0.as_fd())
+    }
+}
+
+fn sync(fd: BorrowedFd<'_>) -> Result<()> {
+    crate::base::faults::step("backing.syncfs", || sys::syncfs(fd))
+}
+
+/// What xfs calls the two access control lists on its disk. It lists them under these names too (fs/xfs/xfs_xattr.c), and
+/// whoever removes one name of the two has removed the other.
+const XFS_ACLS: [&[u8]; 2] = [b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT"];
+
 impl Tree {
     /// Opens the directory `path`; below a dead FUSE mount, which stays there, the directory that this hides.
     ///
@@ -130,6 +151,24 @@ impl Tree {
         self.found(fd.as_fd())
     }
 
+    /// As [`Tree::lookup`], by two looks at the name instead of a descriptor. For a caller who knows that nobody moves the
+    /// name meanwhile: the kernel holds the directory while it looks up or lists a name of the mount, and by that keeps
+    /// away whoever makes, renames or removes one.
+    ///
+    /// # Errors
+    /// As [`Tree::lookup`].
+    pub fn look(&self, dir: BorrowedFd<'_>, name: &Name) -> Result<Found> {
+        let stat = sys::fstatat(dir, name.as_cstr())?;
+        if stat.dev != self.dev {
+            return Err(Errno::EXDEV);
+        }
+        let key = self.format.unpack(&sys::name_to_handle_at(dir, name.as_cstr())?)?;
+        match key.ino == stat.ino {
+            true => Ok(Found { key, stat }),
+            false => self.lookup(dir, name),
+        }
+    }
+
     /// Object and attributes behind `fd`, which must lie on this tree's filesystem.
     ///
     /// # Errors
@@ -182,14 +221,15 @@ impl Tree {
         sys::openat(fd, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0).map(DirStream::new)
     }
 
-    /// All xattrs of the object behind `fd`, without those that only dtfs uses.
+    /// All xattrs of the object behind `fd`, without those that only dtfs uses, each once.
     ///
     /// # Errors
     /// As listxattr(2) and getxattr(2).
     pub fn xattrs(&self, fd: BorrowedFd<'_>, reserved_prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let is_xfs = matches!(self.format, HandleFormat::Xfs);
         let mut out = Vec::new();
         for name in sys::listxattr(fd).or_else(no_xattrs)? {
-            if name.starts_with(reserved_prefix) {
+            if name.starts_with(reserved_prefix) || is_xfs && XFS_ACLS.contains(&&name[..]) {
                 continue;
             }
             let text = std::ffi::CString::new(name.clone()).map_err(|_| Errno::EIO)?;
@@ -228,7 +268,17 @@ impl Tree {
     /// # Errors
     /// As syncfs(2). An error means that data was lost; it is reported once, so the caller must not try again.
     pub fn sync(&self) -> Result<()> {
-        crate::base::faults::step("backing.syncfs", || sys::syncfs(self.sync_fd.as_fd()))
+        sync(self.sync_fd.as_fd())
+    }
+
+    /// What [`Tree::sync`] does, for a thread of its own. The descriptor's open file is shared with the tree, so that an
+    /// error is told to one of them.
+    ///
+    /// # Errors
+    /// As fcntl(2) with F_DUPFD.
+    pub fn syncer(&self) -> Result<Syncer> {
+        let fd = self.sync_fd.try_clone();
+        fd.map(Syncer).map_err(|cause| Errno::from_raw(cause.raw_os_error().unwrap_or(libc::EIO)))
     }
 
     /// The half of the tree that changes it. A source's stack takes it only inside a mutation (stack/mutation.rs), where
