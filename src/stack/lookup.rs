@@ -25,7 +25,7 @@ impl Stack {
     /// ENOENT when there is none; ESTALE when `parent` is gone; else as open(2).
     pub fn lookup(&self, parent: NodeId, name: &[u8]) -> Result<Entry> {
         match name {
-            b"." => self.entry(self.tree.found(self.object(parent)?.fd.as_fd())?),
+            b"." => self.lookup_number(parent),
             b".." => self.lookup_parent(parent),
             _ => {
                 let dir = self.directory(parent)?;
@@ -35,6 +35,16 @@ impl Stack {
                     false => self.entry(self.tree.look(dir.fd.as_fd(), &name)?),
                 }
             }
+        }
+    }
+
+    /// The kernel asks for a number alone when it has no inode for it (fs/fuse/inode.c, fuse_get_dentry), so nobody uses the
+    /// object. Without a name it is gone, though it may still be held here until the kernel's FORGET or RELEASE arrives.
+    fn lookup_number(&self, node: NodeId) -> Result<Entry> {
+        let found = self.tree.found(self.object(node)?.fd.as_fd())?;
+        match found.stat.nlink {
+            0 => Err(Errno::ESTALE),
+            _ => self.entry(found),
         }
     }
 

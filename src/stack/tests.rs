@@ -207,6 +207,8 @@ fn an_open_file_outlives_its_name() {
     let ((), records) = bench.records_of(|s| s.release(file));
     let (oid, op, _) = one(records);
     assert_eq!((oid.ino, op), (entry.node.0, Op::Gone));
+    // By its number alone it is gone already: who asks so has no inode of it.
+    assert_eq!(bench.stack.lookup(entry.node, b".").err(), Some(Errno::ESTALE));
     // The kernel still uses the node: changes happen, and are nobody's business any more.
     let chmod = AttrChange { mode: Some(0o600), ..AttrChange::default() };
     let (stat, records) = bench.records_of(|s| s.setattr(&root(), entry.node, None, &chmod).unwrap());
