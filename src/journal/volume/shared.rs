@@ -278,7 +278,7 @@ impl Shared {
         let (mut records, mut last) = (Vec::new(), Tid::ZERO);
         while at < head {
             let place = (at % capacity) as usize;
-            if place % 8 != 0 {
+            if !place.is_multiple_of(8) {
                 return None;
             }
             let prefix = self.map.word(RING_AT + place).load(Ordering::Acquire);
