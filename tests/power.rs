@@ -126,7 +126,8 @@ fn control_a_target_acknowledges_before_its_fsync() {
 }
 
 fn live_through(kind: FileSystem, journal: JournalOn, victims: &[Victim], cuts: u64) {
-    let mut rig = Rig::new(kind, journal, "");
+    // Nothing was changed past the mount: what the journal has in doubt must be enough.
+    let mut rig = Rig::new(kind, journal, "daemon.scan=skip");
     for cut in 0..number("DTFS_CUTS").unwrap_or(cuts) {
         rig.sound_round(cut, victims[cut as usize % victims.len()]);
     }

@@ -121,6 +121,10 @@ impl Host {
         }
     }
 
+    pub(crate) fn daemon_pid(&self) -> i32 {
+        self.daemon.as_ref().expect("the daemon runs").pid()
+    }
+
     /// Stops the daemon's time.
     pub(crate) fn freeze(&self) -> Frozen {
         let daemon = self.daemon.as_ref().expect("the daemon runs");
@@ -133,6 +137,18 @@ impl Host {
         for pid in self.servers() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             wait_until("the killed target process", STOP_LIMIT, || is_gone(pid).then_some(()));
+        }
+    }
+
+    /// What lives in memory is gone, as when the system goes down. The daemon does not run.
+    pub(crate) fn lose_memory(&self) {
+        let run = self.root().join("run/dtfs");
+        let _ = fs::read_link(run.join("memory")).map(fs::remove_dir_all);
+        for entry in fs::read_dir(run).expect("the runtime directory") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_some_and(|kind| kind == "memory") {
+                fs::remove_file(path).expect("a file of the daemon's");
+            }
         }
     }
 

@@ -33,6 +33,15 @@ const TIGHT_SEGMENT: u64 = 512 << 10;
 /// Most bytes of a [`Pair::tight`] journal.
 pub(crate) const TIGHT_CAP: u64 = 5 * TIGHT_SEGMENT;
 
+/// How a source ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Crash {
+    /// By kill -9.
+    Kill,
+    /// With the whole system.
+    PowerLoss,
+}
+
 /// The sessions that were opened, for cutting them and for waiting until they are over.
 #[derive(Default)]
 struct Sessions {
@@ -134,6 +143,34 @@ impl Pair {
         self.open();
         if running {
             self.start();
+        }
+    }
+
+    /// Ends tree and journal as `how` does; `meanwhile` is done while nothing runs. The sender is stopped.
+    pub(crate) fn crash(&mut self, how: Crash, meanwhile: impl FnOnce()) {
+        self.stop();
+        drop(self.stack.take().expect("the stack is open"));
+        if how == Crash::PowerLoss {
+            fs::remove_file(self.root.path().join("journal/memory")).expect("the memory of the journal");
+        }
+        meanwhile();
+        self.open();
+    }
+
+    /// Waits until the target has applied what is durable.
+    pub(crate) fn wait_for_durable(&self) {
+        let journal = self.stack().journal();
+        let sender = self.sender.as_ref().expect("the sender runs");
+        sender.flush();
+        let store = journal.store();
+        let reached = || {
+            let row = store.target_by_id(self.target).expect("the store").expect("the target");
+            row.applied >= journal.durable_tid()
+        };
+        let until = Instant::now() + PATIENCE;
+        while !reached() {
+            assert!(Instant::now() < until, "the target does not get there:\n{}", self.explain());
+            std::thread::sleep(POLL);
         }
     }
 

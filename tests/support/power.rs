@@ -238,6 +238,7 @@ impl Machine {
             while is_dtfs(&self.tree) {
                 tool("umount", &["--lazy", utf8(&self.tree)]);
             }
+            self.host.lose_memory();
         }
         disks.iter().for_each(|disk| self.drives[*disk].unplug());
         let cuts = disks.iter().map(|disk| self.recorder.restore(*disk, Unflushed::any(prng), prng)).collect();
