@@ -8,7 +8,7 @@ use super::catalog::Known;
 use super::objects::Occupant;
 use super::park::{self, OID_XATTR};
 use super::{Applier, Outcome, Trouble};
-use crate::base::{Name, Oid};
+use crate::base::{Name, Oid, faults};
 use crate::record::{Attrs, Fate, Op, Replaced, Shape, Slot, Xattr};
 use crate::sys::{self, Errno};
 
@@ -230,6 +230,7 @@ impl Applier {
             return self.park_dir(oid);
         };
         self.preserve(slot.parent, dir.as_fd())?;
+        faults::point("applier.bind")?;
         if self.place_parked(oid, dir.as_fd(), &slot.name)? {
             return Ok(());
         }
@@ -294,6 +295,7 @@ impl Applier {
     }
 
     fn put_out_unlocked(&mut self, dir: BorrowedFd<'_>, name: &Name, occupant: &Occupant) -> Outcome<()> {
+        faults::point("applier.put_out")?;
         let Some(oid) = occupant.oid else {
             return self.put_among_orphans(dir, name, occupant);
         };

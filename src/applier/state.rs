@@ -26,8 +26,15 @@ impl Applier {
                 }
                 self.listing.extend_from_slice(items);
                 if *last {
-                    let items = std::mem::take(&mut self.listing);
-                    self.set_listing(oid, &items)?;
+                    let all = std::mem::take(&mut self.listing);
+                    let done = self.set_listing(oid, &all);
+                    if done.is_err() {
+                        // This part is performed again; those before it are not.
+                        self.listing = all;
+                        self.listing.truncate(self.listing.len() - items.len());
+                        return done;
+                    }
+                    let items = all;
                     self.listed = Some((oid, items.iter().map(|item| item.oid).collect()));
                     self.touch_listed(oid, *attrs, *flags);
                 }
@@ -117,7 +124,7 @@ impl Applier {
         if !(alone && free && occupant.kind() == item.shape.kind) {
             return Ok(false);
         }
-        self.tree.mutate().set_xattr(occupant.fd.as_fd(), OID_XATTR, &item.oid.to_bytes(), 0)?;
+        self.set_xattr(occupant.fd.as_fd(), OID_XATTR, &item.oid.to_bytes())?;
         self.register(item.oid, occupant, Known::Placeholder)?;
         Ok(true)
     }
@@ -133,18 +140,19 @@ impl Applier {
 
     /// Asks about objects that a listing put out and that nothing has bound since: the source says what became of them.
     pub(super) fn ask_for_unlisted(&mut self) -> Outcome<()> {
-        for oid in std::mem::take(&mut self.unlisted) {
+        while let Some(oid) = self.unlisted.first().copied() {
             let entry = super::park::entry(oid)?;
             if self.tree.open_child(self.park.fd(), &entry, libc::O_PATH).is_ok() {
                 self.need(oid);
             }
+            self.unlisted.remove(&oid);
         }
         Ok(())
     }
 
     fn set_object(&mut self, oid: Oid, shape: &Shape, attrs: &Attrs, xattrs: &[Xattr]) -> Outcome<()> {
         self.ensure(oid, shape)?;
-        if self.catalog.get(oid)?.is_some_and(|row| row.known == Known::Placeholder) {
+        if self.catalog.get(oid)?.is_some_and(|row| row.known <= Known::Placeholder) {
             self.catalog.set_known(oid, Known::Partial)?;
         }
         let Some(fd) = self.fd(oid)? else {

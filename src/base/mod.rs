@@ -15,4 +15,4 @@ pub use database::{DatabaseError, open_database};
 pub use ids::{EpochId, ObjectKey, Oid, Space, Tid, VolumeUuid, random_bytes};
 pub use locks::{ObjectGuard, ObjectLocks};
 pub use name::{Name, NameError};
-pub use position::{ChainDigest, Position};
+pub use position::{ChainDigest, Commit, Position};

@@ -19,5 +19,5 @@ mod volume;
 
 pub use error::JournalError;
 pub use log::{Chunk, LogOptions, Position, SegmentLog, SegmentReader};
-pub use store::{EventRow, Level, NewWork, Store, TargetId, TargetRow, WorkKind, WorkReason, WorkRow};
+pub use store::{EventRow, Level, NewWork, Said, Store, TargetId, TargetRow, WorkKind, WorkReason, WorkRow};
 pub use volume::{Identity, Journal, JournalOptions, JournalReader, LastStop, Reservation};

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::SessionError;
 use super::work::{Done, Reading};
-use crate::base::Tid;
+use crate::base::{ChainDigest, EpochId, Position, Tid};
 use crate::journal::JournalReader;
 use crate::wire::Message;
 
@@ -13,6 +13,7 @@ const BATCH_BYTES: usize = 1 << 20;
 
 pub(super) struct Stream {
     reader: JournalReader,
+    epoch: EpochId,
     /// Last TID sent.
     sent: Tid,
     /// Readings that wait for their place; stamps never go down from one to the next.
@@ -31,8 +32,8 @@ pub(super) struct Batch {
 }
 
 impl Stream {
-    pub(super) fn new(reader: JournalReader, after: Tid) -> Stream {
-        Stream { reader, sent: after, waiting: VecDeque::new(), maybe_more: true }
+    pub(super) fn new(reader: JournalReader, after: Position) -> Stream {
+        Stream { reader, epoch: after.epoch, sent: after.tid, waiting: VecDeque::new(), maybe_more: true }
     }
 
     /// Last TID sent.
@@ -79,7 +80,8 @@ impl Stream {
     /// the journal started again. The target's place moves behind them, or it would never be where the source is.
     fn skip(&mut self, durable: Tid) -> Batch {
         self.sent = durable;
-        Batch { message: Message::Start { after: durable, jump: true }, done: Vec::new(), objects: 0 }
+        let after = Position { epoch: self.epoch, tid: durable, digest: ChainDigest::START };
+        Batch { message: Message::Start { after, jump: true }, done: Vec::new(), objects: 0 }
     }
 
     /// Every record up to `stamp` was sent: the readings that have this stamp follow, as much of them as a batch takes.

@@ -14,9 +14,9 @@ use dtfs::backing::Tree;
 use dtfs::backing::compare::CompareOptions;
 use dtfs::journal::{Journal, JournalOptions, TargetId};
 use dtfs::receiver::{ServeOptions, serve};
-use dtfs::sender::{Connect, SenderOptions, SenderState, SenderStatus, SenderThread};
+use dtfs::sender::{Connect, Forked, SenderOptions, SenderState, SenderStatus, SenderThread};
 use dtfs::stack::{Stack, StackOptions};
-use dtfs::wire::{Compression, Connection, Peer};
+use dtfs::wire::{Breaker, Compression, Connection, Peer};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
@@ -128,6 +128,7 @@ impl Pair {
             label: "data".into(),
             connect: self.connect(),
             compression: Compression::Zstd { level: 1, max_bytes: 64 << 10 },
+            forked: Forked::Refuse,
         };
         let stack = self.stack().clone();
         self.sender = Some(SenderThread::spawn(stack.journal().clone(), stack, options).expect("a thread"));
@@ -158,7 +159,7 @@ impl Pair {
         let (dir, states) = (self.target(), self.states());
         Box::new(move || {
             let (near, far) = UnixStream::pair()?;
-            let options = ServeOptions { dir: dir.clone(), states: states.clone(), adopt: Adopt::Yes };
+            let options = ServeOptions { dir: dir.clone(), states: states.clone(), adopt: Adopt::Yes, inbox_cap: None };
             let log = sessions.clone();
             sessions.wires.lock().push(near.try_clone()?);
             let input = far.try_clone()?;
@@ -167,8 +168,9 @@ impl Pair {
                     log.errors.lock().push(format!("serve: {error}"));
                 }
             }));
-            let reader = Box::new(near.try_clone()?);
-            Ok(Connection { reader, writer: Box::new(Half(near)), peer: Peer::none() })
+            let (reader, wire) = (Box::new(near.try_clone()?), near.try_clone()?);
+            let cut = Breaker::new(move || drop(wire.shutdown(Shutdown::Both)));
+            Ok(Connection { reader, writer: Box::new(Half(near)), peer: Peer::none(cut) })
         })
     }
 

@@ -17,7 +17,7 @@ use crate::base::{faults, open_database};
 pub(super) use events::put_event;
 pub use events::{EventRow, Level};
 pub(super) use segments::{Sealed, SegmentRow};
-pub use targets::{TargetId, TargetRow};
+pub use targets::{Said, TargetId, TargetRow};
 pub(super) use targets::{all_targets, lose_place};
 pub use work::{NewWork, WorkKind, WorkReason, WorkRow};
 
