@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dtfs::base::faults::{self, Fault};
 use dtfs::base::{Oid, Tid};
-use dtfs::journal::{Journal, JournalError, JournalOptions, LastStop};
+use dtfs::journal::{Journal, JournalError, JournalOptions, LastStop, WhenFull};
 use dtfs::record::{Draft, Op, RecordIter};
 use nix::errno::Errno;
 use parking_lot::{Mutex, MutexGuard};
@@ -33,6 +33,7 @@ fn open(dir: &TempDir) -> (Arc<Journal>, LastStop) {
     let options = JournalOptions {
         segment_bytes: 128 << 10,
         cap_bytes: 1 << 30,
+        when_full: WhenFull::Degrade,
         ring_bytes: 64 << 10,
         // So long that only the test itself commits after the first record.
         commit_interval: Duration::from_secs(600),

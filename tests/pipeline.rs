@@ -5,7 +5,7 @@ mod support;
 
 use support::hand::{Hand, IMMUTABLE, acl};
 use support::history::History;
-use support::pair::Pair;
+use support::pair::{Pair, TIGHT_CAP};
 use support::trees;
 
 /// For what travels when nothing changed: handshakes, heartbeats, positions.
@@ -139,8 +139,12 @@ fn number(name: &str) -> Option<u64> {
 fn history(seed: u64) -> Result<(), String> {
     let outcome = std::panic::catch_unwind(|| {
         // Most in memory, where they are quick; some on a disk filesystem, where holes are compared as well.
-        let pair = if seed.is_multiple_of(8) { Pair::new() } else { Pair::in_memory() };
-        let mut history = History::new(pair, seed);
+        let (pair, tight) = match seed % 8 {
+            0 => (Pair::new(), false),
+            1..=4 => (Pair::tight(), true),
+            _ => (Pair::in_memory(), false),
+        };
+        let mut history = History::new(pair, seed, tight);
         let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             history.run();
             history.pair.wait_equal(&format!("seed {seed}"));
@@ -284,4 +288,44 @@ fn a_target_that_was_wiped_during_its_greeting_is_filled_again() {
     drop(open().unwrap());
     pair.start();
     pair.wait_equal("filled again");
+}
+
+/// A target is away while ten times the journal's cap is written: what it lacks becomes work, and only that is sent.
+#[test]
+fn a_target_that_was_away_too_long_is_sent_what_changed_and_nothing_else() {
+    let mut pair = Pair::tight();
+    let hand = Hand::new(pair.stack());
+    for dir in ["/kept", "/used"] {
+        hand.mkdir(dir).unwrap();
+        for no in 0..200 {
+            hand.file(&format!("{dir}/{no}"), &[no as u8; 20_000]).unwrap();
+        }
+    }
+    hand.file("/big", b"").unwrap();
+    for at in 0..128 {
+        hand.patch("/big", at * (128 << 10), &[1; 128 << 10]).unwrap();
+    }
+    hand.file("/small", b"as it was").unwrap();
+    pair.start();
+    pair.wait_equal("the mirror");
+    let (mirror, read) = (pair.bytes_sent(), pair.objects_read());
+    pair.stop();
+    for round in 0..10 {
+        for _ in 0..TIGHT_CAP / (64 << 10) {
+            hand.patch("/big", u64::from(round) << 20, &[round + 2; 64 << 10]).unwrap();
+        }
+        hand.file(&format!("/used/new-{round}"), &[round; 5_000]).unwrap();
+        hand.unlink(&format!("/used/{round}")).unwrap();
+        hand.rename(&format!("/used/{}", 100 + round), &format!("/kept/moved-{round}")).unwrap();
+        hand.chmod("/small", 0o600 + u32::from(round)).unwrap();
+    }
+    pair.start();
+    pair.wait_equal("the target is back");
+    let events = pair.explain();
+    assert!(events.contains("becomes work"), "{events}");
+    assert!(!events.contains("whole tree is compared"), "{events}");
+    let (bytes, objects) = (pair.bytes_sent() - mirror, pair.objects_read() - read);
+    // Half a mebibyte of the big file, ten new files, two listings; what is still in the journal comes as records.
+    assert!(bytes < TIGHT_CAP + (1 << 20), "{bytes} bytes were sent, the mirror took {mirror}");
+    assert!(objects < 60, "{objects} objects were read again");
 }

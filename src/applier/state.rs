@@ -45,6 +45,17 @@ impl Applier {
                 self.touch_listed(oid, *attrs, *flags);
                 Ok(())
             }
+            Op::StateAttrs { attrs, xattrs, flags } => match self.catalog.get(oid)? {
+                Some(row) if row.known > Known::Placeholder => {
+                    self.set_state_of(oid, row.kind, attrs, xattrs)?;
+                    self.touch_listed(oid, *attrs, *flags);
+                    Ok(())
+                }
+                _ => {
+                    self.need(oid);
+                    Ok(())
+                }
+            },
             Op::StateEnd { attrs } => self.end_object(oid, attrs),
             Op::StateData { attrs, .. } | Op::StateHole { attrs, .. } | Op::StateHash { attrs, .. } => {
                 match self.catalog.get(oid)? {
@@ -155,10 +166,15 @@ impl Applier {
         if self.catalog.get(oid)?.is_some_and(|row| row.known <= Known::Placeholder) {
             self.catalog.set_known(oid, Known::Partial)?;
         }
+        self.set_state_of(oid, shape.kind, attrs, xattrs)
+    }
+
+    /// Size and xattrs; the rest of the attributes are set when the group ends.
+    fn set_state_of(&mut self, oid: Oid, kind: u32, attrs: &Attrs, xattrs: &[Xattr]) -> Outcome<()> {
         let Some(fd) = self.fd(oid)? else {
             return Ok(());
         };
-        if shape.is_file() {
+        if kind == libc::S_IFREG {
             self.tree.mutate().truncate(fd.as_fd(), attrs.size)?;
         }
         match self.fresh.contains(oid) && xattrs.is_empty() {

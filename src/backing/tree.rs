@@ -228,8 +228,7 @@ impl Tree {
     /// # Errors
     /// As syncfs(2). An error means that data was lost; it is reported once, so the caller must not try again.
     pub fn sync(&self) -> Result<()> {
-        crate::base::faults::point("backing.syncfs")?;
-        sys::syncfs(self.sync_fd.as_fd())
+        crate::base::faults::step("backing.syncfs", || sys::syncfs(self.sync_fd.as_fd()))
     }
 
     /// The half of the tree that changes it. A source's stack takes it only inside a mutation (stack/mutation.rs), where

@@ -14,7 +14,7 @@ mod object;
 pub use crate::backing::TreeView;
 pub use changed::{Changed, ChangedSince};
 pub use directory::{DirReading, is_dir, read_dir, read_listing};
-pub use object::{Compare, ObjectReading, read_object, read_range};
+pub use object::{Compare, ObjectReading, read_changed, read_object, read_range};
 
 use crate::base::{Oid, Tid};
 use crate::record::{Draft, Encoded, Op, Xattr};

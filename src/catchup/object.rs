@@ -47,6 +47,15 @@ pub fn read_range(view: &dyn TreeView, oid: Oid, offset: u64, len: u64) -> Resul
     locked(view, oid, |reader| reader.range(offset, len))
 }
 
+/// As [`read_range`], for a range that changed after the target had the object: attributes, xattrs and flags come first,
+/// and a range of length 0 is nothing but them. Serves every kind of object.
+///
+/// # Errors
+/// As [`read_object`].
+pub fn read_changed(view: &dyn TreeView, oid: Oid, offset: u64, len: u64) -> Result<ObjectReading> {
+    locked(view, oid, |reader| reader.changed(offset, len))
+}
+
 fn locked(
     view: &dyn TreeView,
     oid: Oid,
@@ -74,7 +83,7 @@ struct Reader<'a> {
     view: &'a dyn TreeView,
     oid: Oid,
     stamp: Tid,
-    /// Open for reading when the object is a regular file, else O_PATH.
+    /// Open for reading when the object is a regular file or a directory, else O_PATH.
     fd: OwnedFd,
     stat: sys::Stat,
     records: Vec<Encoded>,
@@ -85,8 +94,8 @@ impl<'a> Reader<'a> {
         let tree = view.tree();
         let mut fd = tree.open_key(key, libc::O_PATH)?;
         let stat = sys::fstat(fd.as_fd())?;
-        // Only a regular file is opened for reading: a fifo would block, a device would act.
-        if stat.mode & libc::S_IFMT == libc::S_IFREG {
+        // Nothing else is opened for reading: a fifo would block, a device would act.
+        if matches!(stat.mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR) {
             fd = tree.open_key(key, libc::O_RDONLY | libc::O_NOATIME)?;
         }
         Ok(Reader { view, oid, stamp, fd, stat, records: Vec::new() })
@@ -94,6 +103,10 @@ impl<'a> Reader<'a> {
 
     fn is_file(&self) -> bool {
         self.stat.mode & libc::S_IFMT == libc::S_IFREG
+    }
+
+    fn is_dir(&self) -> bool {
+        self.stat.mode & libc::S_IFMT == libc::S_IFDIR
     }
 
     fn file(&self) -> BorrowedFd<'_> {
@@ -133,12 +146,32 @@ impl<'a> Reader<'a> {
         Ok((next < end).then_some(next))
     }
 
+    fn changed(&mut self, offset: u64, len: u64) -> Result<Option<u64>> {
+        let op = Op::StateAttrs {
+            attrs: self.attrs(),
+            xattrs: xattrs_of(self.view.tree(), self.file())?,
+            flags: self.flags()?,
+        };
+        self.push(&op, &[]);
+        match self.is_file() {
+            true => self.range(offset, len),
+            false => Ok(None),
+        }
+    }
+
+    fn flags(&self) -> Result<u32> {
+        match self.is_file() || self.is_dir() {
+            true => flags_of(self.file()),
+            false => Ok(0),
+        }
+    }
+
     fn head(&mut self) -> Result<()> {
         let op = Op::StateObject {
             shape: Shape::of(self.file(), &self.stat)?,
             attrs: self.attrs(),
             xattrs: xattrs_of(self.view.tree(), self.file())?,
-            flags: if self.is_file() { flags_of(self.file())? } else { 0 },
+            flags: self.flags()?,
         };
         self.push(&op, &[]);
         Ok(())

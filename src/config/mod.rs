@@ -33,4 +33,4 @@ pub use size::ByteSize;
 pub use suggest::nearest;
 pub use target_url::TargetUrl;
 pub use volume_edit::{add_target, create_volume_file, remove_target, remove_volume_file};
-pub use volume_file::{Adoption, NamedVolumeFile, Role, TargetEntry, VolumeFile};
+pub use volume_file::{Adoption, JournalFull, NamedVolumeFile, Role, TargetEntry, VolumeFile};

@@ -51,6 +51,17 @@ pub struct TargetEntry {
     pub adoption: Adoption,
 }
 
+/// What happens when a target does not follow and the journal is full.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JournalFull {
+    /// The target keeps its place, and fetches again what changed meanwhile.
+    #[default]
+    Degrade,
+    /// Programs that change something wait until the target follows.
+    Block,
+}
+
 /// The whole file. A volume without a file is a master without targets.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -61,6 +72,9 @@ pub struct VolumeFile {
     /// Most bytes of journal to keep for slow targets; `None` is the built-in default.
     #[serde(default)]
     pub journal_cap: Option<ByteSize>,
+    /// What happens when that much is kept.
+    #[serde(default)]
+    pub journal_full: JournalFull,
     /// Where changes are sent.
     #[serde(default, rename = "target")]
     pub targets: Vec<TargetEntry>,

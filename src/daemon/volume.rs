@@ -12,11 +12,12 @@ use super::unwatched::{Changes, Suspects};
 use super::watched::Moment;
 use crate::backing::{BackingError, Tree, TreeView};
 use crate::config::{
-    AccessTimes, Adoption, MountEntry, OpenFiles, Paths, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
+    AccessTimes, Adoption, JournalFull, MountEntry, OpenFiles, Paths, TargetEntry, TargetName, TargetUrl, VolumeFile,
+    VolumeName,
 };
 use crate::control::{ExitCode, Failure, Opener};
 use crate::fuse::{MountError, MountedVolume, Unmount, Unmounted};
-use crate::journal::{Journal, JournalError, JournalOptions, LastStop, Level};
+use crate::journal::{Journal, JournalError, JournalOptions, LastStop, Level, WhenFull};
 use crate::record::MAX_RECORD_BYTES;
 use crate::sender::{Forked, SenderOptions, SenderThread};
 use crate::stack::{AtimeMode, Stack, StackError, StackOptions};
@@ -372,7 +373,11 @@ fn open_journal(store: &Path, file: &VolumeFile) -> Result<(Arc<Journal>, LastSt
     // A handful of segments below the cap, each large enough for any record.
     let most = JournalOptions::default().segment_bytes;
     let segment_bytes = (cap_bytes / 8).clamp(4 * MAX_RECORD_BYTES as u64, most) / 4096 * 4096;
-    let options = JournalOptions { cap_bytes, segment_bytes, ..JournalOptions::default() };
+    let when_full = match file.journal_full {
+        JournalFull::Degrade => WhenFull::Degrade,
+        JournalFull::Block => WhenFull::Block,
+    };
+    let options = JournalOptions { cap_bytes, when_full, segment_bytes, ..JournalOptions::default() };
     Ok(Journal::open(store, options)?)
 }
 

@@ -9,9 +9,10 @@
 //! - Readers see durable records only: otherwise a crash would leave a target ahead of its source.
 //! - A torn end is found, never guessed. A log that ends below what was known to be durable is damage.
 //! - After a failed write or sync nothing is tried again: the volume is Failed until it is opened anew.
-//! - Full rings and disks stop the writer who asks; a slow target never does: it loses its place in the log, and what it
-//!   missed becomes work.
+//! - Full rings and disks stop the writer who asks; a slow target does only where the operator asked for that: what it has
+//!   not received becomes work, and it keeps its place behind that.
 
+mod changes;
 mod error;
 mod log;
 mod store;
@@ -20,4 +21,4 @@ mod volume;
 pub use error::JournalError;
 pub use log::{Chunk, LogOptions, Position, SegmentLog, SegmentReader};
 pub use store::{EventRow, Level, NewWork, Said, Store, TargetId, TargetRow, WorkKind, WorkReason, WorkRow};
-pub use volume::{Identity, Journal, JournalOptions, JournalReader, LastStop, Reservation};
+pub use volume::{Identity, Journal, JournalOptions, JournalReader, LastStop, Reservation, WhenFull};

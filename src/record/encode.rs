@@ -64,7 +64,9 @@ fn put_op(out: &mut FieldWriter, op: &Op) -> u16 {
         Op::Create { .. } | Op::Link { .. } | Op::Unlink { .. } | Op::Rename { .. } | Op::Exchange { .. } => {
             put_namespace_op(out, op)
         }
-        Op::StateDir { .. } | Op::StateObject { .. } | Op::StateHash { .. } => put_state_op(out, op),
+        Op::StateDir { .. } | Op::StateObject { .. } | Op::StateAttrs { .. } | Op::StateHash { .. } => {
+            put_state_op(out, op)
+        }
         _ => put_object_op(out, op),
     }
 }
@@ -187,6 +189,12 @@ fn put_state_op(out: &mut FieldWriter, op: &Op) -> u16 {
             put_xattrs(out, xattrs);
             out.u32(*flags);
             33
+        }
+        Op::StateAttrs { attrs, xattrs, flags } => {
+            put_attrs(out, attrs);
+            put_xattrs(out, xattrs);
+            out.u32(*flags);
+            39
         }
         Op::StateHash { offset, len, digests, attrs } => {
             out.u64(*offset);

@@ -194,6 +194,9 @@ pub enum Op {
     StateHole { offset: u64, len: u64, attrs: Attrs },
     /// Digests of the 128 KiB blocks from `offset` (a multiple of that size), `len` bytes: the target asks for those that differ.
     StateHash { offset: u64, len: u64, digests: Vec<[u8; 16]>, attrs: Attrs },
+    /// Attributes, xattrs and flags of an object that the target has; what changed of its data follows as `StateData` and
+    /// `StateHole`. A target that does not have the object asks for all of it.
+    StateAttrs { attrs: Attrs, xattrs: Vec<Xattr>, flags: u32 },
     /// All of the object's state was sent.
     StateEnd { attrs: Attrs },
     /// The object does not exist (any more).
@@ -222,6 +225,7 @@ impl Op {
             Op::StateData { .. } => "state-data",
             Op::StateHole { .. } => "state-hole",
             Op::StateHash { .. } => "state-hash",
+            Op::StateAttrs { .. } => "state-attrs",
             Op::StateEnd { .. } => "state-end",
             Op::StateGone => "state-gone",
         }
@@ -236,6 +240,7 @@ impl Op {
                 | Op::StateData { .. }
                 | Op::StateHole { .. }
                 | Op::StateHash { .. }
+                | Op::StateAttrs { .. }
                 | Op::StateEnd { .. }
                 | Op::StateGone
         )

@@ -15,6 +15,8 @@ pub struct Ours {
     pub oldest_kept: Tid,
     /// The target's place: whatever lies before it was received, or is queued as work.
     pub place: Tid,
+    /// Rows of work cover what it had not received up to here.
+    pub covered: Tid,
     /// Whether its initial mirror was ever queued.
     pub mirrored: bool,
     /// What the target said last.
@@ -52,8 +54,11 @@ pub enum Forked {
 pub enum Plan {
     /// The records behind what it has received; work that is queued goes on beside them.
     Stream,
-    /// The records behind its place, which it has not reached: what lies between is queued as work.
-    Jump,
+    /// The records behind `to`, which it has not reached: what lies between is queued as work.
+    Jump {
+        /// Its new place.
+        to: Tid,
+    },
     /// The whole tree is sent, records from our end on beside it.
     Mirror,
     /// The whole tree is compared, records from our end on beside it.
@@ -136,11 +141,12 @@ fn continue_with(ours: &Ours, theirs: &HelloReply) -> Plan {
     if went_back(&said, theirs) {
         return Plan::Compare(Cause::PutBack);
     }
-    let streams = ours.standing == Standing::Ours && theirs.received.tid >= ours.oldest_kept;
-    match (theirs.received.tid >= ours.place, streams, ours.place >= ours.oldest_kept) {
-        (true, true, _) => Plan::Stream,
-        (false, _, true) => Plan::Jump,
-        _ => Plan::Compare(Cause::LostPlace),
+    let received = theirs.received.tid;
+    let to = ours.place.max(ours.covered);
+    match received >= ours.place && received >= ours.oldest_kept && ours.standing == Standing::Ours {
+        true => Plan::Stream,
+        false if to > received && to >= ours.oldest_kept => Plan::Jump { to },
+        false => Plan::Compare(Cause::LostPlace),
     }
 }
 
@@ -163,6 +169,7 @@ mod tests {
         durable: Tid(100),
         oldest_kept: Tid(50),
         place: Tid(70),
+        covered: Tid(0),
         mirrored: true,
         said: Some(SAID),
         standing: Standing::Ours,
@@ -195,11 +202,22 @@ mod tests {
         assert_eq!(plan(&OURS, &later), Plan::Stream);
         // Its place was moved while it was away.
         let moved = Ours { place: Tid(90), ..OURS };
-        assert_eq!(plan(&moved, &replica(80, 60)), Plan::Jump);
+        assert_eq!(plan(&moved, &replica(80, 60)), Plan::Jump { to: Tid(90) });
         let lost = Ours { oldest_kept: Tid(95), place: Tid(70), ..OURS };
         assert_eq!(plan(&lost, &replica(80, 60)), Plan::Compare(Cause::LostPlace));
         let forgotten = Ours { standing: Standing::Forgotten, ..OURS };
         assert_eq!(plan(&forgotten, &replica(80, 60)), Plan::Compare(Cause::LostPlace));
+    }
+
+    #[test]
+    fn a_target_whose_records_became_work_goes_on_behind_them() {
+        let ours = Ours { covered: Tid(90), oldest_kept: Tid(90), ..OURS };
+        assert_eq!(plan(&ours, &replica(70, 60)), Plan::Jump { to: Tid(90) });
+        assert_eq!(plan(&ours, &replica(75, 75)), Plan::Jump { to: Tid(90) });
+        assert_eq!(plan(&ours, &replica(95, 60)), Plan::Stream);
+        assert_eq!(plan(&ours, &replica(69, 60)), Plan::Compare(Cause::PutBack), "it lost what it had acknowledged");
+        let dropped = Ours { covered: Tid(89), ..ours };
+        assert_eq!(plan(&dropped, &replica(70, 60)), Plan::Compare(Cause::LostPlace));
     }
 
     #[test]

@@ -84,6 +84,13 @@ impl Stream {
         Batch { message: Message::Start { after, jump: true }, done: Vec::new(), objects: 0 }
     }
 
+    /// Goes on with `reader`, whose place is `after`: rows of work cover the records up to there.
+    pub(super) fn jump(&mut self, reader: JournalReader, after: Tid) -> Batch {
+        self.reader = reader;
+        self.maybe_more = true;
+        self.skip(after)
+    }
+
     /// Every record up to `stamp` was sent: the readings that have this stamp follow, as much of them as a batch takes.
     /// No record comes between the parts of a long one.
     fn state(&mut self, stamp: Tid, batch: u64) -> Batch {

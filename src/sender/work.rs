@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::SessionError;
 use crate::base::Tid;
 use crate::catchup::TreeView;
-use crate::catchup::{Compare, ObjectReading, is_dir, read_dir, read_listing, read_object, read_range};
+use crate::catchup::{Compare, ObjectReading, is_dir, read_changed, read_dir, read_listing, read_object, read_range};
 use crate::journal::{Journal, Level, NewWork, TargetId, WorkKind, WorkReason, WorkRow};
 use crate::record::{DirItem, Encoded};
 use crate::sys::{self, Errno};
@@ -161,7 +161,8 @@ impl<'a> Walk<'a> {
             }
             WorkKind::Range => {
                 let len = (row.offset + row.len).saturating_sub(offset);
-                let reading = read_range(self.view, row.oid, offset, len)?;
+                let read = if row.reason == WorkReason::Need { read_range } else { read_changed };
+                let reading = read(self.view, row.oid, offset, len)?;
                 Ok(self.piece(row, reading))
             }
         }

@@ -59,7 +59,7 @@ impl Stack {
             true => None,
             false => Some(self.committer.ask(tid)),
         };
-        let backing = faults::point("backing.fsync").and_then(|()| match kind {
+        let backing = faults::step("backing.fsync", || match kind {
             SyncKind::Data => sys::fdatasync(fd),
             SyncKind::All => sys::fsync(fd),
         });

@@ -4,7 +4,7 @@ use dtfs::stack::{AttrChange, Errno, Result, TimeChange};
 use tempfile::TempDir;
 
 use super::hand::{Hand, Open, acl};
-use super::pair::Pair;
+use super::pair::{Pair, TIGHT_CAP};
 use super::prng::Prng;
 
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
@@ -33,16 +33,18 @@ pub(crate) struct History {
     hand: Option<Hand>,
     open: Vec<Open>,
     running: bool,
+    /// Whether the journal is small enough to overflow.
+    tight: bool,
     kept: Option<TempDir>,
     /// What was done, for a seed that fails.
     pub(crate) story: Vec<String>,
 }
 
 impl History {
-    pub(crate) fn new(pair: Pair, seed: u64) -> History {
+    pub(crate) fn new(pair: Pair, seed: u64, tight: bool) -> History {
         let hand = Some(Hand::new(pair.stack()));
         let prng = Prng::new(seed.wrapping_mul(1_000_003));
-        History { pair, prng, hand, open: Vec::new(), running: false, kept: None, story: Vec::new() }
+        History { pair, prng, hand, open: Vec::new(), running: false, tight, kept: None, story: Vec::new() }
     }
 
     /// Lives through the whole history; the pair is at rest, with the sender running, afterwards.
@@ -81,7 +83,7 @@ impl History {
     }
 
     fn event(&mut self) {
-        let event = self.prng.below(12);
+        let event = self.prng.below(13);
         self.story.push(format!("event {event}"));
         match event {
             0..=2 => self.pair.cut(),
@@ -107,7 +109,24 @@ impl History {
                     self.hand().close(open);
                 }
             }
+            11 if self.tight => self.overflow(),
             _ => {}
+        }
+    }
+
+    /// Writes more than the journal keeps: everything older is dropped, and becomes work where it was not received.
+    fn overflow(&mut self) {
+        let hand = self.hand();
+        let path = "/overflow";
+        if hand.file(path, b"").is_err() {
+            hand.truncate(path, 0).expect("it is there");
+        }
+        let piece = vec![0x5a; 128 << 10];
+        for offset in (0..2 * TIGHT_CAP).step_by(piece.len()) {
+            hand.patch(path, offset % (1 << 20), &piece).expect("there is room");
+        }
+        if self.prng.below(2) == 0 {
+            hand.unlink(path).expect("it is there");
         }
     }
 

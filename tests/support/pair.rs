@@ -28,6 +28,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(2);
 
+/// Large enough for every change that the tests make.
+const TIGHT_SEGMENT: u64 = 512 << 10;
+/// Most bytes of a [`Pair::tight`] journal.
+pub(crate) const TIGHT_CAP: u64 = 5 * TIGHT_SEGMENT;
+
 /// The sessions that were opened, for cutting them and for waiting until they are over.
 #[derive(Default)]
 struct Sessions {
@@ -62,12 +67,24 @@ impl Pair {
         pair
     }
 
+    /// In memory, with a journal so small that what a target has not received soon becomes work.
+    pub(crate) fn tight() -> Pair {
+        let options =
+            JournalOptions { segment_bytes: TIGHT_SEGMENT, cap_bytes: TIGHT_CAP, ..JournalOptions::default() };
+        let mut pair = Pair::with(Path::new("/dev/shm"), options);
+        pair.in_memory = true;
+        pair
+    }
+
     fn below(dir: &Path) -> Pair {
+        Pair::with(dir, JournalOptions { segment_bytes: 8 << 20, ..JournalOptions::default() })
+    }
+
+    fn with(dir: &Path, options: JournalOptions) -> Pair {
         let root = tempfile::Builder::new().prefix("dtfs-pair-").tempdir_in(dir).expect("a temporary directory");
         for name in ["source", "target", "states"] {
             fs::create_dir(root.path().join(name)).expect("a directory");
         }
-        let options = JournalOptions { segment_bytes: 8 << 20, ..JournalOptions::default() };
         let mut pair = Pair {
             root,
             options,

@@ -167,9 +167,7 @@ impl SegmentFile {
 
     /// Makes what was written durable.
     pub(super) fn sync(&self) -> Result<(), JournalError> {
-        faults::point("journal.fdatasync")
-            .and_then(|()| sys::fdatasync(self.fd.as_fd()))
-            .map_err(io("fdatasync", &self.path))
+        faults::step("journal.fdatasync", || sys::fdatasync(self.fd.as_fd())).map_err(io("fdatasync", &self.path))
     }
 
     /// Fills `buffer` from `offset`; ENODATA where the file is shorter.

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use super::files::SegmentFile;
 use super::layout::{FrameHeader, HeaderError, Link};
 use super::{Index, scan};
-use crate::base::Tid;
+use crate::base::{Tid, faults};
 use crate::journal::error::JournalError;
 use crate::record::Header;
 
@@ -25,6 +25,16 @@ pub struct Chunk {
     pub count: u32,
     /// The encoded records, one behind the other.
     pub body: Vec<u8>,
+}
+
+impl Index {
+    /// Up to here records may be read: what is not durable may never have happened after a crash.
+    fn readable(&self) -> Tid {
+        match (faults::skipped("journal.durable_only"), self.segments.back()) {
+            (true, Some(open)) => open.last,
+            _ => self.durable,
+        }
+    }
 }
 
 /// A place in a log that moves forward. Holds no lock between calls; trimming may overtake it.
@@ -94,7 +104,7 @@ impl SegmentReader {
     }
 
     fn fill(&mut self, upto: Tid, max_bytes: usize) -> Result<Option<Chunk>, JournalError> {
-        let limit = upto.min(self.index.lock().durable);
+        let limit = upto.min(self.index.lock().readable());
         let mut chunk = Chunk { prev_tid: self.at, first: Tid::ZERO, last: self.at, count: 0, body: Vec::new() };
         while chunk.body.len() < max_bytes.max(1) && self.load(chunk.last, limit)? {
             let Some(held) = &mut self.held else { break };

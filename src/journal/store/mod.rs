@@ -1,6 +1,7 @@
 //! `state.db`: everything of a volume that is small and transactional. SCHEMA.md has the tables.
 
 mod events;
+mod overflow;
 mod schema;
 mod segments;
 mod targets;
@@ -16,6 +17,7 @@ use crate::base::{faults, open_database};
 
 pub(super) use events::put_event;
 pub use events::{EventRow, Level};
+pub(super) use overflow::{Collapsed, collapse};
 pub(super) use segments::{Sealed, SegmentRow};
 pub use targets::{Said, TargetId, TargetRow};
 pub(super) use targets::{all_targets, lose_place};

@@ -28,6 +28,7 @@ CREATE TABLE target (
     state       TEXT    NOT NULL DEFAULT 'active',
     received    INTEGER NOT NULL DEFAULT 0,
     applied     INTEGER NOT NULL DEFAULT 0,
+    covered     INTEGER NOT NULL DEFAULT 0,
     mirrored    INTEGER NOT NULL DEFAULT 0,
     last_error  TEXT,
     last_ack_ns INTEGER,

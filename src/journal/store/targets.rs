@@ -39,6 +39,8 @@ pub struct TargetRow {
     pub received: Tid,
     /// Durable in the target's tree up to here.
     pub applied: Tid,
+    /// The records up to here that it has not received were dropped: rows of work cover them. 0 when there are none.
+    pub covered: Tid,
     /// Whether the work of its initial mirror was queued.
     pub mirrored: bool,
     /// The last session's end, when it was an error.
@@ -49,7 +51,7 @@ pub struct TargetRow {
     pub said: Option<Said>,
 }
 
-const COLUMNS: &str = "id, name, url, state, received, applied, mirrored, last_error, last_ack_ns,
+const COLUMNS: &str = "id, name, url, state, received, applied, covered, mirrored, last_error, last_ack_ns,
     said_copy, said_received, said_applied, said_commit";
 
 impl Store {
@@ -236,7 +238,7 @@ pub(in crate::journal) fn lose_place(tx: &Transaction<'_>, target: &TargetRow, t
 
 fn put_reset(tx: &Transaction<'_>, target: TargetId, base: Tid, work: &[NewWork]) -> rusqlite::Result<()> {
     tx.execute(
-        "UPDATE target SET received = ?2, applied = ?2, mirrored = 1 WHERE id = ?1",
+        "UPDATE target SET received = ?2, applied = ?2, covered = 0, mirrored = 1 WHERE id = ?1",
         (target.0, to_sql(base.0)),
     )?;
     tx.execute("DELETE FROM work WHERE target = ?1", [target.0])?;
@@ -252,19 +254,20 @@ fn target_row(row: &Row<'_>) -> rusqlite::Result<TargetRow> {
         state: row.get(3)?,
         received: Tid(from_sql(row.get(4)?)),
         applied: Tid(from_sql(row.get(5)?)),
-        mirrored: row.get(6)?,
-        last_error: row.get(7)?,
-        last_ack_ns: row.get(8)?,
+        covered: Tid(from_sql(row.get(6)?)),
+        mirrored: row.get(7)?,
+        last_error: row.get(8)?,
+        last_ack_ns: row.get(9)?,
         said: said(row)?,
     })
 }
 
 fn said(row: &Row<'_>) -> rusqlite::Result<Option<Said>> {
-    let Some(copy) = row.get::<_, Option<[u8; 16]>>(9)? else { return Ok(None) };
+    let Some(copy) = row.get::<_, Option<[u8; 16]>>(10)? else { return Ok(None) };
     Ok(Some(Said {
         copy: VolumeUuid(copy),
-        received: Tid(from_sql(row.get(10)?)),
-        applied: Tid(from_sql(row.get(11)?)),
-        commit: Commit::from_bytes(row.get(12)?),
+        received: Tid(from_sql(row.get(11)?)),
+        applied: Tid(from_sql(row.get(12)?)),
+        commit: Commit::from_bytes(row.get(13)?),
     }))
 }

@@ -263,7 +263,7 @@ pub(super) fn put_compare_all(tx: &Transaction<'_>, target: TargetId, created_ti
     Ok(())
 }
 
-fn delete_work(tx: &Transaction<'_>, target: TargetId, rows: &[i64]) -> rusqlite::Result<()> {
+pub(super) fn delete_work(tx: &Transaction<'_>, target: TargetId, rows: &[i64]) -> rusqlite::Result<()> {
     let mut statement = tx.prepare_cached("DELETE FROM work WHERE target = ?1 AND seq = ?2")?;
     for row in rows {
         statement.execute((target.0, row))?;
@@ -282,6 +282,15 @@ fn shrink_work(tx: &Transaction<'_>, target: TargetId, progress: &[(i64, u64)]) 
         statement.execute((target.0, row, to_sql(*offset)))?;
     }
     Ok(())
+}
+
+/// The rows of one object, as part of a larger transaction.
+pub(super) fn work_of(tx: &Transaction<'_>, target: TargetId, oid: Oid) -> rusqlite::Result<Vec<WorkRow>> {
+    let mut statement = tx.prepare_cached(
+        "SELECT seq, oid, kind, reason, \"offset\", len, created_tid FROM work WHERE target = ?1 AND oid = ?2",
+    )?;
+    let rows = statement.query_map((target.0, &oid.to_bytes()[..]), work_row)?;
+    rows.collect()
 }
 
 fn work_row(row: &Row<'_>) -> rusqlite::Result<WorkRow> {

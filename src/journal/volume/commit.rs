@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use parking_lot::MutexGuard;
 
 use super::mark::{self, Mark};
-use super::ring::{Batch, Leader, Ring};
+use super::ring::{Batch, Gate, Leader, Ring};
 use super::{Core, Journal};
 use crate::base::Tid;
 use crate::journal::error::JournalError;
@@ -43,7 +43,7 @@ impl Journal {
         {
             let mut ring = core.ring.lock();
             ring.sound()?;
-            ring.closed = true;
+            ring.gate = Gate::Closed;
         }
         core.space.notify_all();
         core.done.notify_all();

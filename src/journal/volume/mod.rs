@@ -12,6 +12,7 @@ mod tests;
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -33,8 +34,10 @@ pub struct JournalOptions {
     /// Size of a segment file in bytes, a multiple of 4096. No record can be longer than half of it: below 8 MiB some
     /// changes that the kernel can ask for are refused.
     pub segment_bytes: u64,
-    /// Most bytes of segments; above it the slowest targets lose their place.
+    /// Most bytes of segments. Close to it the oldest records become work for the targets that have not received them.
     pub cap_bytes: u64,
+    /// What happens there.
+    pub when_full: WhenFull,
     /// Most bytes of records that are not durable yet; at most half a segment counts.
     pub ring_bytes: usize,
     /// Longest time that a record waits for its commit under load.
@@ -46,10 +49,21 @@ impl Default for JournalOptions {
         JournalOptions {
             segment_bytes: 64 << 20,
             cap_bytes: 8 << 30,
+            when_full: WhenFull::Degrade,
             ring_bytes: 32 << 20,
             commit_interval: Duration::from_millis(20),
         }
     }
+}
+
+/// What happens when the log is close to its cap because a target does not follow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum WhenFull {
+    /// What slow targets have not received becomes work for them. No change waits.
+    #[default]
+    Degrade,
+    /// Changes wait until the target follows.
+    Block,
 }
 
 /// Whose journal it is.
@@ -89,6 +103,8 @@ struct Core {
     done: Condvar,
     /// The committer has something to do. With `ring`.
     work: Condvar,
+    /// That the log fills was said; only the committer asks.
+    warned: AtomicBool,
     /// Only for its lock, which ends with it.
     _lock: Flock<File>,
 }

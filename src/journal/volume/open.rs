@@ -4,6 +4,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use nix::errno::Errno;
@@ -68,6 +69,7 @@ impl Journal {
             space: Condvar::new(),
             done: Condvar::new(),
             work: Condvar::new(),
+            warned: AtomicBool::new(false),
             _lock: lock,
         });
         let thread = start_committer(&core, dir)?;
@@ -222,12 +224,12 @@ impl Known {
             return Some(ends_early(log, &what, place(target)));
         }
         let oldest = log.oldest_kept();
-        let target = self.targets.iter().find(|t| t.applied < oldest)?;
+        let target = self.targets.iter().find(|t| t.received.max(t.applied).max(t.covered) < oldest)?;
         Some(format!(
-            "{} at byte 0: the log begins after {oldest}, but {} has applied only {}",
+            "{} at byte 0: the log begins after {oldest}, but {} has received only {}",
             log.path_of(log.first_segment()).display(),
             target.name,
-            target.applied
+            target.received.max(target.covered)
         ))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::ring::{Lack, Leader, Share};
+use super::ring::{Gate, Lack, Leader, Share};
 use super::{Core, Journal};
 use crate::base::{Tid, faults};
 use crate::journal::error::{JournalError, io};
@@ -25,7 +25,8 @@ enum State {
 impl Journal {
     /// Takes room for a record of up to `bytes` bytes. Call it before the backing tree is touched.
     ///
-    /// While the ring is full this waits for our own disk, never for a target.
+    /// While the ring is full this waits for our own disk, never for a target, unless the volume is to
+    /// [block](super::WhenFull::Block) at its cap.
     ///
     /// # Errors
     /// `Failed`; `TooLarge` for more than a frame takes; `Io` with ENOSPC when the disk has no room for the log to go on.
@@ -40,6 +41,10 @@ impl Journal {
         }
         loop {
             ring.open()?;
+            if ring.gate == Gate::Blocked {
+                core.space.wait(&mut ring);
+                continue;
+            }
             match ring.take_room(share) {
                 Ok(()) => break,
                 Err(_) if ring.leader == Leader::Busy => core.done.wait(&mut ring),

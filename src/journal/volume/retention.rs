@@ -1,11 +1,33 @@
 //! What may be forgotten: trimming behind the targets, and bounded space when one of them does not follow.
+//!
+//! As the log fills its cap:
+//! 1. Above [`WARN_PERCENT`] a target holds the log only up to what it has *received*: its inbox is a durable copy.
+//! 2. Above [`FULL_PERCENT`] the oldest segments go. For every target that had not received them, the slowest first, their
+//!    records become rows of work, in the transaction that says so; the target keeps its place behind them.
+//! 3. Rows that are too many become the comparison of the whole tree.
+//!
+//! No step waits for a target. With [`WhenFull::Block`] nothing becomes work: at the cap changes wait instead.
+
+use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 
-use super::{Core, Journal};
+use super::ring::Gate;
+use super::{Core, Journal, WhenFull};
 use crate::base::Tid;
+use crate::journal::changes::Changes;
 use crate::journal::error::JournalError;
-use crate::journal::store::{Level, all_targets, lose_place, put_event};
+use crate::journal::store::{Collapsed, Level, TargetRow, all_targets, collapse, lose_place, put_event};
+use crate::record::{DecodeError, RecordIter};
+
+/// Share of the cap from which the log is said to fill.
+const WARN_PERCENT: u64 = 60;
+/// Share of the cap from which records become work.
+const FULL_PERCENT: u64 = 80;
+/// Share of the cap below which the next filling is said again.
+const CALM_PERCENT: u64 = 50;
+/// Records read at a time.
+const READ_BYTES: usize = 1 << 20;
 
 impl Journal {
     /// Frees the segments that every target has applied (all sealed ones when there is no target). Called after acks;
@@ -17,6 +39,23 @@ impl Journal {
         self.core.ring.lock().sound()?;
         self.core.trim()
     }
+}
+
+impl TargetRow {
+    /// Where the log may begin for this target: what it has applied, or as little as it must keep when space is short.
+    fn needs_from(&self, keep: Keep) -> Tid {
+        let own = if keep == Keep::Applied { self.applied } else { self.received.max(self.applied) };
+        own.max(self.covered)
+    }
+}
+
+/// How much a target holds of the log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    /// What it has not applied: an inbox that is lost is sent again.
+    Applied,
+    /// What it has not received.
+    Received,
 }
 
 impl Core {
@@ -35,33 +74,131 @@ impl Core {
         }
     }
 
+    fn is_above(&self, percent: u64) -> bool {
+        self.log.bytes_used() > self.options.cap_bytes / 100 * percent
+    }
+
     fn trim(&self) -> Result<(), JournalError> {
+        let keep = if self.is_above(WARN_PERCENT) { Keep::Received } else { Keep::Applied };
         let targets = self.store.targets()?;
         // A target whose mirror was never queued has no place in the log yet.
         let placed = targets.iter().filter(|target| target.mirrored);
-        let slowest = placed.map(|target| target.applied).min();
+        let slowest = placed.map(|target| target.needs_from(keep)).min();
         let durable = self.log.durable_tid();
         self.log.trim_upto(slowest.unwrap_or(durable).min(durable))?;
+        self.block_at_cap();
         self.store.segments_set(&self.log.rows())
     }
 
-    /// Drops the oldest segments until the log is below its cap. Targets that still need them lose their place.
+    /// Keeps the log below its cap.
     fn bound(&self) -> Result<(), JournalError> {
-        while self.log.bytes_used() > self.options.cap_bytes {
+        self.warn_when_filling()?;
+        self.block_at_cap();
+        while self.options.when_full == WhenFull::Degrade && self.is_above(FULL_PERCENT) {
             let Some(end) = self.log.oldest_sealed_end() else {
                 return Ok(());
             };
-            self.drop_upto(end, Level::Warning, "the journal is full")?;
+            self.collapse_upto(end)?;
         }
         Ok(())
     }
 
-    /// Frees every segment up to `end`. The cursors that stand before it are moved, with compare work and an event, in
-    /// one transaction that is durable before anything is freed.
+    /// Says once that the log fills, and who holds it.
+    fn warn_when_filling(&self) -> Result<(), JournalError> {
+        if !self.is_above(CALM_PERCENT) {
+            self.warned.store(false, Ordering::Relaxed);
+        }
+        if !self.is_above(WARN_PERCENT) || self.warned.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let targets = self.store.targets()?;
+        let placed = targets.iter().filter(|target| target.mirrored);
+        let Some(slowest) = placed.min_by_key(|target| target.needs_from(Keep::Received)) else {
+            return Ok(());
+        };
+        let text = format!(
+            "the journal has filled {WARN_PERCENT} % of its cap of {} bytes: {} has received only {}",
+            self.options.cap_bytes, slowest.name, slowest.received
+        );
+        self.store.event(Level::Warning, Some(slowest.id), &text)
+    }
+
+    /// With [`WhenFull::Block`]: changes wait from the cap on, until a target's ack lets segments go.
+    fn block_at_cap(&self) {
+        if self.options.when_full == WhenFull::Block {
+            let full = self.log.bytes_used() >= self.options.cap_bytes;
+            let mut ring = self.ring.lock();
+            ring.gate = match ring.gate {
+                Gate::Closed => Gate::Closed,
+                _ if full => Gate::Blocked,
+                _ => Gate::Open,
+            };
+            drop(ring);
+            self.space.notify_all();
+        }
+    }
+
+    /// Frees every segment up to `end`; what they tell to targets that have not received it becomes work, durably, before.
+    fn collapse_upto(&self, end: Tid) -> Result<(), JournalError> {
+        let mut targets = self.store.targets()?;
+        targets.retain(|target| target.mirrored && target.needs_from(Keep::Received) < end);
+        targets.sort_by_key(|target| target.needs_from(Keep::Received));
+        for target in &targets {
+            match self.changes(target.needs_from(Keep::Received), end) {
+                Ok(changes) => self.collapse_for(target, &changes, end)?,
+                Err(error @ (JournalError::Damaged { .. } | JournalError::Record { .. })) => {
+                    return self.drop_upto(end, Level::Error, &format!("the journal is damaged: {error}"));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.log.trim_upto(end)?;
+        self.store.segments_set(&self.log.rows())
+    }
+
+    /// What the records behind `after` up to `end` changed.
+    fn changes(&self, after: Tid, end: Tid) -> Result<Changes, JournalError> {
+        let mut reader = self.log.reader(after)?;
+        let mut changes = Changes::default();
+        while let Some(chunk) = reader.next_chunk(end, READ_BYTES)? {
+            for record in RecordIter::new(&chunk.body) {
+                let record = record.map_err(|cause| self.unreadable(cause))?;
+                changes.note(&record);
+            }
+        }
+        Ok(changes)
+    }
+
+    fn unreadable(&self, cause: DecodeError) -> JournalError {
+        JournalError::Record { path: self.log.path_of(self.log.first_segment()), offset: 0, cause }
+    }
+
+    fn collapse_for(&self, target: &TargetRow, changes: &Changes, end: Tid) -> Result<(), JournalError> {
+        self.store.write("collapse records", |tx| {
+            let collapsed = collapse(tx, target, changes, end)?;
+            let begins = target.covered <= target.received;
+            let text = match collapsed {
+                Collapsed::WholeTree => {
+                    format!("{} has too much to catch up with: its whole tree is compared", target.name)
+                }
+                Collapsed::Rows if begins => format!(
+                    "the journal has filled {FULL_PERCENT} % of its cap: what {} has not received becomes work, \
+                     at first {} objects up to {end}",
+                    target.name,
+                    changes.len()
+                ),
+                Collapsed::Rows => return Ok(()),
+            };
+            put_event(tx, Level::Warning, Some(target.id), &text)
+        })
+    }
+
+    /// Frees every segment up to `end` unread. The cursors that stand before it are moved, with compare work and an event,
+    /// in one transaction that is durable before anything is freed.
     fn drop_upto(&self, end: Tid, level: Level, why: &str) -> Result<(), JournalError> {
         self.store.write("drop segments", |tx| {
             for target in all_targets(tx)? {
-                if target.mirrored && target.applied < end {
+                if target.mirrored && target.needs_from(Keep::Applied) < end {
                     lose_place(tx, &target, end)?;
                     let text = format!(
                         "{why}: records up to {end} are dropped, {} had applied {}; its whole tree is compared",

@@ -25,6 +25,17 @@ pub(super) enum Leader {
     Busy,
 }
 
+/// Whether changes are taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Gate {
+    /// Yes.
+    Open,
+    /// They wait: the log is at its cap, and a target is waited for.
+    Blocked,
+    /// No more.
+    Closed,
+}
+
 /// The state under the ring's lock.
 pub(super) struct Ring {
     /// Records with the TIDs that end with `last`, in order.
@@ -48,8 +59,8 @@ pub(super) struct Ring {
     pub(super) rolled: bool,
     /// The first failure of the log.
     pub(super) failed: Option<String>,
-    /// No more changes are taken.
-    pub(super) closed: bool,
+    /// Whether changes are taken.
+    pub(super) gate: Gate,
     /// The committer shall end.
     pub(super) stop: bool,
 }
@@ -86,17 +97,17 @@ impl Ring {
             last_commit: None,
             rolled: false,
             failed: None,
-            closed: false,
+            gate: Gate::Open,
             stop: false,
         }
     }
 
     /// An error when no more changes are taken.
     pub(super) fn open(&self) -> Result<(), JournalError> {
-        let reason = match (&self.failed, self.closed) {
+        let reason = match (&self.failed, self.gate) {
             (Some(reason), _) => reason.clone(),
-            (None, true) => "it is closed".to_owned(),
-            (None, false) => return Ok(()),
+            (None, Gate::Closed) => "it is closed".to_owned(),
+            (None, _) => return Ok(()),
         };
         Err(JournalError::Failed { reason })
     }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{Journal, JournalOptions, LastStop};
+use super::ring::Gate;
+use super::{Journal, JournalOptions, LastStop, WhenFull};
 use crate::base::{Oid, Tid};
 use crate::journal::{JournalError, NewWork, TargetId, WorkKind, WorkReason};
 use crate::record::{Draft, Op, RecordIter};
@@ -18,6 +19,7 @@ fn options() -> JournalOptions {
     JournalOptions {
         segment_bytes: 256 << 10,
         cap_bytes: 1 << 30,
+        when_full: WhenFull::Degrade,
         ring_bytes: 64 << 10,
         commit_interval: Duration::from_millis(2),
     }
@@ -185,9 +187,9 @@ fn trimming_waits_for_the_slowest_target() {
 }
 
 #[test]
-fn above_the_cap_the_slowest_target_loses_its_place_and_nobody_waits() {
+fn above_the_cap_the_slowest_target_gets_work_keeps_its_place_and_nobody_waits() {
     let dir = TempDir::new().unwrap();
-    let options = JournalOptions { cap_bytes: 3 * options().segment_bytes, ..options() };
+    let options = JournalOptions { cap_bytes: 4 * options().segment_bytes, ..options() };
     let (journal, _) = Journal::open(dir.path(), options).unwrap();
     let (fast, slow) = (target_at(&journal, "fast", Tid::ZERO), target_at(&journal, "slow", Tid::ZERO));
     for no in 2..9 {
@@ -196,17 +198,70 @@ fn above_the_cap_the_slowest_target_loses_its_place_and_nobody_waits() {
         journal.store().ack(fast, last, last, &[], &[], &[]).unwrap();
         eventually(|| journal.bytes_used() <= options.cap_bytes);
     }
-    assert!(compares_everything(&journal, slow));
-    assert_eq!(journal.store().work_count(slow).unwrap(), 1);
-    assert!(!compares_everything(&journal, fast));
+    assert_eq!(journal.store().work_count(fast).unwrap(), 0);
+    let work = journal.store().work_next(slow, 0, 10).unwrap();
+    assert_eq!(work.len(), 1, "every record wrote to the same place: {work:?}");
+    assert_eq!((work[0].kind, work[0].reason, work[0].offset), (WorkKind::Range, WorkReason::Verify, 0));
     let row = journal.store().target("slow").unwrap().unwrap();
-    assert_eq!(row.applied, journal.oldest_kept());
-    assert_eq!(tids(&journal, row.applied).last(), Some(&journal.last_tid()));
+    assert_eq!((row.received, row.applied, row.covered), (Tid::ZERO, Tid::ZERO, journal.oldest_kept()));
+    assert_eq!(tids(&journal, row.covered).last(), Some(&journal.last_tid()));
     // Its tree cannot be called consistent at any TID that it had not applied before.
     assert_eq!(journal.store().work_count_upto(slow, Tid(1)).unwrap(), 1);
-    assert!(journal.store().events(5).unwrap()[0].text.contains("slow had applied"));
+    let events: Vec<String> = journal.store().events(9).unwrap().into_iter().map(|row| row.text).collect();
+    let said = |what: &str| events.iter().filter(|text| text.contains(what)).count();
+    assert_eq!(
+        (said("slow has received only"), said("what slow has not received becomes work")),
+        (1, 1),
+        "{events:#?}"
+    );
     // Files are recycled: those of the cap and a few free ones.
-    assert!(fs::read_dir(dir.path().join("seg")).unwrap().count() <= 8);
+    assert!(fs::read_dir(dir.path().join("seg")).unwrap().count() <= 9);
+    drop(journal);
+    let (journal, stop) = Journal::open(dir.path(), options).unwrap();
+    assert_eq!(unclean_reason(stop), "the last stop was not clean");
+    assert!(journal.store().target("slow").unwrap().unwrap().covered >= row.covered);
+}
+
+#[test]
+fn what_a_target_has_received_does_not_hold_a_log_that_fills() {
+    let dir = TempDir::new().unwrap();
+    let options = JournalOptions { cap_bytes: 8 * options().segment_bytes, ..options() };
+    let (journal, _) = Journal::open(dir.path(), options).unwrap();
+    let slow = target_at(&journal, "slow", Tid::ZERO);
+    fill_to(&journal, 3);
+    let received = journal.durable_tid();
+    journal.store().ack(slow, received, Tid::ZERO, &[], &[], &[]).unwrap();
+    journal.trim().unwrap();
+    assert_eq!(journal.oldest_kept(), Tid::ZERO, "there is room: it is kept until it is applied");
+    fill_to(&journal, 7);
+    eventually(|| journal.oldest_kept() > Tid::ZERO);
+    assert!(journal.oldest_kept() <= received, "{} {received}", journal.oldest_kept());
+    assert_eq!(journal.store().work_count(slow).unwrap(), 0);
+}
+
+#[test]
+fn changes_wait_at_the_cap_where_that_is_asked_for() {
+    let dir = TempDir::new().unwrap();
+    let cap_bytes = 4 * options().segment_bytes;
+    let options = JournalOptions { cap_bytes, when_full: WhenFull::Block, ..options() };
+    let (journal, _) = Journal::open(dir.path(), options).unwrap();
+    let slow = target_at(&journal, "slow", Tid::ZERO);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| fill_to(&journal, 9));
+        let mut waits = 0;
+        eventually(|| {
+            if journal.core.ring.lock().gate == Gate::Blocked {
+                waits += 1;
+                assert!(journal.bytes_used() <= cap_bytes + options.segment_bytes);
+                let durable = journal.durable_tid();
+                journal.store().ack(slow, durable, durable, &[], &[], &[]).unwrap();
+                journal.trim().unwrap();
+            }
+            writer.is_finished()
+        });
+        assert!(waits > 0);
+    });
+    assert_eq!(journal.store().work_count(slow).unwrap(), 0, "nothing became work");
 }
 
 #[test]
