@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use dtfs::base::{ChainDigest, Commit, EpochId, Name, Oid, Position, Space, Tid, Timespec, VolumeUuid};
 use dtfs::record::{Attrs, DirItem, Draft, Fate, Op, Record, RecordIter, Replaced, Shape, Slot, Xattr};
 use dtfs::wire::{
-    Ack, Compression, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, RefuseCode, ReplicaState,
+    Ack, Compression, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, RefuseCode, ReplicaState, Stall,
 };
 use proptest::prelude::*;
 use support::prng::Prng;

@@ -278,7 +278,9 @@ impl Catalog {
         }
         let first = self
             .connection
-            .query_row("SELECT oid, errno FROM blocked LIMIT 1", [], |row| Ok((Oid::from_bytes(row.get(0)?), row.get(1)?)))
+            .query_row("SELECT oid, errno FROM blocked LIMIT 1", [], |row| {
+                Ok((Oid::from_bytes(row.get(0)?), row.get(1)?))
+            })
             .map_err(|cause| self.sql("read blocked objects", cause))?;
         Ok(super::Blocked { count: self.blocked.len() as u32, first: Some(first) })
     }

@@ -4,6 +4,7 @@
 //! `STATE/doubt` holds the reason from the moment it is known until the source has said that the comparison begins, so
 //! that no crash in between makes the replica look sound.
 
+use std::ffi::CStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,7 +19,7 @@ use super::{Outcome, Trouble};
 use crate::backing::Tree;
 use crate::base::{Commit, Name, ObjectKey, Oid, Position, Space};
 use crate::record::RESERVED_DIR;
-use crate::sys::{self, Errno};
+use crate::sys::{self, Errno, FileFlags};
 
 /// Longest reason that is kept.
 const MOST_BYTES: usize = 512;
@@ -157,7 +158,7 @@ impl Survey<'_> {
         let bytes = self.tree.xattr(fd.as_fd(), OID_XATTR)?;
         match bytes.and_then(|bytes| bytes.try_into().ok()).map(Oid::from_bytes) {
             None => Ok(()),
-            Some(oid) if oid.space != self.space => self.make_foreign(fd.as_fd()),
+            Some(oid) if oid.space != self.space => self.make_foreign(found.key, fd.as_fd()),
             // The first object that bears an oid is it; a copy of it counts as left over.
             Some(oid) if self.catalog.get(oid)?.is_some() => Ok(()),
             Some(oid) => Ok(self.catalog.put(oid, Row { key: found.key, kind, known: Known::Found })?),
@@ -166,13 +167,28 @@ impl Survey<'_> {
 
     /// An oid of another instance of the volume, or of another volume, could be mistaken for one of ours: the object is
     /// matched by its name and content, or moved to the orphans, like any that was here before.
-    fn make_foreign(&self, fd: BorrowedFd<'_>) -> Outcome<()> {
+    fn make_foreign(&self, key: ObjectKey, fd: BorrowedFd<'_>) -> Outcome<()> {
         for xattr in [OID_XATTR, DISPLACED_XATTR] {
             match self.tree.mutate().remove_xattr(fd, xattr) {
+                Err(Errno::EPERM) => self.remove_locked(key, xattr)?,
                 Ok(()) | Err(Errno::ENODATA) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
         Ok(())
+    }
+
+    /// Of an immutable or append-only object.
+    fn remove_locked(&self, key: ObjectKey, xattr: &CStr) -> Outcome<()> {
+        let fd = self.tree.open_key(key, libc::O_RDONLY | libc::O_NONBLOCK)?;
+        let flags = sys::file_flags_get(fd.as_fd())?;
+        let lifted = FileFlags(flags.0 & !(FileFlags::IMMUTABLE | FileFlags::APPEND));
+        self.tree.mutate().set_flags(fd.as_fd(), lifted)?;
+        let removed = self.tree.mutate().remove_xattr(fd.as_fd(), xattr);
+        self.tree.mutate().set_flags(fd.as_fd(), flags)?;
+        match removed {
+            Ok(()) | Err(Errno::ENODATA) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 }

@@ -31,7 +31,7 @@ pub use catalog::CatalogError;
 use doubt::DoubtFile;
 use fresh::Fresh;
 use park::Park;
-pub use replica::{Adopt, Origin, Replica, ReplicaError};
+pub use replica::{Adopt, Origin, Replica, ReplicaError, ReplicaLock};
 
 use crate::backing::Tree;
 use crate::base::{Commit, Oid, Position, Tid, faults};
@@ -143,7 +143,7 @@ pub struct Applier {
     high_water: Tid,
     doubt: DoubtFile,
     /// Keeps every other process from this replica.
-    _lock: OwnedFd,
+    _lock: ReplicaLock,
 }
 
 /// More open descriptors than this are closed together.

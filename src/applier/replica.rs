@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::catalog::{Catalog, CatalogError, Known, Row};
 use super::doubt::{self, DoubtFile};
@@ -95,8 +96,11 @@ pub struct Replica {
     pub origin: Origin,
     /// Directory of its inbox.
     pub inbox: PathBuf,
-    pub(super) lock: OwnedFd,
+    pub(super) lock: ReplicaLock,
 }
+
+/// Keeps every other process from a replica, as long as any part of this one may still write to it.
+pub type ReplicaLock = Arc<OwnedFd>;
 
 /// Where a replica comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -145,9 +149,14 @@ impl Replica {
         if origin != Origin::Existing {
             write_id(dir, id, volume)?;
         }
-        let mut replica = Replica { tree, catalog, park, doubt, space, id, origin, inbox, lock };
+        let mut replica = Replica { tree, catalog, park, doubt, space, id, origin, inbox, lock: Arc::new(lock) };
         replica.register_root()?;
         Ok(replica)
+    }
+
+    /// Its lock, for those who write to its inbox.
+    pub fn lock(&self) -> ReplicaLock {
+        self.lock.clone()
     }
 
     /// Everything up to here is durable in the tree.
@@ -211,18 +220,35 @@ fn open_existing(
     let reason = match (doubt.reason(), path.exists()) {
         (Some(_), _) => return doubt::make_anew(path, tree, park, space),
         (None, false) => "its catalog is missing".to_owned(),
-        (None, true) => match Catalog::open(path) {
-            Ok(catalog) => match doubt::are_of_one_time(&catalog.cursor(), park.commit(tree)) {
-                true if catalog.cursor().space == space => return Ok(catalog),
-                true => "the source's volume lies on another filesystem than before".to_owned(),
-                false => "its tree and its catalog are from different times".to_owned(),
-            },
+        (None, true) => match Catalog::open(path).and_then(|catalog| inspect(catalog, tree, park, space)) {
+            Ok(Ok(catalog)) => return Ok(catalog),
+            Ok(Err(reason)) => reason.to_owned(),
             Err(error) if error.is_damage() => error.to_string(),
             Err(error) => return Err(error.into()),
         },
     };
     doubt.cast(&reason)?;
     doubt::make_anew(path, tree, park, space)
+}
+
+/// The catalog, when it speaks of this tree as it is; else why it does not.
+fn inspect(
+    mut catalog: Catalog,
+    tree: &Tree,
+    park: &Park,
+    space: Space,
+) -> Result<Result<Catalog, &'static str>, CatalogError> {
+    let (cursor, root) = (catalog.cursor(), catalog.get(Oid::ROOT)?);
+    Ok(match () {
+        () if cursor.space != space => Err("the source's volume lies on another filesystem than before"),
+        () if !doubt::are_of_one_time(&cursor, park.commit(tree)) => {
+            Err("its tree and its catalog are from different times")
+        }
+        () if root.is_some_and(|row| row.key != tree.root_key()) => {
+            Err("its tree was copied: the objects have other inode numbers than its catalog knows")
+        }
+        () => Ok(catalog),
+    })
 }
 
 fn make_dir(dir: &Path) -> Result<(), ReplicaError> {
@@ -250,7 +276,8 @@ fn examine(dir: &Path, adopt: Adopt) -> Result<Origin, ReplicaError> {
     let io = |cause| ReplicaError::Io { path: dir.to_owned(), cause };
     // `.dtfs` without an id file is left over from an attempt that was cut off.
     let own = std::ffi::OsStr::from_bytes(RESERVED_DIR);
-    let mut entries = fs::read_dir(dir).map_err(io)?.filter(|entry| entry.as_ref().map_or(true, |e| e.file_name() != own));
+    let mut entries =
+        fs::read_dir(dir).map_err(io)?.filter(|entry| entry.as_ref().map_or(true, |e| e.file_name() != own));
     match (entries.next(), adopt) {
         (None, _) => Ok(Origin::Empty),
         (Some(_), Adopt::Yes) => Ok(Origin::Adopted),

@@ -118,7 +118,10 @@ pub enum JournalError {
 impl JournalError {
     /// Whether what was written before may be lost although it was thought to be on the disk, or to get there.
     pub fn is_failed_sync(&self) -> bool {
-        matches!(self, JournalError::Io { what: "fdatasync" | "fsync" | "sync directory", .. } | JournalError::Failed { .. })
+        matches!(
+            self,
+            JournalError::Io { what: "fdatasync" | "fsync" | "sync directory", .. } | JournalError::Failed { .. }
+        )
     }
 
     /// The errno of a disk that has no room, when that is all that is wrong.

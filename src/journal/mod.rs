@@ -19,6 +19,6 @@ mod store;
 mod volume;
 
 pub use error::JournalError;
-pub use log::{Chunk, LogOptions, Position, SegmentLog, SegmentReader};
-pub use store::{EventRow, Level, NewWork, Said, Store, TargetId, TargetRow, WorkKind, WorkReason, WorkRow};
+pub use log::{ChainEnd, Chunk, LogOptions, Position, SegmentLog, SegmentReader};
+pub use store::{EpochRow, EventRow, Level, NewWork, Said, Store, TargetId, TargetRow, WorkKind, WorkReason, WorkRow};
 pub use volume::{Identity, Journal, JournalOptions, JournalReader, LastStop, Reservation, WhenFull};

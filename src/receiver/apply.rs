@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use super::positions::Positions;
 use crate::applier::{Applier, ApplyError, Replica};
 use crate::base::{Position, Tid, faults};
-use crate::journal::{JournalError, SegmentLog};
+use crate::journal::{ChainEnd, JournalError, SegmentLog};
 use crate::record::{RecordIter, chain};
 use crate::sys::Errno;
 use crate::wire::{Ack, Message, Need, RefuseCode, Stall};
@@ -49,14 +49,14 @@ pub(super) struct ApplyThread {
 
 impl ApplyThread {
     pub(super) fn spawn(
-        (replica, high_water): (Replica, Tid),
+        (replica, received, high_water): (Replica, Tid, Tid),
         inbox: Arc<SegmentLog>,
         queue: Receiver<Job>,
         out: Sender<Message>,
         positions: Arc<Positions>,
     ) -> ApplyThread {
         let handle = std::thread::spawn(move || {
-            let done = perform((replica, high_water), inbox, &queue, &out, &positions);
+            let done = perform((replica, received, high_water), inbox, &queue, &out, &positions);
             positions.stop();
             match done {
                 Ok(()) | Err(PerformError::Over) => Ok(()),
@@ -108,7 +108,7 @@ impl PerformError {
 }
 
 fn perform(
-    (replica, high_water): (Replica, Tid),
+    (replica, received, high_water): (Replica, Tid, Tid),
     inbox: Arc<SegmentLog>,
     queue: &Receiver<Job>,
     out: &Sender<Message>,
@@ -117,6 +117,7 @@ fn perform(
     let applier = Applier::new(replica, high_water)?;
     let mut worker = Worker {
         at: applier.applied(),
+        replay_to: received,
         applier,
         inbox,
         out,
@@ -138,6 +139,8 @@ struct Worker<'a> {
     positions: &'a Positions,
     /// Behind the last record performed.
     at: Position,
+    /// What sessions before this one received.
+    replay_to: Tid,
     batch: u64,
     pending_bytes: usize,
     pending_since: Option<Instant>,
@@ -209,9 +212,10 @@ impl Worker<'_> {
         Ok(self.applier.ask_for_incomplete()?)
     }
 
-    /// Performs what the inbox holds behind the cursor: a session before this one received it.
+    /// Performs what the inbox holds behind the cursor: a session before this one received it. What it takes in meanwhile
+    /// comes as jobs, and must not be performed twice: the cursor may be behind it already.
     fn replay(&mut self) -> Result<(), PerformError> {
-        let end = self.inbox.last_tid();
+        let end = self.replay_to;
         let mut reader = self.inbox.reader(self.at.tid)?;
         while let Some(chunk) = reader.next_chunk(end, REPLAY_BYTES)? {
             self.records(&chunk.body)?;
@@ -269,11 +273,11 @@ impl Worker<'_> {
         let at = self.at;
         self.with_room(|applier| applier.begin_jump(at, after))?;
         faults::point("receiver.jump").map_err(ApplyError::Sync)?;
-        self.inbox.reset(after.tid)?;
+        self.inbox.reset(ChainEnd { tid: after.tid, digest: after.digest })?;
         self.at = after;
-        self.make_durable()?;
+        self.commit()?;
         self.positions.jump(after);
-        Ok(())
+        self.say_durable()
     }
 
     fn idle(&mut self) -> Result<(), PerformError> {
@@ -306,14 +310,19 @@ impl Worker<'_> {
     }
 
     fn make_durable(&mut self) -> Result<(), PerformError> {
+        self.commit()?;
+        self.say_durable()?;
+        Ok(self.inbox.trim_upto(self.at.tid)?)
+    }
+
+    fn commit(&mut self) -> Result<(), PerformError> {
         let began = Instant::now();
         let at = self.at;
         self.with_room(|applier| applier.make_durable(at))?;
         self.idle = (began.elapsed() * 2).clamp(IDLE, IDLE_MOST);
         self.pending_bytes = 0;
         self.pending_since = None;
-        self.say_durable()?;
-        Ok(self.inbox.trim_upto(self.at.tid)?)
+        Ok(())
     }
 
     /// What is needed goes out before the positions that follow from it: once the source has the position, it has what was

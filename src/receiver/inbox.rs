@@ -5,9 +5,9 @@ use std::path::Path;
 
 use super::session::ServeError;
 use crate::applier::Replica;
-use crate::base::{ChainDigest, Position, Tid};
-use crate::journal::{JournalError, LogOptions, SegmentLog};
-use crate::record::{MAX_RECORD_BYTES, chain};
+use crate::base::{Position, Tid};
+use crate::journal::{ChainEnd, JournalError, LogOptions, SegmentLog};
+use crate::record::MAX_RECORD_BYTES;
 use crate::sys::{self, Errno};
 use crate::wire::Hello;
 
@@ -21,16 +21,14 @@ pub(super) struct Inbox {
     pub(super) high_water: Tid,
 }
 
-/// Bytes that are read at a time.
-const CHUNK_BYTES: usize = 1 << 20;
 /// Most that an inbox takes when nothing else is said.
 const MOST_BYTES: u64 = 8 << 30;
 
 /// The smaller of 8 GiB and a tenth of the filesystem that holds the inbox.
 pub(super) fn default_cap(dir: &Path) -> Result<u64, ServeError> {
     let io = |errno: Errno| JournalError::Io { what: "statfs", path: dir.to_owned(), errno };
-    let fd = std::fs::File::open(dir)
-        .map_err(|cause| io(Errno::from_raw(cause.raw_os_error().unwrap_or(libc::EIO))))?;
+    let fd =
+        std::fs::File::open(dir).map_err(|cause| io(Errno::from_raw(cause.raw_os_error().unwrap_or(libc::EIO))))?;
     let stat = sys::fstatfs(fd.as_fd()).map_err(io)?;
     Ok((stat.blocks * u64::from(stat.fragment_size) / 10).min(MOST_BYTES))
 }
@@ -54,7 +52,7 @@ impl Inbox {
             return Ok(inbox);
         }
         let reason = match SegmentLog::open(&replica.inbox, hello.volume, hello.epoch, options) {
-            Ok(log) => match read_through(&log, replica.applied()) {
+            Ok(log) => match continues(&log, replica.applied()) {
                 Ok(received) => return Ok(Inbox { high_water: received.tid, log, received }),
                 Err(error @ JournalError::Io { .. }) => return Err(error.into()),
                 Err(error) => error.to_string(),
@@ -74,25 +72,18 @@ impl Inbox {
         options: LogOptions,
         (received, high_water): (Position, Tid),
     ) -> Result<Inbox, ServeError> {
-        let log = SegmentLog::open_anew(&replica.inbox, hello.volume, hello.epoch, options, received.tid)?;
+        let base = ChainEnd { tid: received.tid, digest: received.digest };
+        let log = SegmentLog::open_anew(&replica.inbox, hello.volume, hello.epoch, options, base)?;
         Ok(Inbox { log, received, high_water })
     }
 }
 
-/// The position at the end of the log, whose records continue `applied`.
-fn read_through(log: &SegmentLog, applied: Position) -> Result<Position, JournalError> {
-    let end = log.last_tid();
-    if end < applied.tid {
-        return Err(JournalError::Order { prev: applied.tid, expected: end });
+/// The position at the end of the log, when its records continue `applied`.
+fn continues(log: &SegmentLog, applied: Position) -> Result<Position, JournalError> {
+    let end = log.chain_end();
+    let place = log.digest_at(applied.tid)?;
+    if end.tid < applied.tid || place != Some(applied.digest) {
+        return Err(JournalError::Order { prev: applied.tid, expected: end.tid });
     }
-    let mut digest: ChainDigest = applied.digest;
-    let mut reader = log.reader(applied.tid)?;
-    while let Some(chunk) = reader.next_chunk(end, CHUNK_BYTES)? {
-        digest = chain(digest, &chunk.body).map_err(|cause| JournalError::Record {
-            path: "inbox".into(),
-            offset: 0,
-            cause,
-        })?;
-    }
-    Ok(Position { tid: end, digest, ..applied })
+    Ok(Position { tid: end.tid, digest: end.digest, ..applied })
 }

@@ -169,24 +169,23 @@ fn refuse_code(error: &ServeError) -> RefuseCode {
     }
 }
 
-fn run<R: Read>(
-    mut reader: FrameReader<R>,
-    out: Sender<Message>,
-    ready: Ready,
-    gone: &Gone,
-) -> Result<(), ServeError> {
+fn run<R: Read>(mut reader: FrameReader<R>, out: Sender<Message>, ready: Ready, gone: &Gone) -> Result<(), ServeError> {
     let _ = out.send(Message::HelloReply(greeting(&ready)));
     let Ready { replica, inbox: Inbox { log, received, high_water }, cap_bytes } = ready;
+    // Until the intake has ended too: it writes to the inbox.
+    let lock = replica.lock();
     let log = Arc::new(log);
     let (jobs, queue) = bounded(QUEUE_JOBS);
     let positions = Arc::new(Positions::new(received, replica.applied().tid, replica.commit()));
     gone.tell(positions.clone());
-    let apply = ApplyThread::spawn((replica, high_water), log.clone(), queue, out.clone(), positions.clone());
+    let replica = (replica, received.tid, high_water);
+    let apply = ApplyThread::spawn(replica, log.clone(), queue, out.clone(), positions.clone());
     let mut intake = Intake::new((log, cap_bytes), jobs, out, positions.clone());
     let outcome = intake.run(&mut reader);
     // Closing the queue lets the applier finish what it has, make it durable and say so.
     drop(intake);
     let applied = apply.join();
+    drop(lock);
     match (applied, outcome) {
         (Err(error), _) => Err(ServeError::Apply(error)),
         (Ok(()), Err(ServeError::Wire(WireError::Closed))) => Ok(()),

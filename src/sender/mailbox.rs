@@ -53,6 +53,7 @@ struct Waiting {
     heard: VecDeque<Message>,
     last_heard: Option<Instant>,
     ended: Option<WireError>,
+    flooded: bool,
     /// Counts connections: what an old one still says is nobody's business.
     session: u64,
 }
@@ -80,6 +81,7 @@ impl Mailbox {
         let mut waiting = self.waiting.lock();
         waiting.heard.clear();
         waiting.ended = None;
+        waiting.flooded = false;
         waiting.last_heard = Some(Instant::now());
         waiting.session += 1;
         waiting.session
@@ -97,6 +99,7 @@ impl Mailbox {
             (_, Message::Pong) => {}
             (_, message) => {
                 if waiting.heard.len() >= MOST_MESSAGES {
+                    waiting.flooded = true;
                     return Err(Flood);
                 }
                 waiting.heard.push_back(message);
@@ -120,6 +123,11 @@ impl Mailbox {
     /// How long the target has said nothing.
     pub(super) fn silence(&self) -> Duration {
         self.waiting.lock().last_heard.map_or(Duration::ZERO, |heard| heard.elapsed())
+    }
+
+    /// Whether the target of this connection says more than can be heard.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.waiting.lock().flooded
     }
 
     /// What there is to attend to, if anything.
@@ -162,7 +170,8 @@ impl Waiting {
         if let Some(error) = self.ended.take() {
             return Some(Event::Ended(error));
         }
-        let flags = [(&mut self.durable, Event::Durable), (&mut self.work, Event::Work), (&mut self.flush, Event::Flush)];
+        let flags =
+            [(&mut self.durable, Event::Durable), (&mut self.work, Event::Work), (&mut self.flush, Event::Flush)];
         flags.into_iter().find_map(|(flag, event)| std::mem::take(flag).then_some(event))
     }
 }

@@ -107,7 +107,7 @@ impl<'a> Session<'a> {
         let reply = wait_for_reply(parts.mailbox)?;
         let start = begin(&parts, &reply)?;
         let after = start.after.tid;
-        let stream = Stream::new(parts.journal.reader(after)?, start.after);
+        let stream = Stream::new(parts.journal.clone(), start.after)?;
         let watcher = Watcher::spawn(parts.journal.clone(), parts.mailbox.clone(), after, breaker);
         writer.send(&Message::Start { after: start.after, jump: start.jump })?;
         parts.journal.store().target_error(target, None)?;
@@ -144,6 +144,7 @@ impl<'a> Session<'a> {
         let outcome = self.converse();
         // A connection that was cut because nothing was heard fails like any other.
         match outcome {
+            Err(_) if self.parts.mailbox.is_flooded() => Err(WireError::Flood.into()),
             Err(_) if self.watcher.has_broken() => Err(SessionError::Silent(SILENCE.as_secs())),
             outcome => outcome,
         }
@@ -245,7 +246,7 @@ impl<'a> Session<'a> {
             return Err(JournalError::Trimmed { oldest }.into());
         }
         self.walk.look_again();
-        Ok(self.stream.jump(journal.reader(row.covered)?, row.covered))
+        self.stream.jump(row.covered)
     }
 
     fn send(&mut self, message: &Message) -> Result<(), SessionError> {
@@ -413,12 +414,8 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, SessionError> {
         // A target that was defined anew with the leave to take over what is there.
         forked: if row.mirrored { Forked::Refuse } else { parts.options.forked },
     };
-    let said = Said {
-        copy: reply.replica,
-        received: reply.received.tid,
-        applied: reply.applied.tid,
-        commit: reply.commit,
-    };
+    let said =
+        Said { copy: reply.replica, received: reply.received.tid, applied: reply.applied.tid, commit: reply.commit };
     let (reason, text) = match plan(&ours, reply) {
         Plan::Stream => {
             store.target_said(target, Some(&said))?;
@@ -442,7 +439,7 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, SessionError> {
 }
 
 /// Turns the journal's progress into events, so that the session waits in one place, and cuts a connection on which nothing
-/// is heard: a write to a target that hangs would never end. Ends with the session: the journal must be free to be closed
+/// is heard, or far too much: a write to such a target would never end. Ends with the session: the journal must be free to be closed
 /// once its senders have stopped.
 struct Watcher {
     stop: Arc<AtomicBool>,
@@ -464,7 +461,7 @@ impl Watcher {
                     mailbox.call(Call::Durable);
                 }
                 after = durable;
-                if mailbox.silence() > SILENCE {
+                if mailbox.silence() > SILENCE || mailbox.is_flooded() {
                     cut.store(true, Ordering::SeqCst);
                     return breaker.cut();
                 }

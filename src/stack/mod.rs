@@ -66,6 +66,12 @@ pub enum StackError {
     /// The journal stopped after an earlier failure.
     #[error("the journal has failed: {0}")]
     JournalFailed(String),
+    /// The tree's filesystem does not say which it is.
+    #[error("the filesystem's identity cannot be read: {0}")]
+    Tree(Errno),
+    /// The journal cannot say whose objects it knows.
+    #[error(transparent)]
+    Journal(#[from] crate::journal::JournalError),
     /// The thread that commits for fsync cannot be started.
     #[error("no thread for commits: {0}")]
     Thread(#[from] std::io::Error),
@@ -105,8 +111,9 @@ impl Stack {
         if let Some(reason) = journal.failed() {
             return Err(StackError::JournalFailed(reason));
         }
+        let identity = tree.identity().map_err(StackError::Tree)?;
         Ok(Arc::new(Stack {
-            space: journal.identity().space,
+            space: journal.bind_backing(&identity)?,
             committer: Committer::start(&journal)?,
             tree,
             journal,

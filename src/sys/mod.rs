@@ -13,12 +13,13 @@ mod files;
 mod handle;
 mod mountinfo;
 mod mounts;
+mod shared;
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 pub use attrs::{
-    FSXATTR_BYTES, FileFlags, Stat, TimeChange, fchmod, fchown, file_flags_get, file_flags_set, fstat, fstatat,
-    fsxattr_get, fsxattr_set, getxattr, listxattr, removexattr, setxattr, utimens,
+    FSXATTR_BYTES, FileFlags, Stat, TimeChange, fchmod, fchown, file_flags_get, file_flags_set, filesystem_uuid, fstat,
+    fstatat, fsxattr_get, fsxattr_set, getxattr, listxattr, removexattr, setxattr, utimens,
 };
 pub use clock::boottime_nanos;
 pub use creds::{
@@ -36,6 +37,7 @@ pub use handle::{HANDLE_MAX, RawHandle, name_to_handle_at, open_by_handle_at};
 pub use mountinfo::{Mount, mount_at, mounts};
 pub use mounts::{clone_mount, clone_mount_below_dead, is_dead, mount_fuse, unmount};
 pub use nix::errno::Errno;
+pub use shared::SharedMap;
 
 /// A system call's outcome: its value or the kernel's errno.
 pub type Result<T> = std::result::Result<T, Errno>;

@@ -4,6 +4,7 @@
 //! before it, and the last file is read to its valid end.
 
 mod files;
+mod history;
 mod layout;
 mod open;
 mod reader;
@@ -27,7 +28,8 @@ use files::{SegmentDir, SegmentFile};
 use layout::Link;
 
 pub(super) use files::sync_parent;
-pub(super) use layout::frame_bytes;
+pub use layout::ChainEnd;
+pub(super) use layout::{FrameKind, frame_bytes};
 pub use reader::{Chunk, SegmentReader};
 
 /// Free files that are kept for the next segments.
@@ -97,7 +99,8 @@ struct Writer {
 /// The segments that hold records, oldest first; the last one is open. Never empty.
 struct Index {
     segments: VecDeque<Segment>,
-    durable: Tid,
+    /// What is on the disk.
+    durable: ChainEnd,
 }
 
 struct Segment {
@@ -117,8 +120,18 @@ impl SegmentLog {
         self.index.lock().last()
     }
 
+    /// Last TID that was appended and the digest of the chain up to it.
+    pub fn chain_end(&self) -> ChainEnd {
+        self.writer.lock().link.end
+    }
+
     /// Last TID that is on the disk.
     pub fn durable_tid(&self) -> Tid {
+        self.index.lock().durable.tid
+    }
+
+    /// The end of the chain that is on the disk.
+    pub fn durable_end(&self) -> ChainEnd {
         self.index.lock().durable
     }
 
@@ -183,7 +196,7 @@ impl SegmentLog {
             no: segment.no,
             file: files::segment_name(segment.no),
             epoch: segment.epoch,
-            base: segment.start.last,
+            base: segment.start.end,
             last: segment.last,
             bytes: segment.end,
             sealed: match at == open {
@@ -201,6 +214,6 @@ impl Index {
     }
 
     fn oldest(&self) -> Tid {
-        self.segments.front().map_or(Tid::ZERO, |s| s.start.last)
+        self.segments.front().map_or(Tid::ZERO, |s| s.start.end.tid)
     }
 }

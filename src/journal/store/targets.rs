@@ -213,7 +213,11 @@ pub(in crate::journal) fn advance_cursor(
 }
 
 /// Remembers what a target says of itself, as part of a larger transaction.
-pub(in crate::journal) fn put_said(tx: &Transaction<'_>, target: TargetId, said: Option<&Said>) -> rusqlite::Result<()> {
+pub(in crate::journal) fn put_said(
+    tx: &Transaction<'_>,
+    target: TargetId,
+    said: Option<&Said>,
+) -> rusqlite::Result<()> {
     tx.prepare_cached(
         "UPDATE target SET said_copy = ?2, said_received = ?3, said_applied = ?4, said_commit = ?5 WHERE id = ?1",
     )?

@@ -6,6 +6,7 @@ mod open;
 mod reserve;
 mod retention;
 mod ring;
+mod space;
 
 #[cfg(test)]
 mod tests;
@@ -13,6 +14,7 @@ mod tests;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -21,8 +23,8 @@ use parking_lot::{Condvar, Mutex};
 
 use super::error::JournalError;
 use super::log::{Chunk, SegmentLog, SegmentReader};
-use super::store::Store;
-use crate::base::{EpochId, Space, Tid, VolumeUuid};
+use super::store::{EpochRow, Store};
+use crate::base::{ChainDigest, EpochId, Position, Space, Tid, VolumeUuid};
 use ring::Ring;
 
 pub use open::LastStop;
@@ -89,7 +91,10 @@ pub struct Journal {
 
 /// What the journal, its readers and its committer thread share.
 struct Core {
+    /// Its space is in `object_space`.
     identity: Identity,
+    /// Space of the objects that are born here.
+    object_space: AtomicU32,
     options: JournalOptions,
     log: SegmentLog,
     store: Store,
@@ -118,7 +123,7 @@ pub struct JournalReader {
 impl Journal {
     /// Whose journal it is.
     pub fn identity(&self) -> Identity {
-        self.core.identity
+        Identity { space: Space(self.core.object_space.load(Ordering::SeqCst)), ..self.core.identity }
     }
 
     /// Last TID given. Exact for a caller who holds the lock of the object in question.
@@ -129,6 +134,40 @@ impl Journal {
     /// Every record up to here is on the disk.
     pub fn durable_tid(&self) -> Tid {
         self.core.ring.lock().durable
+    }
+
+    /// The end of what is durable: epoch, TID and digest of the chain of records up to it.
+    pub fn position(&self) -> Position {
+        // The TIDs of a jump count although the log ends before them: nothing lies between.
+        let given = self.durable_tid();
+        let end = self.core.log.durable_end();
+        Position { epoch: self.core.identity.epoch, tid: given.max(end.tid), digest: end.digest }
+    }
+
+    /// Digest of the chain of records up to `tid`; `None` when that is no longer, or not yet, known. Where a segment ended
+    /// and where an epoch began is known for long after the records are gone.
+    ///
+    /// # Errors
+    /// `Sqlite`; `Io`, `Damaged` or `Record` when the place cannot be read.
+    pub fn digest_at(&self, tid: Tid) -> Result<Option<ChainDigest>, JournalError> {
+        let log = &self.core.log;
+        if tid >= log.oldest_kept() {
+            let durable = self.durable_tid();
+            return log.digest_at(if tid <= durable { tid.min(log.durable_tid()) } else { tid });
+        }
+        if let Some(digest) = self.core.store.digest_before_segment(tid)? {
+            return Ok(Some(digest));
+        }
+        let forks = self.core.store.epochs()?;
+        Ok(forks.iter().find(|epoch| epoch.fork.tid == tid).map(|epoch| epoch.fork.digest))
+    }
+
+    /// The volume's epochs, oldest first; the last one is current.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn epochs(&self) -> Result<Vec<EpochRow>, JournalError> {
+        self.core.store.epochs()
     }
 
     /// Waits until something after `tid` is durable, the journal fails or closes, or `timeout` has passed. Returns the

@@ -5,6 +5,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU32;
 use std::thread;
 
 use nix::errno::Errno;
@@ -16,8 +17,8 @@ use super::ring::Ring;
 use super::{Core, Identity, Journal, JournalOptions};
 use crate::base::{EpochId, Space, Tid, VolumeUuid};
 use crate::journal::error::{JournalError, std_io};
-use crate::journal::log::{LogOptions, SegmentLog, sync_parent};
-use crate::journal::store::{Level, Store, TargetRow, all_targets, lose_place, put_event};
+use crate::journal::log::{ChainEnd, LogOptions, SegmentLog, sync_parent};
+use crate::journal::store::{Level, Store, TargetRow, all_targets, lose_place, put_epoch, put_event, put_meta};
 use crate::record::FORMAT_VERSION;
 
 /// How far TIDs jump after an unclean stop: more than the changes that can have had a TID without a durable record.
@@ -62,6 +63,7 @@ impl Journal {
         let ring = Ring::new(last, ring_bytes, log.room());
         let core = Arc::new(Core {
             identity,
+            object_space: AtomicU32::new(identity.space.0),
             options,
             log,
             store,
@@ -116,11 +118,12 @@ fn load_identity(store: &Store) -> Result<Identity, JournalError> {
         Ok(store.meta_get(key)?.and_then(|bytes| bytes.try_into().ok()))
     };
     let space = store.meta_get("space")?.and_then(|b| b.try_into().ok());
-    if let (Some(volume), Some(epoch), Some(space)) = (fixed("volume")?, fixed("epoch")?, space) {
+    let epoch = store.epochs()?.last().map(|epoch| epoch.id);
+    if let (Some(volume), Some(epoch), Some(space)) = (fixed("volume")?, epoch, space) {
         return Ok(Identity {
             volume: VolumeUuid(volume),
             space: Space(u32::from_le_bytes(space)),
-            epoch: EpochId(epoch),
+            epoch,
             format: FORMAT_VERSION,
         });
     }
@@ -130,12 +133,11 @@ fn load_identity(store: &Store) -> Result<Identity, JournalError> {
         epoch: EpochId::random(),
         format: FORMAT_VERSION,
     };
-    store.meta_set_all(&[
-        ("volume", &identity.volume.0),
-        ("space", &identity.space.0.to_le_bytes()),
-        ("epoch", &identity.epoch.0),
-        ("format", &identity.format.to_le_bytes()),
-    ])?;
+    store.write("identity", |tx| {
+        put_epoch(tx, identity.epoch, ChainEnd::default())?;
+        let space = identity.space.0.to_le_bytes();
+        put_meta(tx, &[("volume", &identity.volume.0), ("space", &space), ("format", &identity.format.to_le_bytes())])
+    })?;
     Ok(identity)
 }
 
@@ -171,7 +173,7 @@ fn recover(
         Err(error) => return Err(error),
     };
     settle_damage(store, jumped, &reason)?;
-    let log = SegmentLog::open_anew(&seg, volume, epoch, log_options, jumped)?;
+    let log = SegmentLog::open_anew(&seg, volume, epoch, log_options, ChainEnd::anew(jumped))?;
     Ok((log, jumped, LastStop::Unclean { reason }))
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use super::super::{Journal, LastStop};
-use super::{change, compares_everything, fill_to, open, target_at, tids, unclean_reason};
+use super::{change, compares_everything, fill_to, open, said, target_at, tids, unclean_reason};
 use crate::base::Tid;
 use crate::journal::{JournalError, TargetId};
 
@@ -59,7 +59,7 @@ fn a_log_that_ends_below_a_cursor_is_damage() {
     let target = target_at(&journal, "a", Tid::ZERO);
     let tid = change(&journal, 10);
     journal.commit(tid).unwrap();
-    journal.store().ack(target, tid, tid, &[], &[], &[]).unwrap();
+    journal.store().ack(target, &said(tid, tid), &[], &[], &[]).unwrap();
     drop(journal);
     overwrite(dir.path(), "seg/00000001.seg", 4096);
 
