@@ -3,9 +3,11 @@
 
 mod support;
 
+use std::time::Duration;
 use support::hand::{Hand, IMMUTABLE, acl};
 use support::history::History;
 use support::pair::{Pair, TIGHT_CAP};
+use support::process::wait_until;
 use support::trees;
 
 /// For what travels when nothing changed: handshakes, heartbeats, positions.
@@ -326,6 +328,11 @@ fn a_target_that_was_away_too_long_is_sent_what_changed_and_nothing_else() {
         hand.rename(&format!("/used/{}", 100 + round), &format!("/kept/moved-{round}")).unwrap();
         hand.chmod("/small", 0o600 + u32::from(round)).unwrap();
     }
+    let journal = pair.stack().journal().clone();
+    wait_until("the journal to be below its cap", Duration::from_secs(60), || {
+        (journal.bytes_used() <= TIGHT_CAP).then_some(())
+    });
+    drop(journal);
     pair.start();
     pair.wait_equal("the target is back");
     let events = pair.explain();

@@ -16,9 +16,10 @@ use fuser::{
     Request, TimeOrNow, WriteFlags,
 };
 
+use super::readers::{Pace, Watching};
 use super::reply::{
     KEEP, add_plus, attr, caller, error, file, listed_type, node, open_flags, room, send_attr, send_empty, send_entry,
-    send_opened, send_value, send_written, time,
+    send_looked_up, send_opened, send_value, send_written, time,
 };
 use super::requests::{Kind, Requests};
 use super::waiting::Waiting;
@@ -30,11 +31,17 @@ pub(super) struct Adapter {
     pub(super) stack: Arc<Stack>,
     pub(super) requests: Arc<Requests>,
     pub(super) waiting: Waiting,
+    pub(super) watching: Watching,
 }
 
 impl Adapter {
     fn serve(&self, kind: Kind, act: impl FnOnce(&Stack)) {
+        self.serve_at(kind, kind.pace(), act);
+    }
+
+    fn serve_at(&self, kind: Kind, pace: Pace, act: impl FnOnce(&Stack)) {
         self.requests.count(kind);
+        let _turn = self.watching.readers.begin(pace);
         worker::serve(&self.stack, act);
     }
 
@@ -48,6 +55,7 @@ impl Adapter {
 
     fn hand_over(&self, kind: Kind, act: impl FnOnce(&Stack) + Send + 'static) {
         self.requests.count(kind);
+        let _turn = self.watching.readers.begin(Pace::Quick);
         let stack = Arc::clone(&self.stack);
         self.waiting.hand_over(Box::new(move || worker::serve(&stack, act)));
     }
@@ -60,7 +68,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.serve(Kind::Lookup, |stack| send_entry(stack.lookup(node(parent), name.as_bytes()), reply));
+        self.serve(Kind::Lookup, |stack| send_looked_up(stack.lookup(node(parent), name.as_bytes()), reply));
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
@@ -227,7 +235,8 @@ impl Filesystem for Adapter {
             send_written(stack.write(&caller, node(ino), file(fh), offset, data, mode), reply);
         };
         if let Some(_pass) = self.waiting.enter() {
-            return self.serve(Kind::Write, |stack| act(stack, data));
+            let pace = if flags.0 & libc::O_SYNC == 0 { Pace::Usual } else { Pace::Slow };
+            return self.serve_at(Kind::Write, pace, |stack| act(stack, data));
         }
         let data = data.to_vec();
         self.hand_over(Kind::Write, move |stack| act(stack, &data));

@@ -9,6 +9,7 @@
 mod adapter;
 mod init;
 mod mount;
+mod readers;
 mod reply;
 mod requests;
 mod waiting;

@@ -6,7 +6,7 @@ use std::fs::OpenOptions;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use fuser::{Config, Session, SessionACL};
 use parking_lot::Mutex;
 
 use super::adapter::Adapter;
+use super::readers::{Readers, Watching};
 use super::requests::Requests;
 use super::waiting::Waiting;
 use crate::stack::Stack;
@@ -82,6 +83,8 @@ pub struct MountedVolume {
     mount_id: u64,
     stack: Arc<Stack>,
     requests: Arc<Requests>,
+    /// Ends with the session, which owns the workers.
+    readers: Weak<Readers>,
     /// Protects the handle of the thread that serves the mount. Rank: a leaf; not held while waiting for the thread.
     session: Mutex<Option<JoinHandle<()>>>,
 }
@@ -97,14 +100,14 @@ impl MountedVolume {
         let path = canonical(path);
         let device = mount_device(&path, label)?;
         let requests = Arc::new(Requests::default());
-        let served = serve(stack.clone(), requests.clone(), device).map_err(|errno| {
+        let (served, readers) = serve(stack.clone(), requests.clone(), device).map_err(|errno| {
             // Nothing answers there: leave the directory as it was.
             let _ = detach(&path);
             io(&path, "start the FUSE session")(errno)
         })?;
         let mounted = top(&path)?;
         raise_read_ahead(&mounted.device);
-        Ok(MountedVolume { path, mount_id: mounted.id, stack, requests, session: Mutex::new(Some(served)) })
+        Ok(MountedVolume { path, mount_id: mounted.id, stack, requests, readers, session: Mutex::new(Some(served)) })
     }
 
     /// The mount point.
@@ -177,6 +180,9 @@ impl MountedVolume {
             if Instant::now() >= deadline {
                 return Unmounted::InUse;
             }
+            if let Some(readers) = self.readers.upgrade() {
+                readers.look_for_end();
+            }
             std::thread::sleep(Duration::from_millis(2));
         }
         if let Some(thread) = self.session.lock().take() {
@@ -212,26 +218,34 @@ fn mount_device(path: &Path, label: &str) -> Result<OwnedFd, MountError> {
     Ok(device.into())
 }
 
+/// The thread that serves a mount, and its workers.
+type Served = (JoinHandle<()>, Weak<Readers>);
+
 /// Answers the kernel's first request, then serves the rest from threads of its own.
-fn serve(stack: Arc<Stack>, requests: Arc<Requests>, device: OwnedFd) -> Result<JoinHandle<()>, Errno> {
+fn serve(stack: Arc<Stack>, requests: Arc<Requests>, device: OwnedFd) -> Result<Served, Errno> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let mut config = Config::default();
     config.acl = SessionACL::All;
     // More than cores: a request waits in the backing filesystem, and others must go on.
     let workers = (4 * cores).max(8);
     config.n_threads = Some(workers);
+    let readers = Arc::new(Readers::new(device.try_clone().map_err(|error| errno_of(&error))?, workers));
+    let weak = Arc::downgrade(&readers);
+    let thread = readers.watch().map_err(|error| errno_of(&error))?;
+    let watching = Watching { readers, thread: Some(thread) };
     config.clone_fd = true;
     let waiting = Waiting::new(workers).map_err(|error| errno_of(&error))?;
-    let session = Session::from_fd(Adapter { stack, requests, waiting }, device, SessionACL::All, config)
+    let session = Session::from_fd(Adapter { stack, requests, waiting, watching }, device, SessionACL::All, config)
         .map_err(|error| errno_of(&error))?;
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name("fuse-session".to_owned())
         .spawn(move || {
             if let Err(error) = session.run() {
                 tracing::error!(%error, "the FUSE session ended with an error");
             }
         })
-        .map_err(|error| errno_of(&error))
+        .map_err(|error| errno_of(&error))?;
+    Ok((thread, weak))
 }
 
 /// The kernel caps the read-ahead that INIT agrees on by the device's own setting. Only speed depends on it.

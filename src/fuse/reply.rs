@@ -92,25 +92,28 @@ pub(super) fn attr(stat: &Stat, ino: u64) -> FileAttr {
     }
 }
 
+/// Attributes that nobody looks at.
+const NO_ATTR: FileAttr = FileAttr {
+    ino: INodeNo(0),
+    size: 0,
+    blocks: 0,
+    atime: UNIX_EPOCH,
+    mtime: UNIX_EPOCH,
+    ctime: UNIX_EPOCH,
+    crtime: UNIX_EPOCH,
+    kind: FileType::RegularFile,
+    perm: 0,
+    nlink: 1,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: 4096,
+    flags: 0,
+};
+
 /// Attributes of an entry that was listed without a look-up: the kernel takes its number and type, nothing else.
 pub(super) fn bare_attr(listed: &Listed<'_>) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(listed.ino),
-        size: 0,
-        blocks: 0,
-        atime: SystemTime::UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: listed_type(listed.d_type),
-        perm: 0,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
+    FileAttr { ino: INodeNo(listed.ino), kind: listed_type(listed.d_type), ..NO_ATTR }
 }
 
 pub(super) fn open_flags(opened: &Opened) -> FopenFlags {
@@ -128,6 +131,15 @@ pub(super) fn send_entry(outcome: Result<Entry>, reply: ReplyEntry) {
     match outcome {
         Ok(entry) => reply.entry(&KEEP, &attr(&entry.stat, entry.node.0), Generation(u64::from(entry.generation))),
         Err(errno) => reply.error(error(errno)),
+    }
+}
+
+/// As [`send_entry`]; a name that is not there is remembered too (node 0, fs/fuse/dir.c): who makes it comes through the
+/// mount.
+pub(super) fn send_looked_up(outcome: Result<Entry>, reply: ReplyEntry) {
+    match outcome {
+        Err(Errno::ENOENT) => reply.entry(&KEEP, &NO_ATTR, Generation(0)),
+        outcome => send_entry(outcome, reply),
     }
 }
 

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::readers::Pace;
+
 /// What the kernel asks for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -39,6 +41,17 @@ pub(super) enum Kind {
     Fallocate,
     Lseek,
     CopyFileRange,
+}
+
+impl Kind {
+    /// What serving it is like, as far as the kind alone tells.
+    pub(super) fn pace(self) -> Pace {
+        match self {
+            Kind::Forget | Kind::Getattr | Kind::Flush | Kind::Release | Kind::Statfs => Pace::Quick,
+            Kind::Read | Kind::Fsync | Kind::Fsyncdir | Kind::CopyFileRange | Kind::Fallocate => Pace::Slow,
+            _ => Pace::Usual,
+        }
+    }
 }
 
 const NAMES: [(Kind, &str); 33] = [

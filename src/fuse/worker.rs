@@ -19,7 +19,7 @@ pub(super) fn serve(stack: &Stack, act: impl FnOnce(&Stack)) {
 }
 
 /// A worker must not wait for dirty pages that only a worker can write back (PR_SET_IO_FLUSHER, prctl(2)).
-fn prepare() {
+pub(super) fn prepare() {
     if !PREPARED.replace(true)
         && let Err(errno) = crate::sys::set_io_flusher()
     {

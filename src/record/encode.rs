@@ -5,8 +5,13 @@ use super::decode::{HEADER_BYTES, header_offset};
 use super::op::{Attrs, DirItem, Fate, Op, Shape, Slot, Xattr};
 use crate::base::{Oid, Tid};
 
-/// An encoded record that has no TID yet. Encoding (and copying the payload) needs no lock; [`Draft::seal`] does little.
-pub struct Draft(Vec<u8>);
+/// An encoded record that has no TID yet. Encoding needs no lock; [`Draft::finish`] does little. The payload is not copied.
+pub struct Draft<'a> {
+    /// Header and fields.
+    head: Vec<u8>,
+    payload: &'a [u8],
+    padding: usize,
+}
 
 /// A finished record: the bytes that go to disk and wire.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,17 +24,16 @@ impl Encoded {
     }
 }
 
-impl Draft {
+impl<'a> Draft<'a> {
     /// Encodes `op` on `oid` with `payload` (empty for all but `Write` and `StateData`).
-    pub fn new(oid: Oid, op: &Op, payload: &[u8]) -> Draft {
-        let mut out = FieldWriter(Vec::with_capacity(HEADER_BYTES + 256 + payload.len()));
+    pub fn new(oid: Oid, op: &Op, payload: &'a [u8]) -> Draft<'a> {
+        let mut out = FieldWriter(Vec::with_capacity(HEADER_BYTES + 256));
         out.0.resize(HEADER_BYTES, 0);
         let kind = put_op(&mut out, op);
         let mut bytes = out.0;
         let fields_len = bytes.len() - HEADER_BYTES;
-        bytes.extend_from_slice(payload);
-        bytes.resize(bytes.len().next_multiple_of(8), 0);
-        let total = bytes.len() as u32;
+        let unpadded = bytes.len() + payload.len();
+        let total = unpadded.next_multiple_of(8) as u32;
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(header_offset::LENGTH, &total.to_le_bytes());
         put(header_offset::KIND, &kind.to_le_bytes());
@@ -39,23 +43,33 @@ impl Draft {
         put(header_offset::FIELDS_LEN, &(fields_len as u32).to_le_bytes());
         put(header_offset::PAYLOAD_LEN, &(payload.len() as u32).to_le_bytes());
         put(header_offset::PAYLOAD_CRC, &crc32c::crc32c(payload).to_le_bytes());
-        Draft(bytes)
+        Draft { head: bytes, payload, padding: total as usize - unpadded }
     }
 
     /// Length of the record in bytes.
     pub fn len_bytes(&self) -> usize {
-        self.0.len()
+        self.head.len() + self.payload.len() + self.padding
+    }
+
+    /// The finished record as bytes of its own.
+    pub fn seal(mut self, tid: Tid, time_ns: i64) -> Encoded {
+        self.finish(tid, time_ns);
+        Encoded(self.parts().concat())
+    }
+
+    /// What the record consists of, once it is finished.
+    pub fn parts(&self) -> [&[u8]; 3] {
+        [&self.head, self.payload, &[0; 8][..self.padding]]
     }
 
     /// Gives the record its TID and time (nanoseconds since 1970) and closes its checksum.
-    pub fn seal(mut self, tid: Tid, time_ns: i64) -> Encoded {
-        let bytes = &mut self.0;
+    pub fn finish(&mut self, tid: Tid, time_ns: i64) {
+        let bytes = &mut self.head;
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(header_offset::TID, &tid.0.to_le_bytes());
         put(header_offset::TIME, &time_ns.to_le_bytes());
         let crc = super::decode::header_crc(bytes);
         bytes[header_offset::HEADER_CRC..header_offset::HEADER_CRC + 4].copy_from_slice(&crc.to_le_bytes());
-        Encoded(self.0)
     }
 }
 

@@ -17,7 +17,7 @@ use super::work::{Done, Walk};
 use super::{SenderState, SessionError};
 use crate::base::{Position, Tid, VolumeUuid, faults};
 use crate::catchup::TreeView;
-use crate::journal::{Journal, JournalError, Level, NewWork, Said, TargetId, WorkKind, WorkReason};
+use crate::journal::{Journal, JournalError, Level, NewWork, Said, TargetId, TargetRow, WorkKind, WorkReason};
 use crate::sys::Errno;
 use crate::wire::{
     Ack, Breaker, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, PROTOCOL_VERSION, Stall, WireError,
@@ -107,6 +107,7 @@ impl<'a> Session<'a> {
         let reply = wait_for_reply(parts.mailbox)?;
         let start = begin(&parts, &reply)?;
         let after = start.after.tid;
+        let stored = find_target(&parts)?.applied;
         let stream = Stream::new(parts.journal.clone(), start.after)?;
         let watcher = Watcher::spawn(parts.journal.clone(), parts.mailbox.clone(), after, breaker);
         writer.send(&Message::Start { after: start.after, jump: start.jump })?;
@@ -131,7 +132,8 @@ impl<'a> Session<'a> {
             under_way: VecDeque::new(),
             under_way_bytes: 0,
             unfinished: VecDeque::new(),
-            last_ack: Ack { received: after, applied: reply.applied.tid.min(after), ..Ack::default() },
+            // What the store does not know yet is news: the ack that said so may have been lost with the session before.
+            last_ack: Ack { received: after, applied: reply.applied.tid.min(stored).min(after), ..Ack::default() },
             copy: reply.replica,
             trimmed: Instant::now(),
             counted_bytes: bytes,
@@ -240,8 +242,7 @@ impl<'a> Session<'a> {
 
     /// The records that come next were dropped while they waited: rows of work cover them, and the stream goes on behind.
     fn pass_over(&mut self, oldest: Tid) -> Result<Batch, SessionError> {
-        let (journal, target) = (self.parts.journal, self.target);
-        let row = journal.store().target_by_id(target)?.ok_or(SessionError::Protocol("the target was forgotten"))?;
+        let row = find_target(&self.parts)?;
         if row.covered < oldest {
             return Err(JournalError::Trimmed { oldest }.into());
         }
@@ -402,7 +403,7 @@ struct Start {
 fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, SessionError> {
     let (journal, target) = (parts.journal, parts.options.target);
     let store = journal.store();
-    let row = store.target_by_id(target)?.ok_or(SessionError::Protocol("the target was forgotten"))?;
+    let row = find_target(parts)?;
     let ours = Ours {
         durable: journal.durable_tid(),
         oldest_kept: journal.oldest_kept(),
@@ -436,6 +437,12 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, SessionError> {
     let level = if reason == WorkReason::Mirror { Level::Info } else { Level::Warning };
     store.event(level, Some(target), &format!("{text}; it goes on behind {base}"))?;
     Ok(Start { after: position_at(journal, base)?, jump: true })
+}
+
+/// The target's row, as it is now.
+fn find_target(parts: &Parts<'_>) -> Result<TargetRow, SessionError> {
+    let row = parts.journal.store().target_by_id(parts.options.target)?;
+    row.ok_or(SessionError::Protocol("the target was forgotten"))
 }
 
 /// Turns the journal's progress into events, so that the session waits in one place, and cuts a connection on which nothing

@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::mutation::{BIRTH_RECORD, Mutation, NAME_RECORD};
+use super::mutation::{BIRTH_RECORD, Mutation, NAME_RECORD, Touch, Touched};
 use super::opens::{BackingMode, Handle, OpenFile};
 use super::types::{Caller, Entry, NodeId, Object, Opened};
 use super::{Stack, creds};
@@ -48,7 +48,8 @@ impl Stack {
 
     fn give_birth(&self, caller: &Caller, parent: NodeId, name: &[u8], newborn: &Newborn<'_>) -> Result<Entry> {
         let (dir, name) = self.place(parent, name)?;
-        let change = self.begin(caller, &[dir.key], BIRTH_RECORD)?;
+        let touched = Touched { touches: &[Touch::Entries(dir.key)], name: name.as_bytes() };
+        let change = self.begin_named(caller, &touched, BIRTH_RECORD)?;
         creds::creating(caller)?;
         let (tree, at) = (change.tree(), dir.fd.as_fd());
         match newborn {
@@ -127,7 +128,8 @@ impl Stack {
         flags: i32,
     ) -> Result<(Entry, Opened)> {
         let (dir, name) = self.place(parent, name)?;
-        let change = self.begin(caller, &[dir.key], BIRTH_RECORD)?;
+        let touched = Touched { touches: &[Touch::Entries(dir.key)], name: name.as_bytes() };
+        let change = self.begin_named(caller, &touched, BIRTH_RECORD)?;
         creds::creating(caller)?;
         let fd = change.tree().create_file(dir.fd.as_fd(), &name, mode)?;
         let found = change.read_back(self.tree.found(fd.as_fd()))?;
@@ -152,7 +154,9 @@ impl Stack {
     pub fn link(&self, caller: &Caller, node: NodeId, parent: NodeId, name: &[u8]) -> Result<Entry> {
         let object = self.object(node)?;
         let (dir, name) = self.place(parent, name)?;
-        let change = self.begin(caller, &[object.key, dir.key], NAME_RECORD)?;
+        let touches = [Touch::Entries(dir.key), Touch::Name(object.key)];
+        let touched = Touched { touches: &touches, name: name.as_bytes() };
+        let change = self.begin_named(caller, &touched, NAME_RECORD)?;
         change.tree().link(object.fd.as_fd(), dir.fd.as_fd(), &name)?;
         let found = change.read_back(self.tree.found(object.fd.as_fd()))?;
         let op = change.read_back(self.link_op(&object, &dir, name, found))?;

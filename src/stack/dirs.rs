@@ -1,6 +1,6 @@
 //! Listing directories: readdir, readdirplus.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use super::Stack;
 use super::opens::{DirCursor, OpenDir};
@@ -94,8 +94,7 @@ impl Stack {
     /// `None` for what cannot be looked up: the name is listed all the same, and a look-up of its own tells why.
     fn listed_entry(&self, dir: BorrowedFd<'_>, name: &[u8]) -> Option<Entry> {
         let name = Name::new(name).ok()?;
-        let fd = sys::openat(dir, name.as_cstr(), libc::O_PATH, 0).ok()?;
-        self.entry(self.tree.found(fd.as_fd()).ok()?).ok()
+        self.entry(self.tree.look(dir, &name).ok()?).ok()
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::mutation::SMALL_RECORD;
+use super::mutation::{SMALL_RECORD, Touch};
 use super::opens::Handle;
 use super::types::{Caller, FileId, NodeId};
 use super::{Stack, creds};
@@ -71,7 +71,7 @@ impl Stack {
         set: impl FnOnce(crate::backing::TreeMut<'_>, std::os::fd::BorrowedFd<'_>) -> Result<()>,
     ) -> Result<Vec<u8>> {
         let (key, fd) = self.readable(node, id)?;
-        let change = self.begin(caller, &[key], SMALL_RECORD)?;
+        let change = self.begin(caller, &[Touch::Attributes(key)], SMALL_RECORD)?;
         creds::changing_attrs()?;
         set(change.tree(), fd.as_fd())?;
         let flags = change.read_back(sys::file_flags_get(fd.as_fd()))?;

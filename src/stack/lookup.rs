@@ -1,12 +1,13 @@
 //! From names and node numbers to objects: lookup, forget, getattr.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Stack;
 use super::inodes::Inodes;
 use super::opens::Handle;
-use super::types::{Entry, FileId, NodeId, Object, kind};
+use super::types::{Entry, FileId, NodeId, Object, ObjectFd, kind};
 use crate::backing::Found;
 use crate::base::{Name, NameError, ObjectKey};
 use crate::record::RESERVED_DIR;
@@ -26,9 +27,12 @@ impl Stack {
             b"." => self.entry(self.tree.found(self.object(parent)?.fd.as_fd())?),
             b".." => self.lookup_parent(parent),
             _ => {
-                let dir = self.object(parent)?;
+                let dir = self.directory(parent)?;
                 let name = name_of(name)?;
-                self.entry(self.find(&dir, &name)?.0)
+                match self.is_reserved(dir.key, name.as_bytes()) {
+                    true => Err(Errno::ENOENT),
+                    false => self.entry(self.tree.look(dir.fd.as_fd(), &name)?),
+                }
             }
         }
     }
@@ -96,14 +100,34 @@ impl Stack {
         }
     }
 
-    /// Opens `node` by O_PATH for the time of one request.
+    /// Opens `node` for the time of one request: by what is open of it, or by O_PATH.
     ///
     /// # Errors
     /// ESTALE when it is gone or was never in the tree.
     pub(super) fn object(&self, node: NodeId) -> Result<Object> {
         let key = self.key(node)?;
-        let fd = self.tree.open_key(key, libc::O_PATH)?;
+        let fd = if let Some(file) = self.opens.open_of(key) {
+            ObjectFd::File(file)
+        } else if let Some(fd) = self.directories.get(key) {
+            ObjectFd::Kept(fd)
+        } else {
+            ObjectFd::Opened(self.tree.open_key(key, libc::O_PATH)?)
+        };
         Ok(Object { key, fd })
+    }
+
+    /// Opens the directory `node`, and keeps it open for the requests that follow.
+    ///
+    /// # Errors
+    /// ENOTDIR for anything else; as [`Stack::object`].
+    pub(super) fn directory(&self, node: NodeId) -> Result<Object> {
+        let key = self.key(node)?;
+        if let Some(fd) = self.directories.get(key) {
+            return Ok(Object { key, fd: ObjectFd::Kept(fd) });
+        }
+        let fd = Arc::new(self.tree.open_key(key, libc::O_PATH | libc::O_DIRECTORY)?);
+        self.directories.keep(key, &fd);
+        Ok(Object { key, fd: ObjectFd::Kept(fd) })
     }
 
     /// Which object the kernel means by `node`.
@@ -228,7 +252,7 @@ impl Stack {
     /// EPERM for a reserved name.
     pub(super) fn place(&self, parent: NodeId, name: &[u8]) -> Result<(Object, Name)> {
         let name = name_of(name)?;
-        let dir = self.object(parent)?;
+        let dir = self.directory(parent)?;
         match self.is_reserved(dir.key, name.as_bytes()) {
             true => Err(Errno::EPERM),
             false => Ok((dir, name)),

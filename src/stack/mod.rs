@@ -6,7 +6,8 @@
 //! - A successful change leaves exactly one record with its result (attributes read back afterwards); a failed one none.
 //! - A node is a backing inode number. There is no table of paths, and no state here that only one process life knows:
 //!   nodes and handles are found again from what the kernel sends.
-//! - No descriptor is kept for a node; an object is opened by its key for the time of one request.
+//! - No descriptor is kept for a node, but for a bounded number of directories that were used last; an object is opened by
+//!   its key for the time of one request, or reached by the descriptor of a program that has it open.
 //!
 //! Locks, from first to last: the rename lock (directories that change their parent), a directory stream's cursor,
 //! the object locks (base), then the leaves (node table, open table, the journal's own). The journal may be waited
@@ -17,6 +18,7 @@
 mod committer;
 mod create;
 mod creds;
+mod descriptors;
 mod dirs;
 mod inodes;
 mod ioctl;
@@ -44,6 +46,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use self::committer::Committer;
+use self::descriptors::Descriptors;
 use self::inodes::Inodes;
 use self::nodes::NodeTable;
 use self::opens::OpenTable;
@@ -54,7 +57,7 @@ pub use self::types::{
 pub use self::write::WriteMode;
 use crate::backing::{Tree, TreeView};
 use crate::base::{ObjectGuard, ObjectKey, ObjectLocks, Oid, Space, Tid, Timespec, random_bytes};
-use crate::journal::Journal;
+use crate::journal::{Checkpointer, Journal, JournalError, SyncTree};
 pub use crate::sys::{Errno, FileSystemStat, Result, Stat, TimeChange};
 
 /// Longest transfer of one request.
@@ -68,13 +71,16 @@ pub enum StackError {
     JournalFailed(String),
     /// The tree's filesystem does not say which it is.
     #[error("the filesystem's identity cannot be read: {0}")]
-    Tree(Errno),
-    /// The journal cannot say whose objects it knows.
+    Identity(Errno),
+    /// The journal cannot say whose objects it knows, or cannot make checkpoints.
     #[error(transparent)]
-    Journal(#[from] crate::journal::JournalError),
+    Journal(#[from] JournalError),
     /// The thread that commits for fsync cannot be started.
     #[error("no thread for commits: {0}")]
     Thread(#[from] std::io::Error),
+    /// The tree cannot be held open for it.
+    #[error("hold the tree open: {0}")]
+    Tree(#[from] Errno),
 }
 
 /// A backing tree with its journal.
@@ -82,12 +88,15 @@ pub struct Stack {
     tree: Tree,
     journal: Arc<Journal>,
     committer: Committer,
+    /// Dropped with the stack, before its tree.
+    _checkpointer: Checkpointer,
     space: Space,
     locks: ObjectLocks,
     /// Protects the shape of the directory graph while a directory changes its parent, so that two such renames cannot
     /// make a loop that neither saw. Rank: first of all. May be held across the backing rename.
     rename_lock: Mutex<()>,
     nodes: NodeTable,
+    directories: Descriptors,
     /// Absent until [`Stack::remember_inodes`].
     inodes: OnceLock<Inodes>,
     /// Held by the one request that walks the tree for an inode number that nobody knows. Rank: first of all, beside the
@@ -96,6 +105,12 @@ pub struct Stack {
     opens: OpenTable,
     options: StackOptions,
     failed: AtomicBool,
+}
+
+/// Syncs the tree by the descriptor that was open before any change: an error is told to each descriptor once.
+fn sync_of(tree: &Tree) -> Result<SyncTree> {
+    let syncer = tree.syncer()?;
+    Ok(Box::new(move || syncer.sync()))
 }
 
 impl Stack {
@@ -111,15 +126,17 @@ impl Stack {
         if let Some(reason) = journal.failed() {
             return Err(StackError::JournalFailed(reason));
         }
-        let identity = tree.identity().map_err(StackError::Tree)?;
+        let identity = tree.identity().map_err(StackError::Identity)?;
         Ok(Arc::new(Stack {
             space: journal.bind_backing(&identity)?,
             committer: Committer::start(&journal)?,
+            _checkpointer: journal.start_checkpoints(sync_of(&tree)?)?,
             tree,
             journal,
             locks: ObjectLocks::default(),
             rename_lock: Mutex::new(()),
             nodes: NodeTable::new(),
+            directories: Descriptors::default(),
             inodes: OnceLock::new(),
             walk: Mutex::new(()),
             opens: OpenTable::new(u32::from_le_bytes(random_bytes())),
@@ -146,6 +163,19 @@ impl Stack {
         }
     }
 
+    /// Makes a checkpoint: everything up to now is durable, in the tree and in the journal.
+    ///
+    /// # Errors
+    /// As [`Journal::checkpoint`].
+    pub fn checkpoint(&self) -> std::result::Result<(), JournalError> {
+        let sync = sync_of(&self.tree).map_err(|errno| JournalError::Io {
+            what: "hold the tree open",
+            path: "tree".into(),
+            errno,
+        })?;
+        self.journal.checkpoint(&sync)
+    }
+
     /// The journal.
     pub fn journal(&self) -> &Arc<Journal> {
         &self.journal
@@ -160,6 +190,7 @@ impl Stack {
     pub fn fail(&self, reason: &str) {
         if !self.failed.swap(true, Ordering::SeqCst) {
             tracing::error!(reason, "volume failed: changes are refused from now on");
+            self.journal.fail(reason);
         }
     }
 

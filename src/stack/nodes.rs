@@ -5,7 +5,7 @@
 //! what is done to it is done, and leaves no record.
 
 use std::collections::HashMap;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
@@ -91,8 +91,8 @@ impl NodeTable {
         }
     }
 
-    /// Makes `key`, open as `fd`, a ghost if the kernel knows it. The caller holds the object's lock.
-    pub(super) fn haunt(&self, key: ObjectKey, fd: BorrowedFd<'_>) {
+    /// Makes `key`, open as `fd` (`None` when there was no descriptor to spare), a ghost if the kernel knows it. The caller holds the object's lock.
+    pub(super) fn haunt(&self, key: ObjectKey, fd: Option<OwnedFd>) {
         let mut shard = self.shard(key.ino).lock();
         if let Some(node) = shard.get_mut(&key.ino)
             && node.generation == key.generation
@@ -102,18 +102,15 @@ impl NodeTable {
         }
     }
 
-    fn keep_alive(&self, fd: BorrowedFd<'_>) -> Life {
-        let one_more = |ghosts| (ghosts < MOST_GHOSTS).then_some(ghosts + 1);
-        if self.ghosts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
+    fn keep_alive(&self, inode: Option<OwnedFd>) -> Life {
+        let Some(_inode) = inode else {
             return Life::Stale;
+        };
+        let one_more = |ghosts| (ghosts < MOST_GHOSTS).then_some(ghosts + 1);
+        match self.ghosts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
+            Ok(_) => Life::Ghost { _inode },
+            Err(_) => Life::Stale,
         }
-        fd.try_clone_to_owned().map_or_else(
-            |_| {
-                self.ghosts.fetch_sub(1, Ordering::Relaxed);
-                Life::Stale
-            },
-            |_inode| Life::Ghost { _inode },
-        )
     }
 
     fn bury(&self, life: Life) {
@@ -136,8 +133,6 @@ impl NodeTable {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use super::*;
 
     #[test]
@@ -160,7 +155,7 @@ mod tests {
         let keys = || (10..10 + 2 * MOST_GHOSTS as u64).map(|ino| ObjectKey { ino, generation: 1 });
         for key in keys() {
             table.count(key);
-            table.haunt(key, file.as_fd());
+            table.haunt(key, Some(file.try_clone().unwrap().into()));
             assert!(table.is_ghost(key));
         }
         assert_eq!(table.ghosts.load(Ordering::Relaxed), MOST_GHOSTS);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::mutation::SMALL_RECORD;
+use super::mutation::{SMALL_RECORD, Touch};
 use super::opens::{BackingMode, DirCursor, Ended, Handle, OpenDir, OpenFile};
 use super::types::{Caching, Caller, Closing, FileId, NodeId, Opened, Privileges};
 use super::{Stack, creds};
@@ -30,15 +30,23 @@ impl Stack {
             return Err(Errno::ESTALE);
         }
         file.atime_is(stat.atime);
+        if flags & libc::O_ACCMODE != libc::O_RDONLY {
+            // The first write then seldom waits for its intent.
+            self.expect(Touch::Attributes(file.key));
+        }
         Ok(self.opened(self.opens.insert(Handle::File(file)), flags))
     }
 
     /// A file without a name opens again through /proc/PID/fd: as one more handle of those that keep it, or as a ghost.
     fn may_open_nameless(&self, file: &OpenFile) -> bool {
         self.nodes.is_ghost(file.key) || self.opens.outlives_its_name(file.key) || {
-            self.nodes.haunt(file.key, file.fd());
+            self.haunt_open(file);
             self.nodes.is_ghost(file.key)
         }
+    }
+
+    fn haunt_open(&self, file: &OpenFile) {
+        self.nodes.haunt(file.key, file.fd().try_clone_to_owned().ok());
     }
 
     /// A file that is written past the page cache, or only read, needs no coherence between readers and writers here:
@@ -76,7 +84,7 @@ impl Stack {
 
     /// O_TRUNC is a change of its own, also of an empty file: it moves the times.
     fn truncate_open(&self, caller: &Caller, file: &OpenFile) -> Result<()> {
-        let change = self.begin(caller, &[file.key], SMALL_RECORD)?;
+        let change = self.begin(caller, &[Touch::Size(file.key)], SMALL_RECORD)?;
         creds::changing_data(caller, Privileges::of(caller))?;
         change.tree().truncate(file.fd(), 0)?;
         let stat = change.read_back(sys::fstat(file.fd()))?;
@@ -157,7 +165,7 @@ impl Stack {
             let _object = self.locks.lock(&[key]);
             let ended = self.opens.end(key);
             if ended == Ended::Gone {
-                self.nodes.haunt(key, file.fd());
+                self.haunt_open(&file);
             }
             ended
         };
@@ -181,9 +189,10 @@ impl Stack {
     }
 
     fn record_end(&self, key: ObjectKey) {
-        match self.begin(&Caller::daemon(), &[key], SMALL_RECORD) {
+        match self.begin(&Caller::daemon(), &[Touch::Name(key)], SMALL_RECORD) {
             Ok(change) => {
                 change.commit(key, &Op::Gone, &[]);
+                self.journal.not_orphan(self.oid(key));
             }
             Err(errno) => {
                 // The close cannot fail any more; a target keeps the object parked until it compares.
@@ -204,7 +213,7 @@ impl Stack {
     }
 
     fn record_atime(&self, key: ObjectKey, fd: BorrowedFd<'_>) {
-        let Ok(change) = self.begin(&Caller::daemon(), &[key], SMALL_RECORD) else {
+        let Ok(change) = self.begin(&Caller::daemon(), &[Touch::Name(key)], SMALL_RECORD) else {
             return;
         };
         if let Ok(stat) = sys::fstat(fd) {

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
@@ -91,6 +91,8 @@ pub(super) enum Handle {
 #[derive(Default)]
 struct Holders {
     handles: u64,
+    /// The handle that was entered last; another one may have outlived it.
+    last: Weak<OpenFile>,
     /// Set when the last name went while handles were open.
     nameless: bool,
 }
@@ -144,13 +146,20 @@ impl OpenTable {
     pub(super) fn insert_as(&self, id: FileId, handle: Handle) {
         if let Handle::File(file) = &handle {
             let mut shard = self.holder_shard(file.key).lock();
-            shard.entry(file.key).or_default().handles += 1;
+            let holders = shard.entry(file.key).or_default();
+            holders.handles += 1;
+            holders.last = Arc::downgrade(file);
         }
         self.handle_shard(id.0).lock().insert(id.0, handle);
     }
 
     pub(super) fn get(&self, id: FileId) -> Option<Handle> {
         self.handle_shard(id.0).lock().get(&id.0).cloned()
+    }
+
+    /// An open file of `key`, if there is one.
+    pub(super) fn open_of(&self, key: ObjectKey) -> Option<Arc<OpenFile>> {
+        self.holder_shard(key).lock().get(&key)?.last.upgrade()
     }
 
     /// Takes a handle out. Its object still counts as held until [`OpenTable::end`].

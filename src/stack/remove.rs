@@ -3,8 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::Stack;
-use super::lookup::{lockable, name_of};
-use super::mutation::{Mutation, NAME_RECORD};
+use super::lookup::name_of;
+use super::mutation::{Mutation, NAME_RECORD, Touch, Touched};
 use super::types::{Caller, NodeId, Object, kind};
 use crate::backing::Found;
 use crate::base::Name;
@@ -34,16 +34,19 @@ impl Stack {
         self.remove(caller, parent, name, Removal::Rmdir)
     }
 
-    /// Which object has to be locked is known only after looking, and may change until it is locked: look again.
+    /// Which object has to be locked is known only after looking, and may change until it is locked: look again. While it
+    /// is open its inode number belongs to no other.
     fn remove(&self, caller: &Caller, parent: NodeId, name: &[u8], how: Removal) -> Result<()> {
         let name = name_of(name)?;
-        let dir = self.object(parent)?;
+        let dir = self.directory(parent)?;
         loop {
-            let seen = sys::fstatat(dir.fd.as_fd(), name.as_cstr())?.ino;
-            let change = self.begin(caller, &[dir.key, lockable(seen)], NAME_RECORD)?;
-            let found = self.find(&dir, &name)?;
-            if found.0.key.ino == seen {
-                return self.remove_locked(change, &dir, name, &found, how);
+            let (mut found, fd) = self.find(&dir, &name)?;
+            let touches = [Touch::Entries(dir.key), Touch::Name(found.key)];
+            let touched = Touched { touches: &touches, name: name.as_bytes() };
+            let change = self.begin_named(caller, &touched, NAME_RECORD)?;
+            found.stat = sys::fstatat(dir.fd.as_fd(), name.as_cstr())?;
+            if found.stat.ino == found.key.ino {
+                return self.remove_locked(change, &dir, name, (found, fd), how);
             }
         }
     }
@@ -53,7 +56,7 @@ impl Stack {
         change: Mutation<'_>,
         dir: &Object,
         name: Name,
-        found: &(Found, OwnedFd),
+        found: (Found, OwnedFd),
         how: Removal,
     ) -> Result<()> {
         match how {
@@ -61,19 +64,25 @@ impl Stack {
             Removal::Rmdir => change.tree().rmdir(dir.fd.as_fd(), &name)?,
         }
         let parent_after = Attrs::of(&change.read_back(sys::fstat(dir.fd.as_fd()))?);
+        let key = found.0.key;
         let op = Op::Unlink { slot: self.slot(dir, name), fate: self.fate_of(found), parent_after };
-        change.commit(found.0.key, &op, &[]);
+        change.commit(key, &op, &[]);
         Ok(())
     }
 
     /// What becomes of an object that just lost one name; `before` is how it was under the same lock. A directory
     /// cannot be used any more once its name is gone, whoever holds it open.
-    pub(super) fn fate_of(&self, (before, fd): &(Found, OwnedFd)) -> Fate {
+    pub(super) fn fate_of(&self, (before, fd): (Found, OwnedFd)) -> Fate {
         let is_dir = kind(&before.stat) == libc::S_IFDIR;
-        if !is_dir && (before.stat.nlink > 1 || self.opens.outlives_its_name(before.key)) {
+        if !is_dir && before.stat.nlink > 1 {
             return Fate::Kept;
         }
-        self.nodes.haunt(before.key, fd.as_fd());
+        if !is_dir && self.opens.outlives_its_name(before.key) {
+            self.journal.orphan(self.oid(before.key));
+            return Fate::Kept;
+        }
+        self.directories.let_go(before.key);
+        self.nodes.haunt(before.key, Some(fd));
         Fate::Gone
     }
 }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::Stack;
 use super::lookup::{lockable, name_of};
-use super::mutation::{Mutation, NAME_RECORD};
+use super::mutation::{Locked, Mutation, NAME_RECORD, Touch, Touched};
 use super::types::{Caller, NodeId, Object, kind};
 use crate::backing::Found;
 use crate::base::Name;
@@ -33,7 +33,7 @@ struct Seen {
 /// What came of an attempt to rename.
 enum Attempt {
     Done,
-    /// The slots hold something else than what was locked: look again.
+    /// The slots hold something else than what was locked, or something was cold: look again.
     Changed,
 }
 
@@ -59,7 +59,7 @@ impl Stack {
         if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE) != 0 {
             return Err(Errno::EINVAL);
         }
-        let ends = Ends { from: (self.object(from.0)?, name_of(from.1)?), to: self.place(to.0, to.1)? };
+        let ends = Ends { from: (self.directory(from.0)?, name_of(from.1)?), to: self.place(to.0, to.1)? };
         while let Attempt::Changed = self.try_rename(caller, &ends, flags)? {}
         Ok(())
     }
@@ -82,42 +82,62 @@ impl Stack {
         let seen = self.look(ends)?;
         let reserved = self.reserve(caller, NAME_RECORD)?;
         let changes_parent = ends.from.0.key != ends.to.0.key;
-        let _graph = (changes_parent && seen.moves_a_directory()).then(|| self.rename_lock.lock());
-        let mut keys = vec![ends.from.0.key, ends.to.0.key, lockable(seen.from.0)];
-        keys.extend(seen.to.map(|to| lockable(to.0)));
-        let change = reserved.lock(&keys)?;
+        let graph = (changes_parent && seen.moves_a_directory()).then(|| self.rename_lock.lock());
+        let mut touches = vec![Touch::Entries(ends.from.0.key), Touch::Entries(ends.to.0.key)];
+        match flags & libc::RENAME_EXCHANGE {
+            0 => {
+                touches.push(Touch::Name(lockable(seen.from.0)));
+                touches.extend(seen.to.map(|to| Touch::Name(lockable(to.0))));
+            }
+            // XFS counts this as a change of a moved directory's data (see [`Op::Exchange`]).
+            _ => {
+                let held = self.held(ends)?;
+                touches.push(Touch::Attributes(held.from.0.key));
+                touches.extend(held.to.map(|to| Touch::Attributes(to.0.key)));
+            }
+        }
+        let touched = Touched { touches: &touches, name: ends.to.1.as_bytes() };
+        let change = match reserved.try_lock(&touched)? {
+            Locked::Begun(change) => change,
+            Locked::Cold(mut cold) => {
+                drop(graph);
+                cold.announce(&touched)?;
+                return Ok(Attempt::Changed);
+            }
+        };
         let held = self.held(ends)?;
         if held.seen() != seen {
             return Ok(Attempt::Changed);
         }
-        self.rename_locked(change, ends, &held, flags)?;
+        self.rename_locked(change, ends, held, flags)?;
         Ok(Attempt::Done)
     }
 
-    fn rename_locked(&self, change: Mutation<'_>, ends: &Ends, held: &Held, flags: u32) -> Result<()> {
+    fn rename_locked(&self, change: Mutation<'_>, ends: &Ends, held: Held, flags: u32) -> Result<()> {
         let (from, to) = (&ends.from, &ends.to);
         change.tree().rename(from.0.fd.as_fd(), &from.1, to.0.fd.as_fd(), &to.1, flags)?;
         if held.to.as_ref().is_some_and(|to| to.0.key == held.from.0.key) {
             // Two names of one object: rename(2) does nothing and succeeds, so nothing is recorded.
             return Ok(());
         }
+        let moved = held.from.0.key;
         let op = match flags & libc::RENAME_EXCHANGE {
             0 => self.rename_op(ends, held),
-            _ => self.exchange_op(ends, held),
+            _ => self.exchange_op(ends, &held),
         };
         let op = change.read_back(op)?;
-        change.commit(held.from.0.key, &op, &[]);
+        change.commit(moved, &op, &[]);
         Ok(())
     }
 
-    fn rename_op(&self, ends: &Ends, held: &Held) -> Result<Op> {
+    fn rename_op(&self, ends: &Ends, held: Held) -> Result<Op> {
         let (moved, fd) = &held.from;
         Ok(Op::Rename {
             from: self.slot(&ends.from.0, ends.from.1.clone()),
             to: self.slot(&ends.to.0, ends.to.1.clone()),
             shape: Shape::of(fd.as_fd(), &moved.stat)?,
             attrs: Attrs::of(&sys::fstat(fd.as_fd())?),
-            replaced: held.to.as_ref().map(|to| Replaced { oid: self.oid(to.0.key), fate: self.fate_of(to) }),
+            replaced: held.to.map(|to| Replaced { oid: self.oid(to.0.key), fate: self.fate_of(to) }),
             from_after: Attrs::of(&sys::fstat(ends.from.0.fd.as_fd())?),
             to_after: Attrs::of(&sys::fstat(ends.to.0.fd.as_fd())?),
         })

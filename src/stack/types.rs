@@ -1,5 +1,9 @@
 //! The words of the stack's interface.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use super::opens::OpenFile;
 use crate::base::ObjectKey;
 use crate::sys::{Stat, TimeChange};
 
@@ -175,8 +179,28 @@ pub(super) fn kind(stat: &Stat) -> u32 {
     stat.mode & libc::S_IFMT
 }
 
-/// An object that is open by O_PATH for the time of one request.
+/// An object that is open for the time of one request.
 pub(super) struct Object {
     pub(super) key: ObjectKey,
-    pub(super) fd: std::os::fd::OwnedFd,
+    pub(super) fd: ObjectFd,
+}
+
+/// By which descriptor a request reaches its object; only [`ObjectFd::File`] is more than O_PATH.
+pub(super) enum ObjectFd {
+    /// Opened for this request.
+    Opened(OwnedFd),
+    /// One of the directories that are kept open.
+    Kept(Arc<OwnedFd>),
+    /// A file that a program has open.
+    File(Arc<OpenFile>),
+}
+
+impl AsFd for ObjectFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            ObjectFd::Opened(fd) => fd.as_fd(),
+            ObjectFd::Kept(fd) => fd.as_fd(),
+            ObjectFd::File(file) => file.fd(),
+        }
+    }
 }

@@ -87,13 +87,23 @@ pub fn fchmod(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
     by_fd_or_path(
         // SAFETY: no pointers.
         || check(unsafe { libc::fchmod(fd.as_raw_fd(), mode & 0o7777) }),
-        || {
-            let path = proc_path(fd);
-            // SAFETY: `path` lives.
-            check(unsafe { libc::chmod(path.as_ptr(), mode & 0o7777) })
-        },
+        || chmod_by_path(fd, mode & 0o7777),
     )
     .map(drop)
+}
+
+/// fchmodat2(2) where the kernel has it (Linux 6.6), else by /proc.
+fn chmod_by_path(fd: BorrowedFd<'_>, mode: u32) -> Result<libc::c_int> {
+    let (raw, flags) = (fd.as_raw_fd(), libc::AT_EMPTY_PATH);
+    // SAFETY: the empty path is a live C string.
+    match check(unsafe { libc::syscall(libc::SYS_fchmodat2, raw, c"".as_ptr(), mode, flags) } as libc::c_int) {
+        Err(Errno::ENOSYS) => {
+            let path = proc_path(fd);
+            // SAFETY: `path` lives.
+            check(unsafe { libc::chmod(path.as_ptr(), mode) })
+        }
+        other => other,
+    }
 }
 
 /// Sets owner and group; `None` leaves one alone.

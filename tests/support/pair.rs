@@ -25,7 +25,7 @@ use tempfile::TempDir;
 use super::trees;
 
 /// How long a target may take to have everything.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(2);

@@ -17,7 +17,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -81,6 +81,8 @@ pub struct SegmentLog {
     index: Arc<Mutex<Index>>,
     /// Writes and syncs of frames so far.
     calls: AtomicU64,
+    /// Segments from this number on are kept.
+    kept_from: AtomicU64,
 }
 
 struct Writer {
@@ -165,6 +167,21 @@ impl SegmentLog {
         SegmentReader::new(Arc::clone(&self.index), after)
     }
 
+    /// From now on no segment from `no` on is freed.
+    pub(super) fn keep_from(&self, no: u64) {
+        self.kept_from.store(no, Ordering::Relaxed);
+    }
+
+    fn may_go(&self, index: &Index) -> bool {
+        let kept = self.kept_from.load(Ordering::Relaxed);
+        index.segments.len() > 1 && index.segments[0].no < kept
+    }
+
+    /// Segments that are begun from now on belong to `epoch`.
+    pub(super) fn set_epoch(&mut self, epoch: EpochId) {
+        self.epoch = epoch;
+    }
+
     /// Number of the oldest segment.
     pub(super) fn first_segment(&self) -> u64 {
         self.index.lock().segments.front().map_or(0, |s| s.no)
@@ -178,7 +195,7 @@ impl SegmentLog {
     /// The last TID of the sealed segment that is dropped next, when there is one.
     pub(super) fn oldest_sealed_end(&self) -> Option<Tid> {
         let index = self.index.lock();
-        (index.segments.len() > 1).then(|| index.segments[0].last)
+        self.may_go(&index).then(|| index.segments[0].last)
     }
 
     /// The last TID of the segment that holds the first record after `place`.

@@ -130,6 +130,7 @@ fn assemble(
         writer: Mutex::new(writer),
         index: Arc::new(Mutex::new(Index { segments, durable })),
         calls: AtomicU64::new(0),
+        kept_from: AtomicU64::new(u64::MAX),
     }
 }
 

@@ -258,7 +258,7 @@ impl SegmentLog {
     /// Takes the oldest segment out of the index when it is sealed and ends by `tid`. Readers see it no more.
     fn take_oldest(&self, tid: Tid) -> Option<Segment> {
         let mut index = self.index.lock();
-        match index.segments.len() > 1 && index.segments[0].last <= tid {
+        match self.may_go(&index) && index.segments[0].last <= tid {
             true => index.segments.pop_front(),
             false => None,
         }

@@ -20,7 +20,7 @@ pub use epochs::EpochRow;
 pub(super) use epochs::put_epoch;
 pub(super) use events::put_event;
 pub use events::{EventRow, Level};
-pub(super) use overflow::{Collapsed, collapse};
+pub(super) use overflow::{Collapsed, collapse, put_suspects};
 pub(super) use segments::{Sealed, SegmentRow};
 pub use targets::{Said, TargetId, TargetRow};
 pub(super) use targets::{all_targets, lose_place};

@@ -1,16 +1,23 @@
 //! A source's journal: the ring that gives TIDs, group commit, the log and the store together.
 
+mod change;
+mod checkpoint;
 mod commit;
+mod hot;
 mod mark;
 mod open;
+mod recover;
 mod reserve;
 mod retention;
 mod ring;
+mod shared;
+mod slots;
 mod space;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -24,11 +31,18 @@ use parking_lot::{Condvar, Mutex};
 use super::error::JournalError;
 use super::log::{Chunk, SegmentLog, SegmentReader};
 use super::store::{EpochRow, Store};
-use crate::base::{ChainDigest, EpochId, Position, Space, Tid, VolumeUuid};
+use crate::base::{ChainDigest, EpochId, Oid, Position, Space, Tid, VolumeUuid};
+use checkpoint::Checkpoints;
+use hot::HotSet;
 use ring::Ring;
+use shared::Shared;
+use slots::Slots;
 
+pub use change::InFlight;
+pub use checkpoint::{Checkpointer, SyncTree};
 pub use open::LastStop;
 pub use reserve::Reservation;
+pub use slots::UnderWay;
 
 /// Sizes and times.
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +122,15 @@ struct Core {
     done: Condvar,
     /// The committer has something to do. With `ring`.
     work: Condvar,
+    /// A checkpoint is due. With `ring`.
+    checkpoint_due: Condvar,
+    /// What survives a kill.
+    shared: Shared,
+    slots: Slots,
+    hot: HotSet,
+    checkpoints: Checkpoints,
+    /// Protects the list of objects without a name that are held open. Rank: a leaf.
+    orphans: Mutex<HashSet<Oid>>,
     /// That the log fills was said; only the committer asks.
     warned: AtomicBool,
     /// Only for its lock, which ends with it.
