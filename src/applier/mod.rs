@@ -34,7 +34,7 @@ use park::Park;
 pub use replica::{Adopt, Origin, Replica, ReplicaError, ReplicaLock};
 
 use crate::backing::Tree;
-use crate::base::{Commit, Oid, Position, Tid, faults};
+use crate::base::{Ballast, Commit, Oid, Position, Tid, faults};
 use crate::record::{DirItem, Op, Record};
 use crate::sys::Errno;
 
@@ -142,6 +142,8 @@ pub struct Applier {
     /// Up to here the tree may hold changes from a time before a crash.
     high_water: Tid,
     doubt: DoubtFile,
+    /// Room for the catalog on a full disk.
+    ballast: Ballast,
     /// Keeps every other process from this replica.
     _lock: ReplicaLock,
 }
@@ -156,7 +158,7 @@ impl Applier {
     /// # Errors
     /// [`ApplyError`] when the park cannot be read.
     pub fn new(replica: Replica, high_water: Tid) -> Result<Applier, ApplyError> {
-        let Replica { tree, catalog, park, doubt, lock, .. } = replica;
+        let Replica { tree, catalog, park, doubt, ballast, lock, .. } = replica;
         let plain = park.is_plain(&tree);
         let mut applier = Applier {
             fresh: Fresh::new(plain.unwrap_or(false)),
@@ -172,6 +174,7 @@ impl Applier {
             displaced: BTreeSet::new(),
             high_water,
             doubt,
+            ballast,
             _lock: lock,
         };
         applier.load_displaced().map_err(|cause| applier.explain("start", Oid::ROOT, Tid::ZERO, cause))?;
@@ -186,7 +189,7 @@ impl Applier {
         faults::point("applier.record")
             .map_err(|errno| self.explain(record.op.word(), record.oid, record.tid, errno.into()))?;
         let done = match self.perform(record) {
-            Err(Trouble::Errno(Errno::EPERM)) => self.perform_lifted(record),
+            Err(Trouble::Errno(errno @ (Errno::EPERM | Errno::EXDEV))) => self.perform_lifted(record, errno),
             other => other,
         };
         let done = self.block_if_alone(record.oid, done);
@@ -245,7 +248,12 @@ impl Applier {
         step("applier.before_sync")?;
         self.tree.sync().map_err(ApplyError::Sync)?;
         step("applier.after_sync")?;
-        self.catalog.commit(applied, jump)?;
+        self.catalog.commit(applied, jump).inspect_err(|error| {
+            // The transaction is gone with the error. The next session finds the room.
+            if error.is_full() {
+                self.ballast.release();
+            }
+        })?;
         step("applier.after_catalog")
     }
 
@@ -351,15 +359,16 @@ impl Applier {
         }
     }
 
-    /// An immutable or append-only object stood in the way: that is taken off until the group ends.
-    fn perform_lifted(&mut self, record: &Record<'_>) -> Outcome<()> {
+    /// An immutable or append-only object stood in the way, or a directory that hands its project down: that is taken off
+    /// until the group ends.
+    fn perform_lifted(&mut self, record: &Record<'_>, errno: Errno) -> Outcome<()> {
         let mut lifted = false;
         for oid in objects_of(record) {
             lifted |= self.lift_flags(oid)?;
         }
         match lifted {
             true => self.perform(record),
-            false => Err(Errno::EPERM.into()),
+            false => Err(errno.into()),
         }
     }
 

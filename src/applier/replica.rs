@@ -15,9 +15,9 @@ use super::catalog::{Catalog, CatalogError, Known, Row};
 use super::doubt::{self, DoubtFile};
 use super::park::{OID_XATTR, Park};
 use crate::backing::{BackingError, Tree};
-use crate::base::{Commit, Oid, Position, Space, VolumeUuid};
+use crate::base::{Ballast, Commit, Oid, Position, Space, StoredTimes, Timespec, VolumeUuid};
 use crate::record::RESERVED_DIR;
-use crate::sys::{self, Errno};
+use crate::sys::{self, Errno, TimeChange};
 
 /// Whether files that are there already may be taken over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,6 +89,7 @@ pub struct Replica {
     pub(super) park: Park,
     /// Why tree, catalog and inbox cannot be believed, if so.
     pub(super) doubt: DoubtFile,
+    pub(super) ballast: Ballast,
     space: Space,
     /// Unique id of this copy.
     pub id: VolumeUuid,
@@ -140,6 +141,7 @@ impl Replica {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&inbox).map_err(io)?;
         let park = Park::open(&tree).map_err(|errno| ReplicaError::Io { path: dir.to_owned(), cause: errno.into() })?;
         let mut doubt = DoubtFile::open(&state)?;
+        let ballast = Ballast::take(&state).map_err(io)?;
         let path = state.join("catalog.db");
         let catalog = match origin {
             Origin::Existing => open_existing(&path, (&tree, &park), space, &mut doubt)?,
@@ -149,9 +151,24 @@ impl Replica {
         if origin != Origin::Existing {
             write_id(dir, id, volume)?;
         }
-        let mut replica = Replica { tree, catalog, park, doubt, space, id, origin, inbox, lock: Arc::new(lock) };
+        let mut replica =
+            Replica { tree, catalog, park, doubt, ballast, space, id, origin, inbox, lock: Arc::new(lock) };
         replica.register_root()?;
         Ok(replica)
+    }
+
+    /// How the tree's filesystem stores times that are set, found out on the park, and whether its mount moves them. When
+    /// that cannot be found out, the first record will tell why.
+    pub fn stored_times(&self) -> StoredTimes {
+        const PROBE: Timespec = Timespec { sec: 1_000_000_000, nsec: 123_456_789 };
+        let set = TimeChange::Set(PROBE);
+        let kept = self.tree.mutate().set_times(self.park.fd(), set, set).and_then(|()| sys::fstat(self.park.fd()));
+        let still = |flags| flags & (libc::ST_NOATIME | libc::ST_RDONLY) != 0;
+        match (kept, self.tree.statfs()) {
+            (Ok(stat), _) if stat.atime != PROBE => StoredTimes::Coarse,
+            (_, Ok(stat)) if !still(stat.mount_flags) => StoredTimes::Moving,
+            _ => StoredTimes::Exact,
+        }
     }
 
     /// Its lock, for those who write to its inbox.

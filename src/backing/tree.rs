@@ -82,6 +82,10 @@ fn sync(fd: BorrowedFd<'_>) -> Result<()> {
     crate::base::faults::step("backing.syncfs", || sys::syncfs(fd))
 }
 
+/// What xfs calls the two access control lists on its disk. It lists them under these names too (fs/xfs/xfs_xattr.c), and
+/// whoever removes one name of the two has removed the other.
+const XFS_ACLS: [&[u8]; 2] = [b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT"];
+
 impl Tree {
     /// Opens the directory `path`; below a dead FUSE mount, which stays there, the directory that this hides.
     ///
@@ -217,14 +221,15 @@ impl Tree {
         sys::openat(fd, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0).map(DirStream::new)
     }
 
-    /// All xattrs of the object behind `fd`, without those that only dtfs uses.
+    /// All xattrs of the object behind `fd`, without those that only dtfs uses, each once.
     ///
     /// # Errors
     /// As listxattr(2) and getxattr(2).
     pub fn xattrs(&self, fd: BorrowedFd<'_>, reserved_prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let is_xfs = matches!(self.format, HandleFormat::Xfs);
         let mut out = Vec::new();
         for name in sys::listxattr(fd).or_else(no_xattrs)? {
-            if name.starts_with(reserved_prefix) {
+            if name.starts_with(reserved_prefix) || is_xfs && XFS_ACLS.contains(&&name[..]) {
                 continue;
             }
             let text = std::ffi::CString::new(name.clone()).map_err(|_| Errno::EIO)?;

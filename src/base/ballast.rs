@@ -1,7 +1,7 @@
 //! Room that is kept for a database on a full disk: SQLite cannot even delete there, because the log that it writes a
 //! deletion to has to grow first.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
@@ -22,7 +22,8 @@ pub struct Ballast {
 }
 
 impl Ballast {
-    /// Takes the room, in the file `ballast` of `dir`; on a disk that is full already there is none.
+    /// Takes the room, in the file `ballast` of `dir`; none on a disk that is full, or nearly: what was given up there is left
+    /// to the database.
     ///
     /// # Errors
     /// As open(2) and fallocate(2), but for a full disk.
@@ -30,7 +31,7 @@ impl Ballast {
         let path = dir.join("ballast");
         let held = match std::fs::metadata(&path).map(|meta| meta.len()) {
             Ok(len) if len >= BYTES as u64 => true,
-            _ => allocate(&path)?,
+            _ => has_room(dir)? && allocate(&path)?,
         };
         Ok(Ballast { path, held })
     }
@@ -43,6 +44,11 @@ impl Ballast {
         }
         released
     }
+}
+
+fn has_room(dir: &Path) -> io::Result<bool> {
+    let stat = nix::sys::statvfs::statvfs(dir)?;
+    Ok(stat.blocks_free() as u64 * stat.fragment_size() as u64 >= 16 * BYTES as u64)
 }
 
 /// False when the disk has no room.

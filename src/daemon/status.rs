@@ -114,6 +114,7 @@ fn target(
         work_left,
         consistent_at: consistent.then_some(row.applied),
         bytes_sent: sender.bytes_sent,
+        differs: sender.differs.clone(),
         last_error: sender.last_error.as_ref().map(last_error),
     })
 }

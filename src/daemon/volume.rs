@@ -305,6 +305,7 @@ impl Volume {
             };
             let options = SenderOptions {
                 target: id,
+                access_times: self.options.atime,
                 label: self.name.to_string(),
                 connect: self.connect(target),
                 compression: LOCAL_COMPRESSION,

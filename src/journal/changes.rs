@@ -230,6 +230,7 @@ mod tests {
             slot: slot(parent, "x"),
             shape: Shape::plain(kind),
             attrs,
+            flags: crate::sys::InodeFlags::default(),
             xattrs: Vec::new(),
             parent_after: attrs,
         }

@@ -157,6 +157,7 @@ fn greeting(Ready { replica, inbox, .. }: &Ready) -> HelloReply {
         commit: replica.commit(),
         high_water: inbox.high_water,
         doubt: replica.doubt().unwrap_or_default().to_owned(),
+        stored_times: replica.stored_times(),
     }
 }
 

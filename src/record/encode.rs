@@ -4,6 +4,7 @@ use super::codec::FieldWriter;
 use super::decode::{HEADER_BYTES, header_offset};
 use super::op::{Attrs, DirItem, Fate, Op, Shape, Slot, Xattr};
 use crate::base::{Oid, Tid};
+use crate::sys::InodeFlags;
 
 /// An encoded record that has no TID yet. Encoding needs no lock; [`Draft::finish`] does little. The payload is not copied.
 pub struct Draft<'a> {
@@ -87,11 +88,12 @@ fn put_op(out: &mut FieldWriter, op: &Op) -> u16 {
 
 fn put_namespace_op(out: &mut FieldWriter, op: &Op) -> u16 {
     match op {
-        Op::Create { slot, shape, attrs, xattrs, parent_after } => {
+        Op::Create { slot, shape, attrs, xattrs, flags, parent_after } => {
             put_slot(out, slot);
             put_shape(out, shape);
             put_attrs(out, attrs);
             put_xattrs(out, xattrs);
+            put_flags(out, flags);
             put_attrs(out, parent_after);
             1
         }
@@ -165,7 +167,7 @@ fn put_object_op(out: &mut FieldWriter, op: &Op) -> u16 {
             (21, attrs)
         }
         Op::SetFlags { flags, attrs } => {
-            out.u32(*flags);
+            put_flags(out, flags);
             (22, attrs)
         }
         Op::StateData { offset, attrs } => {
@@ -190,7 +192,7 @@ fn put_state_op(out: &mut FieldWriter, op: &Op) -> u16 {
         Op::StateDir { attrs, xattrs, flags, first, last, items } => {
             put_attrs(out, attrs);
             put_xattrs(out, xattrs);
-            out.u32(*flags);
+            put_flags(out, flags);
             out.u8(u8::from(*first));
             out.u8(u8::from(*last));
             out.u32(items.len() as u32);
@@ -201,13 +203,13 @@ fn put_state_op(out: &mut FieldWriter, op: &Op) -> u16 {
             put_shape(out, shape);
             put_attrs(out, attrs);
             put_xattrs(out, xattrs);
-            out.u32(*flags);
+            put_flags(out, flags);
             33
         }
         Op::StateAttrs { attrs, xattrs, flags } => {
             put_attrs(out, attrs);
             put_xattrs(out, xattrs);
-            out.u32(*flags);
+            put_flags(out, flags);
             39
         }
         Op::StateHash { offset, len, digests, attrs } => {
@@ -257,6 +259,14 @@ fn put_xattrs(out: &mut FieldWriter, xattrs: &[Xattr]) {
         out.short_bytes(&xattr.name);
         out.bytes(&xattr.value);
     }
+}
+
+/// A byte that says which words are not zero, and those.
+fn put_flags(out: &mut FieldWriter, flags: &InodeFlags) {
+    let words = [flags.flags, flags.xflags, flags.project, flags.extent_size, flags.cow_extent_size];
+    let there = words.iter().enumerate().fold(0, |all, (at, word)| all | u8::from(*word != 0) << at);
+    out.u8(there);
+    words.into_iter().filter(|word| *word != 0).for_each(|word| out.u32(word));
 }
 
 fn fate_byte(fate: Fate) -> u8 {

@@ -190,6 +190,7 @@ mod tests {
             commit: COMMIT,
             high_water: Tid(0),
             doubt: String::new(),
+            stored_times: crate::base::StoredTimes::Exact,
         }
     }
 

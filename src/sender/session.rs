@@ -15,7 +15,7 @@ use super::stream::{Batch, Stream};
 use super::thread::SenderOptions;
 use super::work::{Done, Walk};
 use super::{SenderState, SessionError};
-use crate::base::{Position, Tid, VolumeUuid, faults};
+use crate::base::{AtimeMode, Position, StoredTimes, Tid, VolumeUuid, faults};
 use crate::catchup::TreeView;
 use crate::journal::{Journal, JournalError, Level, NewWork, Said, TargetId, TargetRow, WorkKind, WorkReason};
 use crate::sys::Errno;
@@ -102,9 +102,11 @@ impl<'a> Session<'a> {
             space: identity.space,
             epoch: identity.epoch,
             durable: parts.journal.durable_tid(),
+            access_times: parts.options.access_times,
             label: parts.options.label.clone(),
         }))?;
         let reply = wait_for_reply(parts.mailbox)?;
+        let differs = note_times(&parts, &reply)?;
         let start = begin(&parts, &reply)?;
         let after = start.after.tid;
         let stored = find_target(&parts)?.applied;
@@ -120,6 +122,7 @@ impl<'a> Session<'a> {
             status.high_water = reply.high_water.min(after);
             status.stalled = None;
             status.last_error = None;
+            status.differs = differs;
             status.bytes_sent += bytes;
         });
         Ok(Session {
@@ -443,6 +446,26 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, SessionError> {
 fn find_target(parts: &Parts<'_>) -> Result<TargetRow, SessionError> {
     let row = parts.journal.store().target_by_id(parts.options.target)?;
     row.ok_or(SessionError::Protocol("the target was forgotten"))
+}
+
+/// What the target does otherwise with access times, if it does; an event when that is news.
+fn note_times(parts: &Parts<'_>, reply: &HelloReply) -> Result<Option<String>, SessionError> {
+    let text = match (reply.stored_times, parts.options.access_times) {
+        (StoredTimes::Coarse, _) => "times are stored coarser than here: its filesystem keeps fewer digits",
+        (StoredTimes::Moving, AtimeMode::EachRead) => {
+            "access times differ once its tree is read: it is mounted without noatime"
+        }
+        (StoredTimes::Moving, AtimeMode::AtClose) | (StoredTimes::Exact, _) => "",
+    };
+    let (store, target) = (parts.journal.store(), parts.options.target);
+    let key = format!("times.{}", target.0);
+    let said = store.meta_get(&key)?.unwrap_or_default();
+    if said != text.as_bytes() {
+        store.meta_set(&key, text.as_bytes())?;
+        let event = if text.is_empty() { "times are stored as here" } else { text };
+        store.event(Level::Warning, Some(target), event)?;
+    }
+    Ok((!text.is_empty()).then(|| text.to_owned()))
 }
 
 /// Turns the journal's progress into events, so that the session waits in one place, and cuts a connection on which nothing

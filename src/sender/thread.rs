@@ -9,7 +9,7 @@ use super::plan::Forked;
 use super::session::Session;
 use super::status::SharedStatus;
 use super::{SenderState, SenderStatus, SessionError};
-use crate::base::{Timespec, random_bytes};
+use crate::base::{AtimeMode, Timespec, random_bytes};
 use crate::catchup::TreeView;
 use crate::journal::{Journal, Level, TargetId};
 use crate::wire::{Compression, Connection, RefuseCode};
@@ -21,6 +21,8 @@ pub type Connect = Box<dyn Fn() -> std::io::Result<Connection> + Send>;
 pub struct SenderOptions {
     /// The target.
     pub target: TargetId,
+    /// When access times are recorded here.
+    pub access_times: AtimeMode,
     /// Name of the volume, for people at the other end.
     pub label: String,
     /// How to reach it.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::mutation::{BIRTH_RECORD, Mutation, NAME_RECORD, Touch, Touched};
 use super::opens::{BackingMode, Handle, OpenFile};
-use super::types::{Caller, Entry, NodeId, Object, Opened};
+use super::types::{Caller, Entry, NodeId, Object, Opened, kind};
 use super::{Stack, creds};
 use crate::backing::Found;
 use crate::base::Name;
@@ -18,6 +18,17 @@ enum Newborn<'a> {
     Directory { mode: u32 },
     Node { mode: u32, rdev: u64 },
     Symlink { text: &'a CStr },
+}
+
+impl Newborn<'_> {
+    /// How to open it: ioctls want a real descriptor, but a fifo would block and a device act.
+    fn open_flags(&self) -> i32 {
+        match self {
+            Newborn::Directory { .. } => libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOATIME,
+            Newborn::Node { mode, .. } if mode & libc::S_IFMT == libc::S_IFREG => libc::O_RDONLY | libc::O_NOATIME,
+            Newborn::Node { .. } | Newborn::Symlink { .. } => libc::O_PATH,
+        }
+    }
 }
 
 impl Stack {
@@ -57,14 +68,14 @@ impl Stack {
             Newborn::Node { mode, rdev } => tree.mknod(at, &name, *mode, *rdev)?,
             Newborn::Symlink { text } => tree.symlink(text, at, &name)?,
         }
-        let fd = change.read_back(sys::openat(at, name.as_cstr(), libc::O_PATH, 0))?;
+        let fd = change.read_back(sys::openat(at, name.as_cstr(), newborn.open_flags(), 0))?;
         let found = change.read_back(self.tree.found(fd.as_fd()))?;
         let entry = self.entry(found);
         self.record_birth(change, &dir, name, found, fd.as_fd())?;
         entry
     }
 
-    /// Records that `found` (open as `fd`) was made as `name` in `dir`.
+    /// Records that `found` (open as `fd`; for reading when it is a file or directory) was made as `name` in `dir`.
     fn record_birth(
         &self,
         change: Mutation<'_>,
@@ -80,11 +91,16 @@ impl Stack {
 
     fn birth_op(&self, dir: &Object, name: Name, found: Found, fd: BorrowedFd<'_>) -> Result<Op> {
         let xattrs = self.tree.xattrs(fd, RESERVED_XATTR_PREFIX)?;
+        let flags = match kind(&found.stat) {
+            libc::S_IFREG | libc::S_IFDIR => sys::inode_flags_get(fd)?,
+            _ => sys::inode_flags_at(dir.fd.as_fd(), name.as_cstr())?,
+        };
         Ok(Op::Create {
             slot: self.slot(dir, name),
             shape: Shape::of(fd, &found.stat)?,
             attrs: Attrs::of(&found.stat),
             xattrs: xattrs.into_iter().map(|(name, value)| Xattr { name, value }).collect(),
+            flags,
             parent_after: Attrs::of(&sys::fstat(dir.fd.as_fd())?),
         })
     }

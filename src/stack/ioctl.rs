@@ -73,11 +73,16 @@ impl Stack {
         let (key, fd) = self.readable(node, id)?;
         let change = self.begin(caller, &[Touch::Attributes(key)], SMALL_RECORD)?;
         creds::changing_attrs()?;
-        set(change.tree(), fd.as_fd())?;
-        let flags = change.read_back(sys::file_flags_get(fd.as_fd()))?;
+        let before = sys::inode_flags_get(fd.as_fd())?;
+        let outcome = set(change.tree(), fd.as_fd());
+        let flags = change.read_back(sys::inode_flags_get(fd.as_fd()))?;
+        // ext4 sets the flags first and may then refuse the project (fs/ext4/ioctl.c): a failed call can have an effect.
+        if outcome.is_err() && flags == before {
+            return outcome.map(|()| Vec::new());
+        }
         let stat = change.read_back(sys::fstat(fd.as_fd()))?;
-        let op = Op::SetFlags { flags: flags.0, attrs: Attrs::of(&stat) };
+        let op = Op::SetFlags { flags, attrs: Attrs::of(&stat) };
         change.commit(key, &op, &[]);
-        Ok(Vec::new())
+        outcome.map(|()| Vec::new())
     }
 }

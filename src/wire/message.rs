@@ -1,6 +1,6 @@
 //! The messages of a session.
 
-use crate::base::{ChainDigest, Commit, EpochId, Oid, Position, Space, Tid, VolumeUuid};
+use crate::base::{AtimeMode, ChainDigest, Commit, EpochId, Oid, Position, Space, StoredTimes, Tid, VolumeUuid};
 use crate::record::{DecodeError, FieldReader, FieldWriter};
 
 /// What the source says first.
@@ -16,6 +16,8 @@ pub struct Hello {
     pub epoch: EpochId,
     /// Last TID that is durable at the source.
     pub durable: Tid,
+    /// When an access time is recorded there.
+    pub access_times: AtimeMode,
     /// Name of the volume, for people.
     pub label: String,
 }
@@ -52,6 +54,8 @@ pub struct HelloReply {
     pub high_water: Tid,
     /// Why it is doubtful; empty when it is not.
     pub doubt: String,
+    /// How it stores access times.
+    pub stored_times: StoredTimes,
 }
 
 /// Something the target must have to go on.
@@ -273,6 +277,7 @@ impl Hello {
         out.u32(self.space.0);
         out.0.extend_from_slice(&self.epoch.0);
         out.u64(self.durable.0);
+        out.u8(self.access_times as u8);
         out.short_bytes(clip(&self.label));
     }
 
@@ -283,6 +288,10 @@ impl Hello {
             space: Space(r.u32("space")?),
             epoch: EpochId(r.fixed("epoch")?),
             durable: Tid(r.u64("durable TID")?),
+            access_times: match r.flag("access times")? {
+                false => AtimeMode::AtClose,
+                true => AtimeMode::EachRead,
+            },
             label: text(r)?,
         })
     }
@@ -298,6 +307,7 @@ impl HelloReply {
         out.0.extend_from_slice(&self.commit.to_bytes());
         out.u64(self.high_water.0);
         out.short_bytes(clip(&self.doubt));
+        out.u8(self.stored_times as u8);
     }
 
     fn decode(r: &mut FieldReader<'_>) -> Result<HelloReply, DecodeError> {
@@ -315,7 +325,19 @@ impl HelloReply {
         };
         let (received, applied) = (position(r, "received")?, position(r, "applied")?);
         let (commit, high_water) = (Commit::from_bytes(r.fixed("commit")?), Tid(r.u64("high water")?));
-        Ok(HelloReply { version, replica, state, received, applied, commit, high_water, doubt: text(r)? })
+        let doubt = text(r)?;
+        let stored_times = stored_times(r)?;
+        Ok(HelloReply { version, replica, state, received, applied, commit, high_water, doubt, stored_times })
+    }
+}
+
+fn stored_times(r: &mut FieldReader<'_>) -> Result<StoredTimes, DecodeError> {
+    let offset = r.offset();
+    match r.u8("stored times")? {
+        0 => Ok(StoredTimes::Exact),
+        1 => Ok(StoredTimes::Coarse),
+        2 => Ok(StoredTimes::Moving),
+        other => Err(DecodeError::Value { what: "stored times", offset, value: u64::from(other) }),
     }
 }
 
@@ -425,6 +447,7 @@ mod tests {
                 space: Space(6),
                 epoch: EpochId([2; 16]),
                 durable: Tid(77),
+                access_times: AtimeMode::EachRead,
                 label: "data".into(),
             }),
             Message::HelloReply(HelloReply {
@@ -436,6 +459,7 @@ mod tests {
                 commit: Commit { number: 6, nonce: 7 },
                 high_water: Tid(8),
                 doubt: "no catalog".into(),
+                stored_times: StoredTimes::Coarse,
             }),
             Message::Refuse { code: RefuseCode::Wrong, text: "no".into() },
             Message::Start { after: Position { tid: Tid(6), ..Position::START }, jump: true },

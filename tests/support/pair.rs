@@ -17,7 +17,7 @@ use dtfs::backing::compare::CompareOptions;
 use dtfs::journal::{Journal, JournalOptions, TargetId};
 use dtfs::receiver::{ServeOptions, serve};
 use dtfs::sender::{Connect, Forked, SenderOptions, SenderState, SenderStatus, SenderThread};
-use dtfs::stack::{Stack, StackOptions};
+use dtfs::stack::{AtimeMode, Stack, StackOptions};
 use dtfs::wire::{Breaker, Compression, Connection, Peer};
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -222,6 +222,7 @@ impl Pair {
         assert!(self.sender.is_none(), "one sender per target");
         let options = SenderOptions {
             target: self.target,
+            access_times: AtimeMode::AtClose,
             label: "data".into(),
             connect: self.connect(),
             compression: Compression::Zstd { level: 1, max_bytes: 64 << 10 },

@@ -99,7 +99,8 @@ fn children(pid: i32) -> Vec<i32> {
 
 /// Mount points at or below `dir`, as (path, filesystem type), in the order of mounting.
 pub(crate) fn mounts_below(dir: &Path) -> Vec<(String, String)> {
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
+    // The thread's and not the process's: a rig has mounts of its own.
+    let table = fs::read_to_string("/proc/thread-self/mountinfo").expect("/proc is mounted");
     let entries = table.lines().filter_map(|line| {
         let (left, right) = line.split_once(" - ")?;
         let path = left.split(' ').nth(4)?.replace("\\040", " ");
