@@ -147,7 +147,8 @@ fn a_failed_call_never_passes_as_success() {
             }
             pair.wait_equal(&format!("{point} failed with {errno}"));
             let cost = pair.bytes_sent() - sent;
-            assert!(cost < 1 << 20, "{point}, {errno}: {cost} bytes were sent");
+            // A comparison sends small files whole; the large one is not sent again.
+            assert!(cost < 5 << 20, "{point}, {errno}: {cost} bytes were sent");
             let syncs = ["receiver.sync", "journal.fdatasync", "backing.syncfs"].contains(&point);
             let doubted = count(&pair, "cannot vouch") > doubts;
             let catalog = point == "applier.catalog" && errno != ENOSPC;

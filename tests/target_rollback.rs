@@ -234,7 +234,7 @@ fn a_source_on_another_filesystem_gets_new_ids_and_sends_nothing_again() {
 /// The source's journal and tree are put back to an older copy: what the target has is not thrown away unasked.
 #[test]
 fn a_source_that_was_put_back_is_not_followed() {
-    for goes_on in [false, true] {
+    for (goes_on, elsewhere) in [(false, false), (true, false), (false, true)] {
         let (mut pair, hand) = mirrored();
         pair.stop();
         drop(hand);
@@ -254,8 +254,14 @@ fn a_source_that_was_put_back_is_not_followed() {
         pair.stop();
         drop(hand);
         pair.close(true);
-        for name in ["source", "journal"] {
-            replace(&pair.root().join(name), &kept.join(name));
+        replace(&pair.root().join("journal"), &kept.join("journal"));
+        match elsewhere {
+            true => replace(&pair.source(), &kept.join("source")),
+            false => {
+                // In the same directory, as from an image of the disk.
+                tool("find", &[pair.source().to_str().unwrap(), "-mindepth", "1", "-delete"]);
+                copy(&kept.join("source").join("."), &pair.source());
+            }
         }
         pair.open();
         let hand = Hand::new(pair.stack());

@@ -27,42 +27,58 @@ const MOST_BYTES: usize = 512;
 pub(super) struct DoubtFile {
     path: PathBuf,
     reason: Option<String>,
+    /// What the tree had reached when the doubt came, where that is known.
+    reached: Option<Position>,
 }
 
 impl DoubtFile {
     pub(super) fn open(state: &Path) -> Result<DoubtFile, ReplicaError> {
         let path = state.join("doubt");
-        let reason = match fs::read(&path) {
-            Ok(bytes) => Some(String::from_utf8_lossy(&bytes[..bytes.len().min(MOST_BYTES)]).trim().to_owned()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        let text = match fs::read(&path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(DoubtFile { path, reason: None, reached: None });
+            }
             Err(cause) => return Err(ReplicaError::Io { path, cause }),
         };
-        Ok(DoubtFile { path, reason })
+        let mut lines = text.lines();
+        let reason = lines.next().unwrap_or_default().chars().take(MOST_BYTES).collect();
+        Ok(DoubtFile { path, reason: Some(reason), reached: lines.next().and_then(read_position) })
     }
 
     pub(super) fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
     }
 
+    /// What the tree had reached, where that is known: a source that never was there must not overwrite it unasked.
+    pub(super) fn reached(&self) -> Option<Position> {
+        self.reached
+    }
+
     /// Writes the reason down; an earlier one stays.
-    pub(super) fn cast(&mut self, reason: &str) -> Result<(), ReplicaError> {
+    pub(super) fn cast(&mut self, reason: &str, reached: Option<Position>) -> Result<(), ReplicaError> {
         if self.reason.is_some() {
             return Ok(());
         }
         tracing::warn!(%reason, "this replica must be compared with its source");
         let write = || {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&self.path)?;
-            writeln!(file, "{}", reason.get(..MOST_BYTES).unwrap_or(reason))?;
+            writeln!(file, "{}", reason.get(..MOST_BYTES).unwrap_or(reason).replace('\n', " "))?;
+            if let Some(reached) = reached {
+                writeln!(file, "{}", write_position(reached))?;
+            }
             file.sync_all()?;
             self.sync_dir()
         };
         write().map_err(|cause| ReplicaError::Io { path: self.path.clone(), cause })?;
         self.reason = Some(reason.to_owned());
+        self.reached = reached;
         Ok(())
     }
 
     /// The source compares everything now.
     pub(super) fn settle(&mut self) -> Result<(), ReplicaError> {
+        self.reached = None;
         if self.reason.take().is_some() {
             let remove = || fs::remove_file(&self.path).and_then(|()| self.sync_dir());
             remove().map_err(|cause| ReplicaError::Io { path: self.path.clone(), cause })?;
@@ -73,6 +89,16 @@ impl DoubtFile {
     fn sync_dir(&self) -> io::Result<()> {
         File::open(self.path.parent().unwrap_or(Path::new("/")))?.sync_all()
     }
+}
+
+fn write_position(position: Position) -> String {
+    position.to_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn read_position(text: &str) -> Option<Position> {
+    let bytes: Option<Vec<u8>> =
+        (0..text.len() / 2).map(|at| u8::from_str_radix(text.get(2 * at..2 * at + 2)?, 16).ok()).collect();
+    Some(Position::from_bytes(bytes?.try_into().ok()?))
 }
 
 /// Whether the tree's commit and the catalog's belong together: they are the same, or the catalog was about to follow.

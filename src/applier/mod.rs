@@ -277,7 +277,8 @@ impl Applier {
     /// # Errors
     /// When that cannot be written down.
     pub fn cast_doubt(&mut self, reason: &str) -> Result<(), ApplyError> {
-        Ok(self.doubt.cast(reason)?)
+        let reached = self.applied();
+        Ok(self.doubt.cast(reason, Some(reached))?)
     }
 
     /// Whether the replica is in doubt.

@@ -331,7 +331,14 @@ impl Applier {
         let label = format!("{}-{:x}", occupant.key.ino, occupant.key.generation);
         let label = Name::new(label.as_bytes()).map_err(|_| Errno::EINVAL)?;
         tracing::warn!(%name, %label, "an object that is not of the volume was moved to .dtfs/orphans");
-        Ok(self.tree.mutate().rename(dir, name, self.park.orphans(), &label, libc::RENAME_NOREPLACE)?)
+        let orphans = self.park.orphans();
+        match self.tree.mutate().rename(dir, name, orphans, &label, libc::RENAME_NOREPLACE) {
+            // Another name of the same object: it is kept under the first.
+            Err(Errno::EEXIST) if self.tree.lookup(orphans, &label)?.key == occupant.key => {
+                Ok(self.tree.mutate().unlink(dir, name)?)
+            }
+            done => Ok(done?),
+        }
     }
 
     fn park_dir(&mut self, oid: Oid) -> Outcome<()> {

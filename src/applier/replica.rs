@@ -191,6 +191,11 @@ impl Replica {
         self.doubt.reason()
     }
 
+    /// The position that the tree had reached when the doubt came, where that is known.
+    pub fn reached(&self) -> Option<Position> {
+        self.doubt.reached()
+    }
+
     /// The position that the inbox was being begun anew at when the last process ended.
     pub fn jump(&self) -> Option<Position> {
         self.catalog.cursor().jump
@@ -212,7 +217,8 @@ impl Replica {
     /// # Errors
     /// When that cannot be written down.
     pub fn cast_doubt(&mut self, reason: &str) -> Result<(), ReplicaError> {
-        self.doubt.cast(reason)?;
+        let reached = self.applied();
+        self.doubt.cast(reason, Some(reached))?;
         let path = self.catalog.path().to_owned();
         self.catalog = doubt::make_anew(&path, &self.tree, &self.park, self.space)?;
         self.register_root()
@@ -234,38 +240,39 @@ fn open_existing(
     space: Space,
     doubt: &mut DoubtFile,
 ) -> Result<Catalog, ReplicaError> {
-    let reason = match (doubt.reason(), path.exists()) {
+    let (reason, reached) = match (doubt.reason(), path.exists()) {
         (Some(_), _) => return doubt::make_anew(path, tree, park, space),
-        (None, false) => "its catalog is missing".to_owned(),
+        (None, false) => ("its catalog is missing".to_owned(), None),
         (None, true) => match Catalog::open(path).and_then(|catalog| inspect(catalog, tree, park, space)) {
             Ok(Ok(catalog)) => return Ok(catalog),
-            Ok(Err(reason)) => reason.to_owned(),
-            Err(error) if error.is_damage() => error.to_string(),
+            Ok(Err((reason, reached))) => (reason.to_owned(), Some(reached)),
+            Err(error) if error.is_damage() => (error.to_string(), None),
             Err(error) => return Err(error.into()),
         },
     };
-    doubt.cast(&reason)?;
+    doubt.cast(&reason, reached)?;
     doubt::make_anew(path, tree, park, space)
 }
 
-/// The catalog, when it speaks of this tree as it is; else why it does not.
+/// The catalog, when it speaks of this tree as it is; else why it does not, and the position it has.
 fn inspect(
     mut catalog: Catalog,
     tree: &Tree,
     park: &Park,
     space: Space,
-) -> Result<Result<Catalog, &'static str>, CatalogError> {
+) -> Result<Result<Catalog, (&'static str, Position)>, CatalogError> {
     let (cursor, root) = (catalog.cursor(), catalog.get(Oid::ROOT)?);
-    Ok(match () {
-        () if cursor.space != space => Err("the source's volume lies on another filesystem than before"),
+    let reason = match () {
+        () if cursor.space != space => "the source's volume lies on another filesystem than before",
         () if !doubt::are_of_one_time(&cursor, park.commit(tree)) => {
-            Err("its tree and its catalog are from different times")
+            "its tree and its catalog are from different times"
         }
         () if root.is_some_and(|row| row.key != tree.root_key()) => {
-            Err("its tree was copied: the objects have other inode numbers than its catalog knows")
+            "its tree was copied: the objects have other inode numbers than its catalog knows"
         }
-        () => Ok(catalog),
-    })
+        () => return Ok(Ok(catalog)),
+    };
+    Ok(Err((reason, cursor.applied)))
 }
 
 fn make_dir(dir: &Path) -> Result<(), ReplicaError> {

@@ -152,7 +152,7 @@ fn greeting(Ready { replica, inbox, .. }: &Ready) -> HelloReply {
             (Origin::Existing, None) => ReplicaState::Replica,
             (Origin::Existing, Some(_)) => ReplicaState::Doubtful,
         },
-        received: inbox.received,
+        received: replica.reached().unwrap_or(inbox.received),
         applied: replica.applied(),
         commit: replica.commit(),
         high_water: inbox.high_water,

@@ -122,10 +122,13 @@ pub fn plan(ours: &Ours, theirs: &HelloReply) -> Plan {
     match theirs.state {
         ReplicaState::Fresh => return Plan::Mirror,
         ReplicaState::Adopted => return Plan::Compare(Cause::TakenOver),
-        ReplicaState::Doubtful => return Plan::Compare(Cause::Doubt(theirs.doubt.clone())),
-        ReplicaState::Replica => {}
+        ReplicaState::Doubtful | ReplicaState::Replica => {}
     }
     match (ours.standing, ours.forked) {
+        // Whatever it is in doubt of: what it had reached was ours, as far as it is known.
+        (Standing::Ours | Standing::Forgotten, _) if theirs.state == ReplicaState::Doubtful => {
+            Plan::Compare(Cause::Doubt(theirs.doubt.clone()))
+        }
         (Standing::Ours | Standing::Forgotten, _) => continue_with(ours, theirs),
         (_, Forked::Compare) => Plan::Compare(Cause::Forked),
         (Standing::Ahead, Forked::Refuse) => Plan::Refuse(Fork::Ahead),
@@ -252,9 +255,8 @@ mod tests {
             assert_eq!(plan(&ours, &replica(80, 60)), Plan::Refuse(fork));
             let decided = Ours { forked: Forked::Compare, ..ours };
             assert_eq!(plan(&decided, &replica(80, 60)), Plan::Compare(Cause::Forked));
-            // What vouches for nothing cannot be the only copy of anything.
-            let doubtful = HelloReply { state: ReplicaState::Doubtful, ..replica(0, 0) };
-            assert_eq!(plan(&ours, &doubtful), Plan::Compare(Cause::Doubt(String::new())));
+            let doubtful = HelloReply { state: ReplicaState::Doubtful, ..replica(80, 60) };
+            assert_eq!(plan(&ours, &doubtful), Plan::Refuse(fork), "it may be the only copy all the same");
         }
     }
 }
