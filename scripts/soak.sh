@@ -18,6 +18,8 @@ RIGS=(
   "target-btrfs|DTFS_CUTS=20|power|a_target_loses_power_on_btrfs"
   "two-disks|DTFS_CUTS=10|power|two_disks"
   "flips|DTFS_STRIDE=1|flips|"
+  "flips-state|DTFS_FLIPS=400|flips_state|"
+  "overflow||overflow|"
   "controls-kill||killed|control"
   "controls-power||power|control"
 )
@@ -51,7 +53,7 @@ need_packages "${DTFS_NEEDS_BUILD[@]}" "${DTFS_NEEDS_TEST[@]}"
 programs=$(mktemp -d)
 log=$(mktemp --suffix .soak.log)
 trap 'rm -rf "$programs"' EXIT
-for program in killed power flips; do
+for program in killed power flips flips_state overflow; do
   binary=$(cargo test --locked --test "$program" --no-run --message-format json 2>/dev/null |
     python3 -c 'import json, sys
 found = [json.loads(line).get("executable") for line in sys.stdin if line.startswith("{")]

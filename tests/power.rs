@@ -12,7 +12,7 @@ use dtfs::backing::compare::compare_trees;
 use support::host::Frozen;
 use support::power::{JournalOn, Machine, Victim};
 use support::prng::Prng;
-use support::recorder::{Cut, Unflushed};
+use support::recorder::Cut;
 use support::scratch::FileSystem;
 use support::storm::{Books, Storm, worker_was_asked};
 use support::trees;
@@ -58,14 +58,13 @@ impl Rig {
 
     /// Work, a cut, recovery. What is wrong afterwards.
     fn round(&mut self, number: u64, victim: Victim) -> Vec<String> {
-        let fate = Unflushed::any(&mut self.prng);
         let storm_seed = self.prng.next();
         let books = self.books.clone();
         let mut storm = Storm::start(&self.machine.tree, &books, CHAOS, storm_seed);
         storm.reach(20 + self.prng.below(100));
         let frozen = self.machine.lose_power(victim, self.prng.below(60) as usize);
-        let cuts = self.recover((victim, fate), storm, frozen);
-        self.context = format!("{}; {number}: {victim:?} {fate:?} {cuts:?}", self.context);
+        let cuts = self.recover(victim, storm, frozen);
+        self.context = format!("{}; {number}: {victim:?} {cuts:?}", self.context);
         let mut broken = self.books.broken(&self.machine.tree);
         broken.extend(self.lost_place.take());
         self.machine.host.wait("data", WAIT_SECONDS);
@@ -74,7 +73,7 @@ impl Rig {
     }
 
     /// Programs on a source that died end before its disks can go; on one that lives they go on.
-    fn recover(&mut self, (victim, fate): (Victim, Unflushed), storm: Storm<'_>, frozen: Option<Frozen>) -> Vec<Cut> {
+    fn recover(&mut self, victim: Victim, storm: Storm<'_>, frozen: Option<Frozen>) -> Vec<Cut> {
         let machine = &mut self.machine;
         let living = match &frozen {
             Some(_) => Some(storm),
@@ -83,7 +82,7 @@ impl Rig {
                 None
             }
         };
-        let cuts = machine.restore(victim, fate, &mut self.prng);
+        let cuts = machine.restore(victim, &mut self.prng);
         let (acknowledged, held) = machine.positions();
         if held.received < acknowledged.received || held.applied < acknowledged.applied {
             self.lost_place = Some(format!("{acknowledged:?} was acknowledged, {held:?} is there"));
@@ -103,8 +102,8 @@ impl Rig {
 }
 
 /// Negative control: with `fault` in the daemon, the same rig must find something wrong.
-fn must_fail(kind: FileSystem, victims: &[Victim], fault: &str) {
-    let mut rig = Rig::new(kind, JournalOn::SameDisk, fault);
+fn must_fail(journal: JournalOn, victims: &[Victim], fault: &str) {
+    let mut rig = Rig::new(FileSystem::Ext4, journal, fault);
     for cut in 0..CONTROL_CUTS {
         let broken = rig.round(cut, victims[cut as usize % victims.len()]);
         let report = compare_trees(&rig.machine.tree, &rig.machine.target, &trees::BUT_HOLES).unwrap();
@@ -118,14 +117,36 @@ fn must_fail(kind: FileSystem, victims: &[Victim], fault: &str) {
 
 #[test]
 fn control_fsync_is_left_out() {
-    must_fail(FileSystem::Ext4, &[Victim::Source], "backing.fsync=skip");
+    must_fail(JournalOn::SameDisk, &[Victim::Source], "backing.fsync=skip");
+}
+
+#[test]
+fn control_a_target_acknowledges_before_its_fsync() {
+    must_fail(JournalOn::SameDisk, &[Victim::Target], "receiver.fdatasync=skip");
+}
+
+/// An object in doubt is not on the list of those that are compared.
+#[test]
+fn control_intents_are_left_out() {
+    must_fail(JournalOn::OwnDisk, &[Victim::Source], "rule.intents=skip");
+}
+
+/// A target can then hold what the source lost, and nobody knows.
+#[test]
+fn control_records_are_sent_before_they_are_durable() {
+    must_fail(JournalOn::OwnDisk, &[Victim::Source], "journal.durable_only=skip,rule.intents=skip");
 }
 
 fn live_through(kind: FileSystem, journal: JournalOn, victims: &[Victim], cuts: u64) {
-    let mut rig = Rig::new(kind, journal, "");
+    // Nothing was changed past the mount: what the journal has in doubt must be enough.
+    let mut rig = Rig::new(kind, journal, "daemon.scan=skip");
     for cut in 0..number("DTFS_CUTS").unwrap_or(cuts) {
         rig.sound_round(cut, victims[cut as usize % victims.len()]);
     }
+    let log = rig.machine.host.log();
+    assert!(!log.contains("is damaged"), "a power cut was taken for damage:\n{log}");
+    let noticed = victims == [Victim::Target] || log.contains("power loss: what is in doubt");
+    assert!(noticed, "no power cut of the source was noticed:\n{log}");
     rig.machine.host.stop();
 }
 

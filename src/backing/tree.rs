@@ -92,11 +92,20 @@ impl Tree {
     /// # Errors
     /// [`BackingError`] when it is no directory, holds mounts below, or lies on a filesystem without known handles.
     pub fn open(path: &Path) -> std::result::Result<Tree, BackingError> {
+        match Tree::open_below_mounts(path)? {
+            (tree, inner) if inner.is_empty() => Ok(tree),
+            (_, inner) => Err(BackingError::InnerMounts { path: path.to_owned(), inner }),
+        }
+    }
+
+    /// As [`Tree::open`], but where other filesystems are mounted below, the tree is what they cover: its private clone of
+    /// the mount is without them. Names them.
+    ///
+    /// # Errors
+    /// As [`Tree::open`], except for the mounts.
+    pub fn open_below_mounts(path: &Path) -> std::result::Result<(Tree, Vec<PathBuf>), BackingError> {
         let io = |what| move |errno| BackingError::Io { path: path.to_owned(), what, errno };
         let inner = inner_mounts(path).map_err(io("read mountinfo"))?;
-        if !inner.is_empty() {
-            return Err(BackingError::InnerMounts { path: path.to_owned(), inner });
-        }
         let text = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(|_| io("open")(Errno::EINVAL))?;
         let cwd = nix::fcntl::AT_FDCWD;
         let clone = match sys::openat(cwd, &text, libc::O_RDONLY | libc::O_DIRECTORY, 0) {
@@ -116,7 +125,7 @@ impl Tree {
         let format = HandleFormat::learn(magic, &handle).map_err(unsupported)?;
         let root_key = format.unpack(&handle).map_err(unsupported)?;
         let dev = sys::fstat(root.as_fd()).map_err(io("stat"))?.dev;
-        Ok(Tree { root, sync_fd, format, root_key, dev })
+        Ok((Tree { root, sync_fd, format, root_key, dev }, inner))
     }
 
     /// The root directory, open for reading.

@@ -35,8 +35,8 @@ pub(crate) struct Host {
     output: TempDir,
     daemon: Option<Process>,
     volumes: Vec<PathBuf>,
-    /// What the daemon finds in its environment.
-    env: Vec<(&'static str, String)>,
+    /// Fault points of every daemon.
+    faults: String,
     commands: AtomicU32,
 }
 
@@ -46,15 +46,12 @@ impl Host {
         assert!(Path::new("/dev/fuse").exists(), "these tests mount: /dev/fuse is needed");
         let scratch = || tempfile::Builder::new().prefix("dtfs-host-").tempdir().expect("a temporary directory");
         let (root, output, commands) = (scratch(), scratch(), AtomicU32::new(0));
-        Host { root, output, daemon: None, volumes: Vec::new(), env: Vec::new(), commands }
+        Host { root, output, daemon: None, volumes: Vec::new(), faults: String::new(), commands }
     }
 
     /// Gives the daemons that are started from now on, and their targets, these fault points (`base::faults`).
     pub(crate) fn arm_faults(&mut self, spec: &str) {
-        self.env.retain(|(name, _)| *name != "DTFS_FAULTS");
-        if !spec.is_empty() {
-            self.env.push(("DTFS_FAULTS", spec.to_owned()));
-        }
+        self.faults = spec.to_owned();
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -85,7 +82,7 @@ impl Host {
 
     /// Starts the daemon and returns when it answers.
     pub(crate) fn start(&mut self) {
-        self.start_with_faults("");
+        self.start_with_faults(&self.faults.clone());
     }
 
     /// As [`Host::start`], with these fault points armed (`DTFS_FAULTS`).
@@ -93,7 +90,6 @@ impl Host {
         assert!(self.daemon.is_none(), "one daemon per host");
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a log file");
         let mut command = self.command(&["daemon"]);
-        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
         command.env("DTFS_FAULTS", faults);
         self.daemon = Some(Process::spawn(&mut command));
@@ -125,6 +121,10 @@ impl Host {
         }
     }
 
+    pub(crate) fn daemon_pid(&self) -> i32 {
+        self.daemon.as_ref().expect("the daemon runs").pid()
+    }
+
     /// Stops the daemon's time.
     pub(crate) fn freeze(&self) -> Frozen {
         let daemon = self.daemon.as_ref().expect("the daemon runs");
@@ -137,6 +137,18 @@ impl Host {
         for pid in self.servers() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             wait_until("the killed target process", STOP_LIMIT, || is_gone(pid).then_some(()));
+        }
+    }
+
+    /// What lives in memory is gone, as when the system goes down. The daemon does not run.
+    pub(crate) fn lose_memory(&self) {
+        let run = self.root().join("run/dtfs");
+        let _ = fs::read_link(run.join("memory")).map(fs::remove_dir_all);
+        for entry in fs::read_dir(run).expect("the runtime directory") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_some_and(|kind| kind == "memory") {
+                fs::remove_file(path).expect("a file of the daemon's");
+            }
         }
     }
 

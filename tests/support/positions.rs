@@ -29,21 +29,21 @@ pub(crate) fn acknowledged(state: &Path) -> Place {
 /// The place that the only replica in `replicas` has on its disk, of the volume whose state lies in `state`.
 pub(crate) fn held(state: &Path, replicas: &Path) -> Place {
     let replica = fs::read_dir(replicas).expect("the replicas").next().expect("a replica").expect("an entry").path();
-    let applied =
-        open_copy(&replica, "catalog.db")
-            .query_row("SELECT value FROM meta WHERE key = 'applied'", [], |row| Ok(Tid(row.get::<_, i64>(0)? as u64)));
-    let applied = applied.expect("a cursor");
+    let applied = cursor(&open_copy(&replica, "catalog.db"));
     Place { received: inbox_end(state, &replica.join("inbox")).max(applied), applied }
+}
+
+fn cursor(catalog: &Connection) -> Tid {
+    let applied = catalog.query_row("SELECT value FROM meta WHERE key = 'applied'", [], |row| row.get::<_, i64>(0));
+    Tid(applied.expect("a cursor") as u64)
 }
 
 fn inbox_end(state: &Path, inbox: &Path) -> Tid {
     let store = open_copy(state, "state.db");
-    let id = |key: &str| -> [u8; 16] {
-        store.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).expect("an id")
-    };
+    let volume = store.query_row("SELECT value FROM meta WHERE key = 'volume'", [], |row| row.get(0)).expect("an id");
     let copy = copy_of(inbox);
-    let options = LogOptions::default();
-    let log = SegmentLog::open(copy.path(), VolumeUuid(id("volume")), EpochId(id("epoch")), options);
+    // The epoch is only written into new segments.
+    let log = SegmentLog::open(copy.path(), VolumeUuid(volume), EpochId([0; 16]), LogOptions::default());
     log.expect("a whole inbox").last_tid()
 }
 
@@ -58,7 +58,7 @@ fn open_copy(dir: &Path, name: &str) -> Connection {
     }
     // The connection holds the files open; their names are not needed any more once it has read something.
     let connection = Connection::open(copy.path().join(name)).expect("a database");
-    connection.query_row("SELECT count(*) FROM meta", [], |_| Ok(())).expect("a table that both have");
+    connection.query_row("SELECT count(*) FROM sqlite_master", [], |_| Ok(())).expect("a database");
     connection
 }
 

@@ -22,6 +22,8 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const SHARED_MEMORY: &str = "/dev/shm";
 /// xfs refuses less than 300 MiB.
 const DISK_MIB: u64 = 512;
+/// Of a journal's own disk: the tree is ahead of it for long, and a cut finds it so.
+const SLOW_FLUSH: Duration = Duration::from_millis(15);
 const UNMOUNT_LIMIT: Duration = Duration::from_secs(10);
 const VOLUME: &str = "data";
 
@@ -173,6 +175,7 @@ impl Machine {
         ];
         if own_disk {
             drives.push(Drive::new(&recorder, 2, kind, point(2), vec![journal_bind]));
+            recorder.slow_down(2, SLOW_FLUSH);
         }
         let (tree, target) = (point(0).join("tree"), point(1).join("target"));
         fs::create_dir(&tree).expect("a directory for the tree");
@@ -228,16 +231,17 @@ impl Machine {
         None
     }
 
-    /// The victim's disks are back, with what they kept. No process may have files open below its mount any more.
-    pub(crate) fn restore(&mut self, victim: Victim, fate: Unflushed, prng: &mut Prng) -> Vec<Cut> {
+    /// The victim's disks are back, each with what it kept. No process may have files open below its mount any more.
+    pub(crate) fn restore(&mut self, victim: Victim, prng: &mut Prng) -> Vec<Cut> {
         let disks = self.disks_of(victim);
         if victim != Victim::Target {
             while is_dtfs(&self.tree) {
                 tool("umount", &["--lazy", utf8(&self.tree)]);
             }
+            self.host.lose_memory();
         }
         disks.iter().for_each(|disk| self.drives[*disk].unplug());
-        let cuts = disks.iter().map(|disk| self.recorder.restore(*disk, fate, prng)).collect();
+        let cuts = disks.iter().map(|disk| self.recorder.restore(*disk, Unflushed::any(prng), prng)).collect();
         disks.iter().for_each(|disk| self.drives[*disk].plug_in(&self.recorder));
         cuts
     }

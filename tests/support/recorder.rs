@@ -117,6 +117,7 @@ struct Disk {
     unflushed_bytes: u64,
     /// Changes that were made certain so far.
     flushed: u64,
+    flush_takes: Duration,
     is_cut: bool,
 }
 
@@ -128,7 +129,17 @@ impl Disk {
             file
         };
         let (now, certain) = (file(), file());
-        Disk { size, sector, now, certain, unflushed: vec![], unflushed_bytes: 0, flushed: 0, is_cut: false }
+        Disk {
+            size,
+            sector,
+            now,
+            certain,
+            unflushed: vec![],
+            unflushed_bytes: 0,
+            flushed: 0,
+            flush_takes: FLUSH_TAKES,
+            is_cut: false,
+        }
     }
 
     fn change(&mut self, change: Change) -> std::io::Result<()> {
@@ -264,6 +275,11 @@ impl Recorder {
     /// The file that is disk number `disk`.
     pub(crate) fn path(&self, disk: usize) -> PathBuf {
         self.point.join(disk.to_string())
+    }
+
+    /// From now on a flush of this disk takes so long.
+    pub(crate) fn slow_down(&self, disk: usize, flush_takes: Duration) {
+        self.disks.lock()[disk].flush_takes = flush_takes;
     }
 
     /// Waits until at least `unflushed` changes are on their way, or for a while. From that moment on these disks answer
@@ -428,8 +444,8 @@ impl Filesystem for Shelf {
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         // What is written while it takes its time is not covered, and a cut finds it unfinished.
-        let outcome = self.disk(ino, |disk| Ok(disk.changes())).and_then(|upto| {
-            std::thread::sleep(FLUSH_TAKES);
+        let outcome = self.disk(ino, |disk| Ok((disk.changes(), disk.flush_takes))).and_then(|(upto, time)| {
+            std::thread::sleep(time);
             self.disk(ino, |disk| disk.flush(upto))
         });
         end(outcome, reply);
