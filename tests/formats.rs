@@ -9,11 +9,13 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use dtfs::base::{AtimeMode, EpochId, Name, Oid, Space, StoredTimes, Tid, Timespec, VolumeUuid};
+use dtfs::base::{
+    AtimeMode, ChainDigest, Commit, EpochId, Name, Oid, Position, Space, StoredTimes, Tid, Timespec, VolumeUuid,
+};
 use dtfs::record::{Attrs, DirItem, Draft, Fate, Op, Record, RecordIter, Replaced, Shape, Slot, Xattr};
 use dtfs::sys::InodeFlags;
 use dtfs::wire::{
-    Ack, Compression, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, RefuseCode, ReplicaState,
+    Ack, Compression, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, RefuseCode, ReplicaState, Stall,
 };
 use proptest::prelude::*;
 use support::prng::Prng;
@@ -177,8 +179,18 @@ fn every_message() -> Vec<(&'static str, Message)> {
     let (version, label) = (1, "data".to_owned());
     let (volume, epoch, replica) = (VolumeUuid([1; 16]), EpochId([2; 16]), VolumeUuid([3; 16]));
     let (access_times, stored_times) = (AtimeMode::EachRead, StoredTimes::Moving);
-    let reply =
-        HelloReply { version, replica, state: ReplicaState::Replica, received: Tid(5), applied: Tid(4), stored_times };
+    let position = Position { epoch, tid: Tid(5), digest: ChainDigest([6; 8]) };
+    let reply = HelloReply {
+        version,
+        replica,
+        state: ReplicaState::Doubtful,
+        received: position,
+        applied: Position::START,
+        commit: Commit { number: 7, nonce: 8 },
+        high_water: Tid(9),
+        doubt: "its catalog is missing".into(),
+        stored_times,
+    };
     let needs = vec![Need { oid: oid(7), offset: 4096, len: 131_072 }];
     let body = encode(&[(Op::Write { offset: 3, attrs: attrs() }, b"abc")]);
     let state = encode(&[(Op::StateGone, b"")]);
@@ -187,15 +199,22 @@ fn every_message() -> Vec<(&'static str, Message)> {
         batch_durable: 1,
         received: Tid(9),
         applied: Tid(7),
+        commit: Commit { number: 3, nonce: 4 },
         blocked: 1,
+        blocked_oid: oid(8),
         blocked_errno: 27,
+        stalled_errno: 28,
+        stalled_at: Stall::Tree,
         needs,
     };
     vec![
-        ("hello", Message::Hello(Hello { version, volume, epoch, durable: Tid(77), access_times, label })),
+        (
+            "hello",
+            Message::Hello(Hello { version, volume, space: Space(5), epoch, durable: Tid(77), access_times, label }),
+        ),
         ("hello-reply", Message::HelloReply(reply)),
         ("refuse", Message::Refuse { code: RefuseCode::Wrong, text: "no".into() }),
-        ("start", Message::Start { after: Tid(6), jump: true }),
+        ("start", Message::Start { after: position, jump: true }),
         ("records", Message::Records { batch: 1, prev: Tid(0), first: Tid(1), last: Tid(1), count: 1, body }),
         ("state", Message::State { batch: 2, body: state }),
         ("ack", Message::Ack(ack)),

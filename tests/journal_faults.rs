@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dtfs::base::faults::{self, Fault};
-use dtfs::base::{Oid, Tid};
-use dtfs::journal::{Journal, JournalError, JournalOptions, LastStop, WhenFull};
+use dtfs::base::{Commit, Oid, Tid, VolumeUuid};
+use dtfs::journal::{Journal, JournalError, JournalOptions, LastStop, Said, WhenFull};
 use dtfs::record::{Draft, Op, RecordIter};
 use nix::errno::Errno;
 use parking_lot::{Mutex, MutexGuard};
@@ -27,6 +27,11 @@ impl Drop for Alone {
 
 fn alone() -> Alone {
     Alone(ALONE.lock())
+}
+
+/// What a target with these positions says.
+fn said(received: Tid, applied: Tid) -> Said {
+    Said { copy: VolumeUuid([1; 16]), received, applied, commit: Commit::default() }
 }
 
 fn open(dir: &TempDir) -> (Arc<Journal>, LastStop) {
@@ -142,11 +147,11 @@ fn a_transaction_that_fails_changes_nothing() {
     let journal = with_one_record(&dir);
     let target = journal.store().target_add_at("a", "local:/x", Tid::ZERO, &[]).unwrap();
     faults::arm("journal.sqlite", Fault::Fail(Errno::ENOSPC), 1);
-    let error = journal.store().ack(target, Tid(1), Tid(1), &[], &[], &[]).unwrap_err();
+    let error = journal.store().ack(target, &said(Tid(1), Tid(1)), &[], &[], &[]).unwrap_err();
     assert_eq!(error.errno(), Errno::ENOSPC);
     let row = journal.store().target("a").unwrap().unwrap();
     assert_eq!(row.received, Tid::ZERO);
-    journal.store().ack(target, Tid(1), Tid(1), &[], &[], &[]).unwrap();
+    journal.store().ack(target, &said(Tid(1), Tid(1)), &[], &[], &[]).unwrap();
     // A clean stop that cannot be written down is none.
     faults::arm("journal.sqlite", Fault::Fail(Errno::EIO), 1);
     assert!(journal.close_clean().is_err());

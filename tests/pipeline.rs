@@ -285,8 +285,15 @@ fn a_target_that_was_wiped_during_its_greeting_is_filled_again() {
     pair.wait_equal("mirror");
     pair.wipe_target();
     // As if the connection had ended right behind the target's answer: it is a replica, and has nothing.
-    let volume = pair.stack().journal().identity().volume;
-    let open = || dtfs::applier::Replica::open(&pair.target(), &pair.states(), volume, dtfs::applier::Adopt::No);
+    let identity = pair.stack().journal().identity();
+    let open = || {
+        dtfs::applier::Replica::open(
+            &pair.target(),
+            &pair.states(),
+            (identity.volume, identity.space),
+            dtfs::applier::Adopt::No,
+        )
+    };
     drop(open().unwrap());
     pair.start();
     pair.wait_equal("filled again");

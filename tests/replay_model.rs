@@ -14,7 +14,7 @@ use std::sync::Arc;
 use dtfs::applier::{Adopt, Applier, Replica};
 use dtfs::backing::Tree;
 use dtfs::backing::compare::{CompareOptions, compare_trees};
-use dtfs::base::{Oid, Tid};
+use dtfs::base::{Oid, Position, Tid};
 use dtfs::catchup::{Compare, read_dir, read_object, read_range};
 use dtfs::journal::{Journal, JournalOptions, JournalReader};
 use dtfs::record::{Op, RecordIter};
@@ -102,8 +102,9 @@ impl Rig {
     }
 
     fn open(&mut self) {
-        let volume = self.stack.journal().identity().volume;
-        let replica = Replica::open(&self.path("target"), &self.path("states"), volume, Adopt::Yes).unwrap();
+        let identity = self.stack.journal().identity();
+        let who = (identity.volume, identity.space);
+        let replica = Replica::open(&self.path("target"), &self.path("states"), who, Adopt::Yes).unwrap();
         let high_water = if self.faults.never_put_back { Tid(u64::MAX) } else { self.high_water };
         let mut applier = Applier::new(replica, high_water).unwrap();
         applier.ask_for_incomplete().unwrap();
@@ -166,7 +167,7 @@ impl Rig {
 
     fn make_durable(&mut self) {
         let tid = self.stream[..self.at].iter().rev().find_map(|step| step.tid).unwrap_or_default();
-        self.applier().make_durable(tid).unwrap();
+        self.applier().make_durable(Position { tid, ..Position::START }).unwrap();
         self.durable = self.at;
         let needs = self.applier().take_missing(usize::MAX);
         if self.faults.ignore_needs {

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use super::catalog::Known;
 use super::objects::Occupant;
 use super::{Applier, Outcome, Trouble};
-use crate::base::{ObjectKey, Oid, Timespec};
+use crate::base::{ObjectKey, Oid, Timespec, faults};
 
 use crate::record::Attrs;
 use crate::sys::{self, Errno, FileFlags, InodeFlags, Stat, TimeChange};
@@ -71,6 +71,7 @@ impl Applier {
             }
             (None, None) => {}
         }
+        faults::point("applier.flags")?;
         let fresh = self.fresh.remove(oid);
         match touched.flags {
             Some(flags) if fresh && flags.is_plain() => Ok(()),
@@ -87,13 +88,15 @@ impl Applier {
             capability = capability.or(self.tree.xattr(fd, CAPABILITY)?);
             tree.chown(fd, Some(attrs.uid), Some(attrs.gid))?;
         }
+        faults::point("applier.mode")?;
         let is_link = stat.mode & libc::S_IFMT == libc::S_IFLNK;
         if !is_link && (moved || stat.mode & 0o7777 != attrs.mode & 0o7777) {
             tree.chmod(fd, attrs.mode)?;
         }
         if let Some(value) = capability {
-            tree.set_xattr(fd, CAPABILITY, &value, 0)?;
+            self.set_xattr(fd, CAPABILITY, &value)?;
         }
+        faults::point("applier.times")?;
         // Always: data written in this group has moved mtime behind our back since `stat` was read.
         Ok(tree.set_times(fd, TimeChange::Set(attrs.atime), TimeChange::Set(attrs.mtime))?)
     }

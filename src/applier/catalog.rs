@@ -1,11 +1,11 @@
 //! `catalog.db`: which objects the tree has, under which local inode, and how much of their state is known.
 //!
-//! Tables (schema version 1):
+//! Tables (schema version 2, in `PRAGMA user_version`):
 //!
 //! | table | columns |
 //! |---|---|
-//! | meta | key PRIMARY KEY, value: `schema`, `applied` (TID of the cursor) |
-//! | obj | oid BLOB(16) PRIMARY KEY, ino, generation (the local inode), kind (S_IFMT bits), state (0 placeholder, 1 partial, 2 complete) |
+//! | cursor | one row: space (of the source's objects), position BLOB(32) (epoch, TID, digest: durable in the tree), commit_no BLOB(16) (the state that the tree and this database were in), next_nonce BLOB(8) (of the commit after it), jump BLOB(32) or NULL (the position that the inbox is being begun anew at) |
+//! | obj | oid BLOB(16) PRIMARY KEY, ino, generation (the local inode), kind (S_IFMT bits), state (0 placeholder, 1 partial, 2 complete, 3 found) |
 //! | blocked | oid PRIMARY KEY, errno |
 //!
 //! One transaction is open all the time; it is committed together with the cursor, after the tree was synced. Rows reach
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::base::{DatabaseError, ObjectKey, Oid, Tid, open_database};
+use crate::base::{Commit, DatabaseError, ObjectKey, Oid, Position, Space, faults, open_database, random_bytes};
 use crate::sys::Errno;
 
 /// The catalog could not be read or written.
@@ -36,25 +36,81 @@ pub enum CatalogError {
     /// It could not be opened as a dtfs database.
     #[error(transparent)]
     Open(#[from] DatabaseError),
+    /// Its pages contradict each other.
+    #[error("catalog {path}: {what}")]
+    Damaged {
+        /// The database.
+        path: PathBuf,
+        /// What SQLite says of it.
+        what: String,
+    },
     /// It was written by a newer dtfs.
     #[error("catalog {path}: schema {found} is newer than this program knows")]
     Newer {
         /// The database.
         path: PathBuf,
         /// Its schema version.
-        found: u64,
+        found: i64,
     },
+}
+
+impl CatalogError {
+    /// Whether the file itself is no use any more: it must be made anew from the tree.
+    pub(super) fn is_damage(&self) -> bool {
+        let cause = match self {
+            CatalogError::Sql { cause, .. } | CatalogError::Open(DatabaseError::Sql { cause, .. }) => cause,
+            CatalogError::Damaged { .. } => return true,
+            _ => return false,
+        };
+        matches!(
+            cause.sqlite_error_code(),
+            Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase)
+        ) || matches!(cause, rusqlite::Error::QueryReturnedNoRows | rusqlite::Error::InvalidColumnType(..))
+    }
+
+    /// Whether its disk has no room.
+    pub fn is_full(&self) -> bool {
+        let code = match self {
+            CatalogError::Sql { cause, .. } | CatalogError::Open(DatabaseError::Sql { cause, .. }) => {
+                cause.sqlite_error_code()
+            }
+            _ => None,
+        };
+        code == Some(rusqlite::ErrorCode::DiskFull)
+    }
 }
 
 /// How much of an object is known here.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Known {
+    /// It was in the tree when the catalog was made anew. The comparison of the whole tree that follows says what it is.
+    Found,
     /// Only that it exists: it holds a place.
-    Placeholder = 0,
+    Placeholder,
     /// Its attributes; data is on its way. Changes are applied.
-    Partial = 1,
+    Partial,
     /// All. For a directory: its entries.
-    Complete = 2,
+    Complete,
+}
+
+impl Known {
+    fn code(self) -> u8 {
+        match self {
+            Known::Placeholder => 0,
+            Known::Partial => 1,
+            Known::Complete => 2,
+            Known::Found => 3,
+        }
+    }
+
+    fn of(code: u8) -> Known {
+        match code {
+            0 => Known::Placeholder,
+            1 => Known::Partial,
+            2 => Known::Complete,
+            _ => Known::Found,
+        }
+    }
 }
 
 /// One object.
@@ -76,34 +132,58 @@ pub(super) struct Catalog {
     cache_is_all: bool,
     /// The objects in `blocked`; usually none.
     blocked: HashSet<Oid>,
-    applied: Tid,
+    cursor: Cursor,
+}
+
+/// What is durable together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Cursor {
+    /// Whose objects the catalog knows.
+    pub(super) space: Space,
+    /// Everything up to here is durable in the tree.
+    pub(super) applied: Position,
+    pub(super) commit: Commit,
+    /// What the tree bears when it was made durable after `commit` and this catalog was not yet.
+    pub(super) next: Commit,
+    /// The inbox is being begun anew here.
+    pub(super) jump: Option<Position>,
 }
 
 const CACHE_MAX: usize = 65_536;
-const SCHEMA: u64 = 1;
+const SCHEMA: i64 = 2;
+/// A catalog up to this size is checked whole when it is opened; checking a larger one would keep the source waiting.
+const CHECKED_BYTES: u64 = 64 << 20;
+
+const TABLES: &str = "
+    CREATE TABLE cursor (one INTEGER PRIMARY KEY CHECK (one = 1), space INTEGER NOT NULL, position BLOB NOT NULL,
+        commit_no BLOB NOT NULL, next_nonce BLOB NOT NULL, jump BLOB);
+    CREATE TABLE obj (oid BLOB PRIMARY KEY, ino INTEGER NOT NULL, generation INTEGER NOT NULL,
+        kind INTEGER NOT NULL, state INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE blocked (oid BLOB PRIMARY KEY, errno INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE INDEX obj_incomplete ON obj (oid) WHERE state < 2;";
 
 impl Catalog {
-    /// Opens or creates the catalog at `path`.
+    /// Opens the catalog at `path`.
     pub(super) fn open(path: &Path) -> Result<Catalog, CatalogError> {
         let connection = open_database(path)?;
+        check(&connection, path)?;
+        Catalog::begin(path, connection)
+    }
+
+    /// Makes a new one at `path`, where there is none, for the objects of `space`.
+    pub(super) fn create(path: &Path, space: Space) -> Result<Catalog, CatalogError> {
+        let mut connection = open_database(path)?;
+        create(&mut connection, space).map_err(|cause| CatalogError::Sql {
+            path: path.to_owned(),
+            what: "create tables",
+            cause,
+        })?;
+        Catalog::begin(path, connection)
+    }
+
+    fn begin(path: &Path, connection: Connection) -> Result<Catalog, CatalogError> {
         let fail = |what| move |cause| CatalogError::Sql { path: path.to_owned(), what, cause };
-        let schema = "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-             CREATE TABLE IF NOT EXISTS obj (oid BLOB PRIMARY KEY, ino INTEGER NOT NULL, generation INTEGER NOT NULL,
-                 kind INTEGER NOT NULL, state INTEGER NOT NULL) WITHOUT ROWID;
-             CREATE TABLE IF NOT EXISTS blocked (oid BLOB PRIMARY KEY, errno INTEGER NOT NULL) WITHOUT ROWID;
-             CREATE INDEX IF NOT EXISTS obj_incomplete ON obj (oid) WHERE state < 2;
-             INSERT OR IGNORE INTO meta VALUES ('schema', 1), ('applied', 0);";
-        connection.execute_batch(schema).map_err(fail("create tables"))?;
-        let meta = |key: &str| {
-            connection
-                .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get::<_, i64>(0))
-                .map(|value| value as u64)
-                .map_err(fail("read meta"))
-        };
-        let (found, applied) = (meta("schema")?, Tid(meta("applied")?));
-        if found > SCHEMA {
-            return Err(CatalogError::Newer { path: path.to_owned(), found });
-        }
+        let cursor = read_cursor(&connection).map_err(fail("read cursor"))?;
         connection.execute_batch("BEGIN IMMEDIATE").map_err(fail("begin"))?;
         let none = "SELECT NOT EXISTS (SELECT 1 FROM obj)";
         let cache_is_all = connection.query_row(none, [], |row| row.get(0)).map_err(fail("read objects"))?;
@@ -115,13 +195,18 @@ impl Catalog {
             unwritten: HashSet::new(),
             cache_is_all,
             blocked: blocked.into_iter().collect(),
-            applied,
+            cursor,
         })
     }
 
-    /// TID of the cursor: everything up to here is durable in the tree.
-    pub(super) fn applied(&self) -> Tid {
-        self.applied
+    /// The database.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is durable.
+    pub(super) fn cursor(&self) -> Cursor {
+        self.cursor
     }
 
     pub(super) fn get(&mut self, oid: Oid) -> Result<Option<Row>, CatalogError> {
@@ -188,22 +273,34 @@ impl Catalog {
     }
 
     pub(super) fn blocked(&self) -> Result<super::Blocked, CatalogError> {
-        self.connection
-            .query_row("SELECT count(*), coalesce(min(errno), 0) FROM blocked", [], |row| {
-                Ok(super::Blocked { count: row.get(0)?, errno: row.get(1)? })
+        if self.blocked.is_empty() {
+            return Ok(super::Blocked::default());
+        }
+        let first = self
+            .connection
+            .query_row("SELECT oid, errno FROM blocked LIMIT 1", [], |row| {
+                Ok((Oid::from_bytes(row.get(0)?), row.get(1)?))
             })
-            .map_err(|cause| self.sql("count blocked objects", cause))
+            .map_err(|cause| self.sql("read blocked objects", cause))?;
+        Ok(super::Blocked { count: self.blocked.len() as u32, first: Some(first) })
     }
 
-    /// Commits everything since the last commit together with the cursor.
-    pub(super) fn commit(&mut self, applied: Tid) -> Result<(), CatalogError> {
-        crate::base::faults::point("applier.catalog").map_err(|errno| self.sql("commit", io_error(errno)))?;
+    pub(super) fn blocked_oids(&self) -> Vec<Oid> {
+        self.blocked.iter().copied().collect()
+    }
+
+    /// Commits everything since the last commit together with the cursor. The tree bears `cursor().next` already.
+    pub(super) fn commit(&mut self, applied: Position, jump: Option<Position>) -> Result<(), CatalogError> {
+        faults::point("applier.catalog").map_err(|errno| self.sql("commit", io_error(errno)))?;
         self.write_rows()?;
+        let commit = self.cursor.next;
+        let next = after(commit);
+        let row = (applied.to_bytes(), commit.to_bytes(), next.nonce.to_le_bytes(), jump.map(Position::to_bytes));
         self.connection
-            .execute("UPDATE meta SET value = ?1 WHERE key = 'applied'", [applied.0 as i64])
+            .execute("UPDATE cursor SET position = ?1, commit_no = ?2, next_nonce = ?3, jump = ?4", row)
             .and_then(|_| self.connection.execute_batch("COMMIT; BEGIN IMMEDIATE"))
             .map_err(|cause| self.sql("commit", cause))?;
-        self.applied = applied;
+        self.cursor = Cursor { applied, commit, next, jump, ..self.cursor };
         Ok(())
     }
 
@@ -227,7 +324,7 @@ impl Catalog {
             for oid in &oids {
                 match self.cache.get(&Oid::from_bytes(*oid)) {
                     Some(Some(row)) => {
-                        let (ino, known) = (row.key.ino as i64, row.known as u8);
+                        let (ino, known) = (row.key.ino as i64, row.known.code());
                         put.execute(params![&oid[..], ino, row.key.generation, row.kind, known])?
                     }
                     _ => remove.execute([&oid[..]])?,
@@ -243,8 +340,63 @@ impl Catalog {
     }
 }
 
+fn create(connection: &mut Connection, space: Space) -> rusqlite::Result<()> {
+    let tx = connection.transaction()?;
+    tx.execute_batch(TABLES)?;
+    let first = Commit { number: 1, nonce: random() };
+    let row = (space.0, Position::START.to_bytes(), first.to_bytes(), random().to_le_bytes());
+    tx.execute("INSERT INTO cursor VALUES (1, ?1, ?2, ?3, ?4, NULL)", row)?;
+    tx.pragma_update(None, "user_version", SCHEMA)?;
+    tx.commit()
+}
+
+/// A database of another version, or one whose pages contradict each other, is not used.
+fn check(connection: &Connection, path: &Path) -> Result<(), CatalogError> {
+    let fail = |cause| CatalogError::Sql { path: path.to_owned(), what: "version", cause };
+    match connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(fail)? {
+        SCHEMA => {}
+        0 => return Err(CatalogError::Damaged { path: path.to_owned(), what: "it has no tables".to_owned() }),
+        found => return Err(CatalogError::Newer { path: path.to_owned(), found }),
+    }
+    if std::fs::metadata(path).is_ok_and(|meta| meta.len() > CHECKED_BYTES) {
+        return Ok(());
+    }
+    let fail = |cause| CatalogError::Sql { path: path.to_owned(), what: "check", cause };
+    let what: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(fail)?;
+    match what == "ok" {
+        true => Ok(()),
+        false => Err(CatalogError::Damaged { path: path.to_owned(), what }),
+    }
+}
+
+fn read_cursor(connection: &Connection) -> rusqlite::Result<Cursor> {
+    connection.query_row("SELECT space, position, commit_no, next_nonce, jump FROM cursor", [], |row| {
+        let commit = Commit::from_bytes(row.get(2)?);
+        Ok(Cursor {
+            space: Space(row.get(0)?),
+            applied: Position::from_bytes(row.get(1)?),
+            commit,
+            next: Commit { number: commit.number + 1, nonce: u64::from_le_bytes(row.get(3)?) },
+            jump: row.get::<_, Option<[u8; Position::LEN]>>(4)?.map(Position::from_bytes),
+        })
+    })
+}
+
+fn after(commit: Commit) -> Commit {
+    Commit { number: commit.number + 1, nonce: random() }
+}
+
+fn random() -> u64 {
+    u64::from_le_bytes(random_bytes())
+}
+
+/// The failure of a fault point, as SQLite would report it.
 fn io_error(errno: Errno) -> rusqlite::Error {
-    rusqlite::Error::ToSqlConversionFailure(Box::new(std::io::Error::from(errno)))
+    let code = match errno {
+        Errno::ENOSPC | Errno::EDQUOT => rusqlite::ffi::SQLITE_FULL,
+        _ => rusqlite::ffi::SQLITE_IOERR,
+    };
+    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), Some(errno.to_string()))
 }
 
 fn read_oids(connection: &Connection, query: &str) -> rusqlite::Result<Vec<Oid>> {
@@ -255,18 +407,14 @@ fn read_oids(connection: &Connection, query: &str) -> rusqlite::Result<Vec<Oid>>
 
 fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
     let ino: i64 = row.get(0)?;
-    let known = match row.get::<_, u8>(3)? {
-        0 => Known::Placeholder,
-        1 => Known::Partial,
-        _ => Known::Complete,
-    };
+    let known = Known::of(row.get(3)?);
     Ok(Row { key: ObjectKey { ino: ino as u64, generation: row.get(1)? }, kind: row.get(2)?, known })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::Space;
+    use crate::base::Tid;
 
     #[test]
     fn what_was_not_committed_with_a_cursor_is_gone() {
@@ -274,14 +422,17 @@ mod tests {
         let path = dir.path().join("catalog.db");
         let oid = |ino| Oid { space: Space(3), generation: 1, ino };
         let row = Row { key: ObjectKey { ino: 9, generation: 2 }, kind: libc::S_IFREG, known: Known::Placeholder };
-        let mut catalog = Catalog::open(&path).unwrap();
+        let mut catalog = Catalog::create(&path, Space(3)).unwrap();
         catalog.put(oid(1), row).unwrap();
-        catalog.commit(Tid(5)).unwrap();
+        let five = Position { tid: Tid(5), ..Position::START };
+        catalog.commit(five, None).unwrap();
+        let cursor = catalog.cursor();
         catalog.put(oid(2), row).unwrap();
         catalog.set_known(oid(1), Known::Complete).unwrap();
         drop(catalog);
         let mut catalog = Catalog::open(&path).unwrap();
-        assert_eq!(catalog.applied(), Tid(5));
+        assert_eq!(catalog.cursor(), cursor);
+        assert_eq!(cursor.applied, five);
         assert_eq!(catalog.get(oid(1)).unwrap(), Some(row));
         assert_eq!(catalog.get(oid(2)).unwrap(), None);
         assert_eq!(catalog.incomplete().unwrap(), vec![oid(1)]);

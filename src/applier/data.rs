@@ -40,7 +40,7 @@ impl Applier {
             }
             Op::SetAttr { attrs } => attrs,
             Op::SetXattr { xattr, attrs } => {
-                tree.set_xattr(fd, &c_name(&xattr.name)?, &xattr.value, 0)?;
+                self.set_xattr(fd, &c_name(&xattr.name)?, &xattr.value)?;
                 attrs
             }
             Op::RemoveXattr { name, attrs } => {

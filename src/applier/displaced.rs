@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::park::{self, DISPLACED_XATTR};
 use super::{Applier, Outcome};
-use crate::base::{Name, Oid};
+use crate::base::{Name, Oid, faults};
 use crate::sys::{self, Errno};
 
 /// How trying to put a displaced directory back ended.
@@ -52,8 +52,9 @@ impl Applier {
         slot.extend_from_slice(name.as_bytes());
         self.preserve(parent_oid, parent.as_fd())?;
         self.lift_occupant(&occupant)?;
-        self.tree.mutate().set_xattr(child.as_fd(), DISPLACED_XATTR, &slot, 0)?;
+        self.set_xattr(child.as_fd(), DISPLACED_XATTR, &slot)?;
         self.displaced.insert(oid);
+        faults::point("applier.displaced")?;
         self.put_out(parent.as_fd(), &name, &occupant)
     }
 
@@ -84,9 +85,9 @@ impl Applier {
     /// displaced by an edge that no longer stands in its way. Where one still does (a tree that is being compared has
     /// such edges until their directories were listed) the mark stays, for another try at the end of the next group.
     pub(super) fn put_back_displaced(&mut self) -> Outcome<()> {
-        for oid in std::mem::take(&mut self.displaced) {
-            if self.put_back(oid)? == PutBack::InTheWay {
-                self.displaced.insert(oid);
+        for oid in self.displaced.iter().copied().collect::<Vec<_>>() {
+            if self.put_back(oid)? == PutBack::Done {
+                self.displaced.remove(&oid);
             }
         }
         Ok(())
@@ -114,6 +115,7 @@ impl Applier {
                 Err(errno) => return Err(errno.into()),
             }
         }
+        faults::point("applier.back")?;
         self.tree.mutate().remove_xattr(occupant.fd.as_fd(), DISPLACED_XATTR).or_else(not_set)?;
         Ok(PutBack::Done)
     }

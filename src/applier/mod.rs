@@ -13,6 +13,7 @@ mod attributes;
 mod catalog;
 mod data;
 mod displaced;
+mod doubt;
 mod fresh;
 mod names;
 mod objects;
@@ -21,18 +22,19 @@ mod replica;
 mod state;
 
 use std::collections::{BTreeSet, HashMap};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use attributes::Touched;
 use catalog::Catalog;
 pub use catalog::CatalogError;
+use doubt::DoubtFile;
 use fresh::Fresh;
 use park::Park;
-pub use replica::{Adopt, Origin, Replica, ReplicaError};
+pub use replica::{Adopt, Origin, Replica, ReplicaError, ReplicaLock};
 
 use crate::backing::Tree;
-use crate::base::{Oid, Tid, faults};
+use crate::base::{Ballast, Commit, Oid, Position, Tid, faults};
 use crate::record::{DirItem, Op, Record};
 use crate::sys::Errno;
 
@@ -57,6 +59,29 @@ pub enum ApplyError {
     /// The tree could not be made durable.
     #[error("syncfs of the target tree: {0}")]
     Sync(Errno),
+    /// That the replica is in doubt could not be written down.
+    #[error(transparent)]
+    Replica(#[from] ReplicaError),
+}
+
+impl ApplyError {
+    /// The errno of a disk that has no room: what could not be done now can be done when there is some.
+    pub fn full(&self) -> Option<Errno> {
+        match self {
+            ApplyError::Tree { errno: errno @ (Errno::ENOSPC | Errno::EDQUOT), .. } => Some(*errno),
+            _ => None,
+        }
+    }
+
+    /// Whether what was durable may be durable no more, so that the copy must be compared: a sync failed, or the catalog
+    /// contradicts itself or could not be written.
+    pub fn casts_doubt(&self) -> bool {
+        match self {
+            ApplyError::Sync(_) => true,
+            ApplyError::Catalog(error) => !error.is_full(),
+            _ => false,
+        }
+    }
 }
 
 /// What goes wrong inside: told apart so that the caller can name the record.
@@ -64,6 +89,9 @@ pub enum ApplyError {
 enum Trouble {
     #[error(transparent)]
     Errno(#[from] Errno),
+    /// As `Errno`, and it lies with this one object.
+    #[error("{0}")]
+    Object(Errno),
     #[error(transparent)]
     Catalog(#[from] CatalogError),
 }
@@ -86,8 +114,8 @@ pub struct Missing {
 pub struct Blocked {
     /// How many.
     pub count: u32,
-    /// Errno of the first, else 0.
-    pub errno: i32,
+    /// One of them, and its errno.
+    pub first: Option<(Oid, i32)>,
 }
 
 /// Performs records on one tree.
@@ -113,6 +141,11 @@ pub struct Applier {
     displaced: BTreeSet<Oid>,
     /// Up to here the tree may hold changes from a time before a crash.
     high_water: Tid,
+    doubt: DoubtFile,
+    /// Room for the catalog on a full disk.
+    ballast: Ballast,
+    /// Keeps every other process from this replica.
+    _lock: ReplicaLock,
 }
 
 /// More open descriptors than this are closed together.
@@ -125,7 +158,7 @@ impl Applier {
     /// # Errors
     /// [`ApplyError`] when the park cannot be read.
     pub fn new(replica: Replica, high_water: Tid) -> Result<Applier, ApplyError> {
-        let Replica { tree, catalog, park, .. } = replica;
+        let Replica { tree, catalog, park, doubt, ballast, lock, .. } = replica;
         let plain = park.is_plain(&tree);
         let mut applier = Applier {
             fresh: Fresh::new(plain.unwrap_or(false)),
@@ -140,6 +173,9 @@ impl Applier {
             unlisted: BTreeSet::new(),
             displaced: BTreeSet::new(),
             high_water,
+            doubt,
+            ballast,
+            _lock: lock,
         };
         applier.load_displaced().map_err(|cause| applier.explain("start", Oid::ROOT, Tid::ZERO, cause))?;
         Ok(applier)
@@ -150,17 +186,16 @@ impl Applier {
     /// # Errors
     /// [`ApplyError`]; the record must be performed again.
     pub fn apply(&mut self, record: &Record<'_>) -> Result<(), ApplyError> {
+        faults::point("applier.record")
+            .map_err(|errno| self.explain(record.op.word(), record.oid, record.tid, errno.into()))?;
         let done = match self.perform(record) {
             Err(Trouble::Errno(errno @ (Errno::EPERM | Errno::EXDEV))) => self.perform_lifted(record, errno),
             other => other,
         };
-        let done = match done {
-            Err(Trouble::Errno(errno)) if blocks_one_object(errno) => self.block(record.oid, errno),
-            other => other,
-        };
+        let done = self.block_if_alone(record.oid, done);
         done.map_err(|cause| self.explain(record.op.word(), record.oid, record.tid, cause))?;
         // A state record stands behind every record up to its stamp, so it tells the place as well.
-        if record.tid >= self.high_water && !self.displaced.is_empty() && !faults::skipped("applier.put_back") {
+        if self.is_settled(record.tid) && !self.displaced.is_empty() && !faults::skipped("applier.put_back") {
             self.put_back_displaced().map_err(|cause| self.explain("put back", record.oid, record.tid, cause))?;
         }
         Ok(())
@@ -169,15 +204,16 @@ impl Applier {
     /// Sets the attributes of all objects touched since the last call. Called at the end of every group.
     ///
     /// # Errors
-    /// [`ApplyError`]; the group must be performed again.
+    /// [`ApplyError`]; what is not done yet is done at the next call.
     pub fn finish_group(&mut self) -> Result<(), ApplyError> {
-        let touched = std::mem::take(&mut self.touched);
-        for (oid, touched) in touched {
-            match self.finish_lifted(oid, touched) {
-                Err(Trouble::Errno(errno)) if blocks_one_object(errno) => self.block(oid, errno),
-                other => other,
-            }
-            .map_err(|cause| self.explain("finish", oid, Tid::ZERO, cause))?;
+        for oid in self.touched.keys().copied().collect::<Vec<_>>() {
+            faults::point("applier.finish").map_err(|errno| self.explain("finish", oid, Tid::ZERO, errno.into()))?;
+            let touched = self.touched.remove(&oid).unwrap_or_default();
+            let done = self.finish_lifted(oid, touched.clone());
+            self.block_if_alone(oid, done).map_err(|cause| {
+                self.touched.insert(oid, touched);
+                self.explain("finish", oid, Tid::ZERO, cause)
+            })?;
         }
         Ok(())
     }
@@ -185,15 +221,69 @@ impl Applier {
     /// Makes everything done so far durable: the tree, then the catalog with the cursor.
     ///
     /// # Errors
-    /// [`ApplyError::Sync`] means that data was lost; the caller must not try again but end, so that the next start
-    /// performs everything since the last cursor again.
-    pub fn make_durable(&mut self, applied: Tid) -> Result<(), ApplyError> {
+    /// [`ApplyError::Sync`] means that data was lost; the caller must not try again but cast doubt on the replica and end.
+    pub fn make_durable(&mut self, applied: Position) -> Result<(), ApplyError> {
+        self.commit(applied, None)
+    }
+
+    /// As [`Applier::make_durable`]; from here until the next one the inbox is begun anew at `after`. The source has said
+    /// what becomes of everything before, so whatever stood against the replica is settled.
+    ///
+    /// # Errors
+    /// As [`Applier::make_durable`].
+    pub fn begin_jump(&mut self, applied: Position, after: Position) -> Result<(), ApplyError> {
+        self.commit(applied, Some(after))?;
+        Ok(self.doubt.settle()?)
+    }
+
+    fn commit(&mut self, applied: Position, jump: Option<Position>) -> Result<(), ApplyError> {
+        let step = |name| faults::point(name).map_err(ApplyError::Sync);
         self.finish_group()?;
-        self.ask_for_unlisted().map_err(|cause| self.explain("listing", Oid::ROOT, applied, cause))?;
+        self.ask_for_unlisted().map_err(|cause| self.explain("listing", Oid::ROOT, applied.tid, cause))?;
         self.open.clear();
+        step("applier.before_mark")?;
+        let next = self.catalog.cursor().next;
+        let marked = self.park.set_commit(&self.tree.mutate(), next);
+        marked.map_err(|errno| self.explain("mark", Oid::ROOT, applied.tid, errno.into()))?;
+        step("applier.before_sync")?;
         self.tree.sync().map_err(ApplyError::Sync)?;
-        self.catalog.commit(applied)?;
-        Ok(())
+        step("applier.after_sync")?;
+        self.catalog.commit(applied, jump).inspect_err(|error| {
+            // The transaction is gone with the error. The next session finds the room.
+            if error.is_full() {
+                self.ballast.release();
+            }
+        })?;
+        step("applier.after_catalog")
+    }
+
+    /// What tree and catalog were last made durable as.
+    pub fn commit_no(&self) -> Commit {
+        self.catalog.cursor().commit
+    }
+
+    /// Up to here is durable in the tree.
+    pub fn applied(&self) -> Position {
+        self.catalog.cursor().applied
+    }
+
+    /// Whether the replay has passed everything that the tree could hold from before a crash.
+    fn is_settled(&self, at: Tid) -> bool {
+        at >= self.high_water
+    }
+
+    /// From now on the replica is in doubt until its whole tree begins to be compared, also after a restart.
+    ///
+    /// # Errors
+    /// When that cannot be written down.
+    pub fn cast_doubt(&mut self, reason: &str) -> Result<(), ApplyError> {
+        let reached = self.applied();
+        Ok(self.doubt.cast(reason, Some(reached))?)
+    }
+
+    /// Whether the replica is in doubt.
+    pub fn is_in_doubt(&self) -> bool {
+        self.doubt.reason().is_some()
     }
 
     /// Takes up to `limit` of what must be sent. They are not reported again in this session.
@@ -217,6 +307,27 @@ impl Applier {
     /// [`ApplyError::Catalog`], or the park cannot be read.
     pub fn ask_for_incomplete(&mut self) -> Result<(), ApplyError> {
         self.ask_again().map_err(|cause| self.explain("start", Oid::ROOT, Tid::ZERO, cause))
+    }
+
+    /// Before the whole tree is compared: only what no listing will name has to be asked for.
+    ///
+    /// # Errors
+    /// The park cannot be read.
+    pub fn ask_for_parked(&mut self) -> Result<(), ApplyError> {
+        let parked = self.park.oids().map_err(|errno| self.explain("start", Oid::ROOT, Tid::ZERO, errno.into()))?;
+        parked.into_iter().for_each(|oid| self.need(oid));
+        Ok(())
+    }
+
+    /// The objects that could not be brought to their state are asked for again.
+    ///
+    /// # Errors
+    /// [`ApplyError::Catalog`].
+    pub fn ask_for_blocked(&mut self) -> Result<(), ApplyError> {
+        for oid in self.catalog.blocked_oids() {
+            self.need(oid);
+        }
+        Ok(())
     }
 
     fn ask_again(&mut self) -> Outcome<()> {
@@ -274,8 +385,32 @@ impl Applier {
         }
     }
 
-    /// One object cannot have what its record says; the stream goes on without it, it is named, and asked for again at the
-    /// next session.
+    /// What lies with one object alone does not stop the stream.
+    fn block_if_alone(&mut self, oid: Oid, done: Outcome<()>) -> Outcome<()> {
+        match done {
+            Err(Trouble::Object(errno)) => self.block(oid, errno),
+            Err(Trouble::Errno(errno)) if blocks_one_object(errno) => self.block(oid, errno),
+            other => other,
+        }
+    }
+
+    /// setxattr(2) answers ENOSPC also when the one inode has no room for it, on a disk that has.
+    fn set_xattr(&self, fd: BorrowedFd<'_>, name: &std::ffi::CStr, value: &[u8]) -> Outcome<()> {
+        const ROOM_BYTES: u64 = 4 << 20;
+        match self.tree.mutate().set_xattr(fd, name, value, 0) {
+            Err(errno @ Errno::ENOSPC) => {
+                let stat = self.tree.statfs()?;
+                match stat.blocks_free * u64::from(stat.fragment_size) >= ROOM_BYTES {
+                    true => Err(Trouble::Object(errno)),
+                    false => Err(errno.into()),
+                }
+            }
+            done => Ok(done?),
+        }
+    }
+
+    /// One object cannot have what its record says; the stream goes on without it, it is named, and asked for again in a
+    /// while.
     fn block(&mut self, oid: Oid, errno: Errno) -> Outcome<()> {
         tracing::warn!(%oid, %errno, "an object cannot be brought to its state on this target");
         Ok(self.catalog.block(oid, errno)?)
@@ -283,7 +418,7 @@ impl Applier {
 
     fn explain(&self, word: &'static str, oid: Oid, tid: Tid, cause: Trouble) -> ApplyError {
         match cause {
-            Trouble::Errno(errno) => ApplyError::Tree { word, oid, tid, errno },
+            Trouble::Errno(errno) | Trouble::Object(errno) => ApplyError::Tree { word, oid, tid, errno },
             Trouble::Catalog(error) => ApplyError::Catalog(error),
         }
     }
@@ -322,9 +457,21 @@ impl Applier {
     }
 }
 
-/// Errors that concern one object and would come again at every try; others concern the disk and stop the stream.
+/// Errors that concern one object and would come again at every try, however often: what it is to have does not exist on
+/// this filesystem. All others concern the disk, or are not known, and stop the stream.
 fn blocks_one_object(errno: Errno) -> bool {
-    matches!(errno, Errno::EFBIG | Errno::EOPNOTSUPP | Errno::E2BIG | Errno::EINVAL | Errno::EMLINK | Errno::EOVERFLOW)
+    matches!(
+        errno,
+        Errno::EFBIG
+            | Errno::EOPNOTSUPP
+            | Errno::E2BIG
+            | Errno::EINVAL
+            | Errno::EMLINK
+            | Errno::EOVERFLOW
+            | Errno::ENAMETOOLONG
+            | Errno::EILSEQ
+            | Errno::ERANGE
+    )
 }
 
 /// The objects that a record changes.

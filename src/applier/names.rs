@@ -8,7 +8,7 @@ use super::catalog::Known;
 use super::objects::Occupant;
 use super::park::{self, OID_XATTR};
 use super::{Applier, Outcome, Trouble};
-use crate::base::{Name, Oid};
+use crate::base::{Name, Oid, faults};
 use crate::record::{Attrs, Fate, Op, Replaced, Shape, Slot, Xattr};
 use crate::sys::{self, Errno, InodeFlags};
 
@@ -240,6 +240,7 @@ impl Applier {
             return self.park_dir(oid);
         };
         self.preserve(slot.parent, dir.as_fd())?;
+        faults::point("applier.bind")?;
         if self.place_parked(oid, dir.as_fd(), &slot.name)? {
             return Ok(());
         }
@@ -304,6 +305,7 @@ impl Applier {
     }
 
     fn put_out_unlocked(&mut self, dir: BorrowedFd<'_>, name: &Name, occupant: &Occupant) -> Outcome<()> {
+        faults::point("applier.put_out")?;
         let Some(oid) = occupant.oid else {
             return self.put_among_orphans(dir, name, occupant);
         };
@@ -329,7 +331,14 @@ impl Applier {
         let label = format!("{}-{:x}", occupant.key.ino, occupant.key.generation);
         let label = Name::new(label.as_bytes()).map_err(|_| Errno::EINVAL)?;
         tracing::warn!(%name, %label, "an object that is not of the volume was moved to .dtfs/orphans");
-        Ok(self.tree.mutate().rename(dir, name, self.park.orphans(), &label, libc::RENAME_NOREPLACE)?)
+        let orphans = self.park.orphans();
+        match self.tree.mutate().rename(dir, name, orphans, &label, libc::RENAME_NOREPLACE) {
+            // Another name of the same object: it is kept under the first.
+            Err(Errno::EEXIST) if self.tree.lookup(orphans, &label)?.key == occupant.key => {
+                Ok(self.tree.mutate().unlink(dir, name)?)
+            }
+            done => Ok(done?),
+        }
     }
 
     fn park_dir(&mut self, oid: Oid) -> Outcome<()> {

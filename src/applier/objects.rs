@@ -182,7 +182,7 @@ impl Applier {
             }
         }
         for xattr in wanted.iter().filter(|xattr| !keeps_to_itself(&xattr.name)) {
-            tree.set_xattr(fd, &c_name(&xattr.name)?, &xattr.value, 0)?;
+            self.set_xattr(fd, &c_name(&xattr.name)?, &xattr.value)?;
         }
         Ok(())
     }

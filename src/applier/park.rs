@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::backing::{Tree, TreeMut};
-use crate::base::{Name, Oid};
+use crate::base::{Commit, Name, Oid, faults};
 use crate::record::{RESERVED_DIR, RESERVED_XATTR_PREFIX, Shape};
 use crate::sys::{self, Errno, InodeFlags, Result};
 
@@ -13,7 +13,11 @@ pub(super) const OID_XATTR: &std::ffi::CStr = c"trusted.dtfs.oid";
 /// xattr of a parked object with the slot it was put out of: oid of the directory, name.
 pub(super) const DISPLACED_XATTR: &std::ffi::CStr = c"trusted.dtfs.displaced";
 
+/// xattr of `.dtfs`: the [`Commit`] that the tree was last made durable for.
+const COMMIT_XATTR: &std::ffi::CStr = c"trusted.dtfs.commit";
+
 pub(super) struct Park {
+    own: OwnedFd,
     park: Arc<OwnedFd>,
     orphans: OwnedFd,
 }
@@ -25,7 +29,18 @@ impl Park {
         let dir = ensure_dir(tree, tree.root(), &own)?;
         let park = ensure_dir(tree, dir.as_fd(), &name(b"park")?)?;
         let orphans = ensure_dir(tree, dir.as_fd(), &name(b"orphans")?)?;
-        Ok(Park { park: Arc::new(park), orphans })
+        Ok(Park { own: dir, park: Arc::new(park), orphans })
+    }
+
+    /// The commit that the tree bears; `None` when it has none, or none that can be read.
+    pub(super) fn commit(&self, tree: &Tree) -> Result<Option<Commit>> {
+        let bytes = tree.xattr(self.own.as_fd(), COMMIT_XATTR)?;
+        Ok(bytes.and_then(|bytes| bytes.try_into().ok()).map(Commit::from_bytes))
+    }
+
+    /// An xattr and not a file: filesystems set it whole or not at all, also when the power goes.
+    pub(super) fn set_commit(&self, tree: &TreeMut<'_>, commit: Commit) -> Result<()> {
+        tree.set_xattr(self.own.as_fd(), COMMIT_XATTR, &commit.to_bytes(), 0)
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -55,6 +70,7 @@ impl Park {
                 tree.tree().open_child(self.fd(), &entry, libc::O_PATH)?
             }
         };
+        faults::point("applier.parked")?;
         tree.set_xattr(fd.as_fd(), OID_XATTR, &oid.to_bytes(), 0)?;
         Ok(fd)
     }

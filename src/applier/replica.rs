@@ -6,13 +6,16 @@
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::catalog::{Catalog, CatalogError, Known, Row};
+use super::doubt::{self, DoubtFile};
 use super::park::{OID_XATTR, Park};
 use crate::backing::{BackingError, Tree};
-use crate::base::{Oid, StoredTimes, Tid, Timespec, VolumeUuid};
+use crate::base::{Ballast, Commit, Oid, Position, Space, StoredTimes, Timespec, VolumeUuid};
 use crate::record::RESERVED_DIR;
 use crate::sys::{self, Errno, TimeChange};
 
@@ -84,14 +87,21 @@ pub struct Replica {
     pub(super) catalog: Catalog,
     /// Its park.
     pub(super) park: Park,
+    /// Why tree, catalog and inbox cannot be believed, if so.
+    pub(super) doubt: DoubtFile,
+    pub(super) ballast: Ballast,
+    space: Space,
     /// Unique id of this copy.
     pub id: VolumeUuid,
     /// Whether it was made by this call, and from what.
     pub origin: Origin,
     /// Directory of its inbox.
     pub inbox: PathBuf,
-    _lock: OwnedFd,
+    pub(super) lock: ReplicaLock,
 }
+
+/// Keeps every other process from a replica, as long as any part of this one may still write to it.
+pub type ReplicaLock = Arc<OwnedFd>;
 
 /// Where a replica comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,11 +115,16 @@ pub enum Origin {
 }
 
 impl Replica {
-    /// Opens `dir` as a replica of `volume`, or makes it one. `states` is where this host keeps the state of replicas.
+    /// Opens `dir` as a replica of the volume, or makes it one; `space` is that of the source's objects. `states` is where this host keeps the state of replicas.
     ///
     /// # Errors
     /// [`ReplicaError`]; then nothing was changed, except that a missing directory whose parent exists was made.
-    pub fn open(dir: &Path, states: &Path, volume: VolumeUuid, adopt: Adopt) -> Result<Replica, ReplicaError> {
+    pub fn open(
+        dir: &Path,
+        states: &Path,
+        (volume, space): (VolumeUuid, Space),
+        adopt: Adopt,
+    ) -> Result<Replica, ReplicaError> {
         make_dir(dir)?;
         let tree = Tree::open(dir)?;
         let lock = lock(dir, &tree)?;
@@ -124,16 +139,22 @@ impl Replica {
         let inbox = state.join("inbox");
         let io = |cause| ReplicaError::Io { path: inbox.clone(), cause };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&inbox).map_err(io)?;
-        let mut catalog = Catalog::open(&state.join("catalog.db"))?;
         let park = Park::open(&tree).map_err(|errno| ReplicaError::Io { path: dir.to_owned(), cause: errno.into() })?;
+        let mut doubt = DoubtFile::open(&state)?;
+        let ballast = Ballast::take(&state).map_err(io)?;
+        let path = state.join("catalog.db");
+        let catalog = match origin {
+            Origin::Existing => open_existing(&path, (&tree, &park), space, &mut doubt)?,
+            // Whatever lies there from an attempt before is of no use.
+            Origin::Empty | Origin::Adopted => doubt::make_anew(&path, &tree, &park, space)?,
+        };
         if origin != Origin::Existing {
             write_id(dir, id, volume)?;
         }
-        register_root(&tree, &mut catalog).map_err(|errno| match errno {
-            RootError::Errno(errno) => ReplicaError::Io { path: dir.to_owned(), cause: errno.into() },
-            RootError::Catalog(error) => ReplicaError::Catalog(error),
-        })?;
-        Ok(Replica { tree, catalog, park, id, origin, inbox, _lock: lock })
+        let mut replica =
+            Replica { tree, catalog, park, doubt, ballast, space, id, origin, inbox, lock: Arc::new(lock) };
+        replica.register_root()?;
+        Ok(replica)
     }
 
     /// How the tree's filesystem stores times that are set, found out on the park, and whether its mount moves them. When
@@ -150,23 +171,108 @@ impl Replica {
         }
     }
 
-    /// TID of the cursor: everything up to here is durable in the tree.
-    pub fn applied(&self) -> Tid {
-        self.catalog.applied()
+    /// Its lock, for those who write to its inbox.
+    pub fn lock(&self) -> ReplicaLock {
+        self.lock.clone()
+    }
+
+    /// Everything up to here is durable in the tree.
+    pub fn applied(&self) -> Position {
+        self.catalog.cursor().applied
+    }
+
+    /// The state that tree and catalog were last durable in together.
+    pub fn commit(&self) -> Commit {
+        self.catalog.cursor().commit
+    }
+
+    /// Why nothing that this copy says of itself can be believed, if so: its whole tree must be compared.
+    pub fn doubt(&self) -> Option<&str> {
+        self.doubt.reason()
+    }
+
+    /// The position that the tree had reached when the doubt came, where that is known.
+    pub fn reached(&self) -> Option<Position> {
+        self.doubt.reached()
+    }
+
+    /// The position that the inbox was being begun anew at when the last process ended.
+    pub fn jump(&self) -> Option<Position> {
+        self.catalog.cursor().jump
+    }
+
+    /// The inbox was begun anew at `after`: now the cursor is there too.
+    ///
+    /// # Errors
+    /// When tree or catalog cannot be made durable.
+    pub fn finish_jump(&mut self, after: Position) -> Result<(), ReplicaError> {
+        let io = |errno: Errno| ReplicaError::Io { path: self.inbox.clone(), cause: errno.into() };
+        self.park.set_commit(&self.tree.mutate(), self.catalog.cursor().next).map_err(io)?;
+        self.tree.sync().map_err(io)?;
+        Ok(self.catalog.commit(after, None)?)
+    }
+
+    /// From now on, and after every restart, this copy is in doubt until its whole tree begins to be compared.
+    ///
+    /// # Errors
+    /// When that cannot be written down.
+    pub fn cast_doubt(&mut self, reason: &str) -> Result<(), ReplicaError> {
+        let reached = self.applied();
+        self.doubt.cast(reason, Some(reached))?;
+        let path = self.catalog.path().to_owned();
+        self.catalog = doubt::make_anew(&path, &self.tree, &self.park, self.space)?;
+        self.register_root()
+    }
+
+    fn register_root(&mut self) -> Result<(), ReplicaError> {
+        let io = |errno: Errno| ReplicaError::Io { path: self.inbox.clone(), cause: errno.into() };
+        self.tree.mutate().set_xattr(self.tree.root(), OID_XATTR, &Oid::ROOT.to_bytes(), 0).map_err(io)?;
+        let known = self.catalog.get(Oid::ROOT)?.map_or(Known::Placeholder, |row| row.known);
+        let row = Row { key: self.tree.root_key(), kind: libc::S_IFDIR, known };
+        Ok(self.catalog.put(Oid::ROOT, row)?)
     }
 }
 
-enum RootError {
-    Errno(Errno),
-    Catalog(CatalogError),
+/// The catalog of a replica. One that is missing, damaged, or from another time than the tree is made anew from the tree.
+fn open_existing(
+    path: &Path,
+    (tree, park): (&Tree, &Park),
+    space: Space,
+    doubt: &mut DoubtFile,
+) -> Result<Catalog, ReplicaError> {
+    let (reason, reached) = match (doubt.reason(), path.exists()) {
+        (Some(_), _) => return doubt::make_anew(path, tree, park, space),
+        (None, false) => ("its catalog is missing".to_owned(), None),
+        (None, true) => match Catalog::open(path).and_then(|catalog| inspect(catalog, tree, park, space)) {
+            Ok(Ok(catalog)) => return Ok(catalog),
+            Ok(Err((reason, reached))) => (reason.to_owned(), Some(reached)),
+            Err(error) if error.is_damage() => (error.to_string(), None),
+            Err(error) => return Err(error.into()),
+        },
+    };
+    doubt.cast(&reason, reached)?;
+    doubt::make_anew(path, tree, park, space)
 }
 
-fn register_root(tree: &Tree, catalog: &mut Catalog) -> Result<(), RootError> {
-    tree.mutate().set_xattr(tree.root(), OID_XATTR, &Oid::ROOT.to_bytes(), 0).map_err(RootError::Errno)?;
-    let row = catalog.get(Oid::ROOT).map_err(RootError::Catalog)?;
-    let known = row.map_or(Known::Placeholder, |row| row.known);
-    let row = Row { key: tree.root_key(), kind: libc::S_IFDIR, known };
-    catalog.put(Oid::ROOT, row).map_err(RootError::Catalog)
+/// The catalog, when it speaks of this tree as it is; else why it does not, and the position it has.
+fn inspect(
+    mut catalog: Catalog,
+    tree: &Tree,
+    park: &Park,
+    space: Space,
+) -> Result<Result<Catalog, (&'static str, Position)>, CatalogError> {
+    let (cursor, root) = (catalog.cursor(), catalog.get(Oid::ROOT)?);
+    let reason = match () {
+        () if cursor.space != space => "the source's volume lies on another filesystem than before",
+        () if !doubt::are_of_one_time(&cursor, park.commit(tree)) => {
+            "its tree and its catalog are from different times"
+        }
+        () if root.is_some_and(|row| row.key != tree.root_key()) => {
+            "its tree was copied: the objects have other inode numbers than its catalog knows"
+        }
+        () => return Ok(Ok(catalog)),
+    };
+    Ok(Err((reason, cursor.applied)))
 }
 
 fn make_dir(dir: &Path) -> Result<(), ReplicaError> {
@@ -192,7 +298,10 @@ fn lock(dir: &Path, tree: &Tree) -> Result<OwnedFd, ReplicaError> {
 
 fn examine(dir: &Path, adopt: Adopt) -> Result<Origin, ReplicaError> {
     let io = |cause| ReplicaError::Io { path: dir.to_owned(), cause };
-    let mut entries = fs::read_dir(dir).map_err(io)?;
+    // `.dtfs` without an id file is left over from an attempt that was cut off.
+    let own = std::ffi::OsStr::from_bytes(RESERVED_DIR);
+    let mut entries =
+        fs::read_dir(dir).map_err(io)?.filter(|entry| entry.as_ref().map_or(true, |e| e.file_name() != own));
     match (entries.next(), adopt) {
         (None, _) => Ok(Origin::Empty),
         (Some(_), Adopt::Yes) => Ok(Origin::Adopted),
@@ -201,7 +310,6 @@ fn examine(dir: &Path, adopt: Adopt) -> Result<Origin, ReplicaError> {
 }
 
 fn id_path(dir: &Path) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt;
     dir.join(std::ffi::OsStr::from_bytes(RESERVED_DIR)).join("id")
 }
 

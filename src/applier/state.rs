@@ -136,7 +136,7 @@ impl Applier {
         if !(alone && free && occupant.kind() == item.shape.kind) {
             return Ok(false);
         }
-        self.tree.mutate().set_xattr(occupant.fd.as_fd(), OID_XATTR, &item.oid.to_bytes(), 0)?;
+        self.set_xattr(occupant.fd.as_fd(), OID_XATTR, &item.oid.to_bytes())?;
         self.register(item.oid, occupant, Known::Placeholder)?;
         Ok(true)
     }
@@ -152,11 +152,12 @@ impl Applier {
 
     /// Asks about objects that a listing put out and that nothing has bound since: the source says what became of them.
     pub(super) fn ask_for_unlisted(&mut self) -> Outcome<()> {
-        for oid in std::mem::take(&mut self.unlisted) {
+        while let Some(oid) = self.unlisted.first().copied() {
             let entry = super::park::entry(oid)?;
             if self.tree.open_child(self.park.fd(), &entry, libc::O_PATH).is_ok() {
                 self.need(oid);
             }
+            self.unlisted.remove(&oid);
         }
         Ok(())
     }
@@ -169,7 +170,7 @@ impl Applier {
         (xattrs, flags): (&[Xattr], &InodeFlags),
     ) -> Outcome<()> {
         self.ensure(oid, shape)?;
-        if self.catalog.get(oid)?.is_some_and(|row| row.known == Known::Placeholder) {
+        if self.catalog.get(oid)?.is_some_and(|row| row.known <= Known::Placeholder) {
             self.catalog.set_known(oid, Known::Partial)?;
         }
         if let Some(fd) = self.fd(oid)?.filter(|_| !(self.fresh.contains(oid) && flags.is_plain())) {

@@ -264,6 +264,24 @@ impl Tree {
         }
     }
 
+    /// What inode numbers of this tree belong to: its filesystem, and its root there. Where the kernel does not tell the
+    /// filesystem's UUID only the root stands for it.
+    ///
+    /// # Errors
+    /// As FS_IOC_GETFSUUID, but for there being none.
+    pub fn identity(&self) -> Result<[u8; 28]> {
+        let root = sys::openat(self.root.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+        let uuid = match sys::filesystem_uuid(root.as_fd()) {
+            Err(Errno::ENOTTY | Errno::EOPNOTSUPP | Errno::EINVAL) => [0; 16],
+            uuid => uuid?,
+        };
+        let mut identity = [0; 28];
+        identity[..16].copy_from_slice(&uuid);
+        identity[16..24].copy_from_slice(&self.root_key.ino.to_le_bytes());
+        identity[24..].copy_from_slice(&self.root_key.generation.to_le_bytes());
+        Ok(identity)
+    }
+
     /// statfs(2) of the tree's filesystem.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! Nothing here touches a file or a socket, and nothing here knows another room.
 
 mod atime;
+mod ballast;
 pub mod clock;
 mod database;
 pub mod faults;
@@ -12,9 +13,10 @@ mod name;
 mod position;
 
 pub use atime::{AtimeMode, StoredTimes};
+pub use ballast::Ballast;
 pub use clock::Timespec;
 pub use database::{DatabaseError, open_database};
 pub use ids::{EpochId, ObjectKey, Oid, Space, Tid, VolumeUuid, random_bytes};
 pub use locks::{ObjectGuard, ObjectLocks};
 pub use name::{Name, NameError};
-pub use position::{ChainDigest, Position};
+pub use position::{ChainDigest, Commit, Position};

@@ -64,6 +64,35 @@ impl Position {
     }
 }
 
+/// Names one state of a target that was made durable. Tree and catalog both hold it, and the source remembers the last one
+/// it heard of: a copy that was put back to an older state, whole or in part, shows.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Commit {
+    /// Counts up.
+    pub number: u64,
+    /// Random: two histories of one target that count alike are told apart by it.
+    pub nonce: u64,
+}
+
+impl Commit {
+    /// Size of the encoded form.
+    pub const LEN: usize = 16;
+
+    /// Number, nonce, little endian.
+    pub fn to_bytes(self) -> [u8; Commit::LEN] {
+        let mut out = [0; Commit::LEN];
+        out[..8].copy_from_slice(&self.number.to_le_bytes());
+        out[8..].copy_from_slice(&self.nonce.to_le_bytes());
+        out
+    }
+
+    /// The inverse of [`Commit::to_bytes`].
+    pub fn from_bytes(bytes: [u8; Commit::LEN]) -> Commit {
+        let word = |at: usize| bytes[at..at + 8].iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        Commit { number: word(0), nonce: word(8) }
+    }
+}
+
 impl fmt::Display for ChainDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -81,9 +110,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_position_round_trips() {
+    fn positions_and_commits_round_trip() {
         let position = Position { epoch: EpochId([7; 16]), tid: Tid(9), digest: ChainDigest([3; 8]) };
         assert_eq!(Position::from_bytes(position.to_bytes()), position);
+        let commit = Commit { number: 0x0102_0304_0506_0708, nonce: 5 };
+        assert_eq!(Commit::from_bytes(commit.to_bytes()), commit);
     }
 
     #[test]

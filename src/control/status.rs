@@ -119,6 +119,11 @@ pub enum TargetState {
     Converging,
     /// Consistent, and following the journal.
     Replicating,
+    /// In a session, and waiting for room on its disk.
+    Stalled {
+        /// Where, in one sentence.
+        reason: String,
+    },
     /// No session; it is tried again.
     Offline {
         /// Why, in one sentence.
@@ -139,6 +144,7 @@ impl TargetState {
             TargetState::Mirroring => ("mirroring", None),
             TargetState::Converging => ("converging", None),
             TargetState::Replicating => ("replicating", None),
+            TargetState::Stalled { reason } => ("stalled", Some(reason)),
             TargetState::Offline { reason } => ("offline", Some(reason)),
             TargetState::Refused { reason } => ("refused", Some(reason)),
         }

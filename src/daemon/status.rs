@@ -90,6 +90,8 @@ fn target(
     let work_left = store.work_count(row.id).map_err(failed)?;
     let oldest = store.work_next(row.id, 0, 1).map_err(failed)?;
     let mirroring = oldest.first().is_some_and(|work| work.reason == WorkReason::Mirror);
+    let settled = row.applied >= sender.high_water;
+    let consistent = sees_all && row.mirrored && work_left == 0 && sender.blocked == 0 && settled;
     let state = match &sender.state {
         SenderState::Refused(reason) => TargetState::Refused { reason: reason.clone() },
         SenderState::Offline | SenderState::Stopped if !row.mirrored && sender.last_error.is_none() => TargetState::New,
@@ -97,11 +99,11 @@ fn target(
             let reason = sender.last_error.as_ref().map_or("not connected".to_owned(), |(_, text)| text.clone());
             TargetState::Offline { reason }
         }
+        SenderState::Connected if let Some(reason) = &sender.stalled => TargetState::Stalled { reason: reason.clone() },
         SenderState::Connected if mirroring => TargetState::Mirroring,
-        SenderState::Connected if work_left > 0 || sender.blocked > 0 || !sees_all => TargetState::Converging,
+        SenderState::Connected if !consistent => TargetState::Converging,
         SenderState::Connected => TargetState::Replicating,
     };
-    let consistent = sees_all && row.mirrored && work_left == 0 && sender.blocked == 0;
     Ok(TargetStatus {
         name: name.clone(),
         url: row.url.clone(),

@@ -21,7 +21,7 @@ use crate::control::{ExitCode, Failure, Opener};
 use crate::fuse::{MountError, MountedVolume, Unmount, Unmounted};
 use crate::journal::{Journal, JournalError, JournalOptions, LastStop, Level, WhenFull};
 use crate::record::MAX_RECORD_BYTES;
-use crate::sender::{SenderOptions, SenderThread};
+use crate::sender::{Forked, SenderOptions, SenderThread};
 use crate::stack::{AtimeMode, Stack, StackError, StackOptions};
 use crate::wire::{Compression, connect_local};
 
@@ -342,6 +342,10 @@ impl Volume {
                 label: self.name.to_string(),
                 connect: self.connect(target),
                 compression: LOCAL_COMPRESSION,
+                forked: match target.adoption {
+                    Adoption::Allow => Forked::Compare,
+                    Adoption::Refuse => Forked::Refuse,
+                },
             };
             let view: Arc<dyn TreeView> = live.stack.clone();
             let sender = SenderThread::spawn(self.journal.clone(), view, options)
@@ -461,10 +465,11 @@ impl Volume {
         let store = self.journal.store();
         let Some(row) = store.target(name.as_str())? else { return Ok(false) };
         let live = self.live.lock();
-        let blocked = live.senders.get(name).is_some_and(|sender| sender.status().blocked > 0);
+        let sender = live.senders.get(name).map(SenderThread::status).unwrap_or_default();
+        let is_past_state = sender.blocked == 0 && row.applied >= sender.high_water;
         let sees_all = live.sees_all();
         drop(live);
-        Ok(sees_all && row.mirrored && row.applied >= tid && !blocked && store.work_count_upto(row.id, tid)? == 0)
+        Ok(sees_all && row.mirrored && row.applied >= tid && is_past_state && store.work_count_upto(row.id, tid)? == 0)
     }
 
     /// Asks the target to make durable what it has.

@@ -116,6 +116,22 @@ pub enum JournalError {
 }
 
 impl JournalError {
+    /// Whether what was written before may be lost although it was thought to be on the disk, or to get there.
+    pub fn is_failed_sync(&self) -> bool {
+        matches!(
+            self,
+            JournalError::Io { what: "fdatasync" | "fsync" | "sync directory", .. } | JournalError::Failed { .. }
+        )
+    }
+
+    /// The errno of a disk that has no room, when that is all that is wrong.
+    pub fn full(&self) -> Option<Errno> {
+        match self {
+            JournalError::Io { errno: errno @ (Errno::ENOSPC | Errno::EDQUOT), .. } => Some(*errno),
+            _ => None,
+        }
+    }
+
     /// What a filesystem operation answers when the journal refuses it: the disk's own ENOSPC or EDQUOT, else EIO.
     pub fn errno(&self) -> Errno {
         match self {

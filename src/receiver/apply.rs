@@ -1,74 +1,33 @@
 //! The thread that performs what was received.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use parking_lot::{Condvar, Mutex};
 
+use super::positions::Positions;
 use crate::applier::{Applier, ApplyError, Replica};
-use crate::base::Tid;
+use crate::base::{Position, Tid, faults};
 use crate::journal::{ChainEnd, JournalError, SegmentLog};
-use crate::record::RecordIter;
-use crate::wire::{Ack, Message, Need, RefuseCode};
+use crate::record::{RecordIter, chain};
+use crate::sys::Errno;
+use crate::wire::{Ack, Message, Need, RefuseCode, Stall};
 
 /// Work for the applier, in the order of the stream.
 pub(super) enum Job {
-    /// Records that are durable in the inbox.
-    Records { batch: u64, last: Tid, body: Vec<u8> },
+    /// The stream begins, or goes on, where this side is.
+    Start,
+    /// The position moves to `after`; what lies between comes as state.
+    Jump { after: Position },
+    /// Records that are durable in the inbox up to `last`.
+    Records { batch: u64, last: Position, body: Vec<u8> },
     /// State records.
     State { batch: u64, body: Vec<u8> },
-    /// The position moves to `after`; what lies between comes as state.
-    Jump { after: Tid },
     /// Someone waits for everything so far to be durable.
     Flush,
-}
-
-/// How far this side is; what acks are made of.
-pub(super) struct Positions {
-    /// Protects the positions and the order of acks. Rank: a leaf; held for a few assignments and one hand-over.
-    ack: Mutex<Ack>,
-    /// The applier has stopped: nobody will perform a jump any more.
-    stopped: AtomicBool,
-    jumped: Condvar,
-}
-
-impl Positions {
-    pub(super) fn new(received: Tid, applied: Tid) -> Positions {
-        let ack = Ack { received, applied, ..Ack::default() };
-        Positions { ack: Mutex::new(ack), stopped: AtomicBool::new(false), jumped: Condvar::new() }
-    }
-
-    /// Changes the positions and says so. Two threads do: the lock is held until the ack is in the queue (which never
-    /// blocks), so that no ack overtakes a later one and seems to take something back.
-    pub(super) fn say(&self, out: &Sender<Message>, needs: Vec<Need>, change: impl FnOnce(&mut Ack)) {
-        let mut ack = self.ack.lock();
-        change(&mut ack);
-        let _ = out.send(Message::Ack(Ack { needs, ..ack.clone() }));
-    }
-
-    fn jump(&self, after: Tid) {
-        let mut ack = self.ack.lock();
-        ack.received = after;
-        drop(ack);
-        self.jumped.notify_all();
-    }
-
-    /// Waits until the applier has performed a jump, or has stopped.
-    pub(super) fn wait_jumped(&self, after: Tid) {
-        let mut ack = self.ack.lock();
-        while ack.received != after && !self.stopped.load(Ordering::SeqCst) {
-            self.jumped.wait(&mut ack);
-        }
-    }
-
-    fn stop(&self) {
-        let _ack = self.ack.lock();
-        self.stopped.store(true, Ordering::SeqCst);
-        self.jumped.notify_all();
-    }
+    /// The inbox failed: what it was thought to hold may be lost.
+    Doubt { reason: String },
 }
 
 /// How long a stream is idle before everything is made durable at once.
@@ -79,6 +38,8 @@ const IDLE_MOST: Duration = Duration::from_millis(250);
 /// How long and how much may be performed before it is made durable.
 const DURABLE_EVERY: Duration = Duration::from_secs(5);
 const DURABLE_BYTES: usize = 64 << 20;
+/// How often what could not be done to an object is tried again.
+const RETRY_BLOCKED: Duration = Duration::from_secs(60);
 /// Records read from the inbox at a time when a session starts.
 const REPLAY_BYTES: usize = 1 << 20;
 
@@ -88,21 +49,24 @@ pub(super) struct ApplyThread {
 
 impl ApplyThread {
     pub(super) fn spawn(
-        (replica, high_water): (Replica, Tid),
+        (replica, received, high_water): (Replica, Tid, Tid),
         inbox: Arc<SegmentLog>,
         queue: Receiver<Job>,
         out: Sender<Message>,
         positions: Arc<Positions>,
     ) -> ApplyThread {
         let handle = std::thread::spawn(move || {
-            let done = perform((replica, high_water), inbox, &queue, &out, &positions);
+            let done = perform((replica, received, high_water), inbox, &queue, &out, &positions);
             positions.stop();
-            done.map_err(|error| {
-                let text = error.to_string();
-                tracing::error!(%text, "the target cannot go on");
-                let _ = out.send(Message::Refuse { code: RefuseCode::Failed, text: text.clone() });
-                text
-            })
+            match done {
+                Ok(()) | Err(PerformError::Over) => Ok(()),
+                Err(error) => {
+                    let text = error.to_string();
+                    tracing::error!(%text, "the target cannot go on");
+                    let _ = out.send(Message::Refuse { code: error.code(), text: text.clone() });
+                    Err(text)
+                }
+            }
         });
         ApplyThread { handle }
     }
@@ -120,42 +84,52 @@ enum PerformError {
     Inbox(#[from] JournalError),
     #[error("inbox: {0}")]
     Record(#[from] crate::record::DecodeError),
+    /// Its inbox has failed.
+    #[error("{0}")]
+    Doubt(String),
+    /// The source went while this side waited for its disk. Nothing is wrong.
+    #[error("the source has gone")]
+    Over,
+}
+
+impl PerformError {
+    fn casts_doubt(&self) -> bool {
+        match self {
+            PerformError::Apply(error) => error.casts_doubt(),
+            PerformError::Inbox(error) => error.is_failed_sync(),
+            PerformError::Doubt(_) => true,
+            PerformError::Record(_) | PerformError::Over => false,
+        }
+    }
+
+    fn code(&self) -> RefuseCode {
+        if self.casts_doubt() { RefuseCode::Doubt } else { RefuseCode::Failed }
+    }
 }
 
 fn perform(
-    (replica, high_water): (Replica, Tid),
+    (replica, received, high_water): (Replica, Tid, Tid),
     inbox: Arc<SegmentLog>,
     queue: &Receiver<Job>,
     out: &Sender<Message>,
     positions: &Positions,
 ) -> Result<(), PerformError> {
-    let applied = replica.applied();
     let applier = Applier::new(replica, high_water)?;
     let mut worker = Worker {
+        at: applier.applied(),
+        replay_to: received,
         applier,
         inbox,
         out,
         positions,
-        at: applied,
-        durable: applied,
         batch: 0,
         pending_bytes: 0,
         pending_since: None,
         idle: IDLE,
+        started: false,
+        retried: Instant::now(),
     };
-    worker.replay()?;
-    worker.applier.ask_for_incomplete()?;
-    worker.make_durable()?;
-    loop {
-        match queue.recv_timeout(worker.patience()) {
-            Ok(job) => worker.job(job)?,
-            Err(RecvTimeoutError::Timeout) => worker.make_durable_if_dirty()?,
-            Err(RecvTimeoutError::Disconnected) => return worker.make_durable_if_dirty(),
-        }
-        if worker.is_due() {
-            worker.make_durable()?;
-        }
-    }
+    worker.run(queue).map_err(|error| worker.remember(error))
 }
 
 struct Worker<'a> {
@@ -163,33 +137,50 @@ struct Worker<'a> {
     inbox: Arc<SegmentLog>,
     out: &'a Sender<Message>,
     positions: &'a Positions,
-    /// TID of the last record performed.
-    at: Tid,
-    durable: Tid,
+    /// Behind the last record performed.
+    at: Position,
+    /// What sessions before this one received.
+    replay_to: Tid,
     batch: u64,
     pending_bytes: usize,
     pending_since: Option<Instant>,
     /// How long the stream may pause before everything is made durable.
     idle: Duration,
+    /// Until the source has said how it begins nothing is made durable: it compares what this copy says of itself with what
+    /// it remembers, and writes down what it finds before it says so.
+    started: bool,
+    /// When what is blocked was last asked for.
+    retried: Instant,
 }
 
 impl Worker<'_> {
-    /// Performs what the inbox holds behind the cursor: a session before this one received it.
-    fn replay(&mut self) -> Result<(), PerformError> {
-        let end = self.inbox.last_tid();
-        let mut reader = self.inbox.reader(self.at)?;
-        while let Some(chunk) = reader.next_chunk(end, REPLAY_BYTES)? {
-            self.records(&chunk.body)?;
-            self.at = chunk.last;
+    fn run(&mut self, queue: &Receiver<Job>) -> Result<(), PerformError> {
+        loop {
+            match queue.recv_timeout(self.patience()) {
+                Ok(job) => self.job(job)?,
+                Err(RecvTimeoutError::Timeout) => self.idle()?,
+                Err(RecvTimeoutError::Disconnected) => return self.make_durable_if_dirty(),
+            }
             if self.is_due() {
                 self.make_durable()?;
             }
         }
-        Ok(())
+    }
+
+    /// What must not be forgotten when the process ends with `error`.
+    fn remember(&mut self, error: PerformError) -> PerformError {
+        if error.casts_doubt()
+            && let Err(worse) = self.applier.cast_doubt(&error.to_string())
+        {
+            tracing::error!(%worse, "that this replica is in doubt is known to its source only");
+        }
+        error
     }
 
     fn job(&mut self, job: Job) -> Result<(), PerformError> {
         match job {
+            Job::Start => self.start(),
+            Job::Jump { after } => self.jump(after),
             Job::Records { batch, last, body } => {
                 self.records(&body)?;
                 self.at = last;
@@ -199,19 +190,75 @@ impl Worker<'_> {
                 self.records(&body)?;
                 self.taken(batch)
             }
-            Job::Jump { after } => self.jump(after),
             Job::Flush => self.make_durable(),
+            Job::Doubt { reason } => Err(PerformError::Doubt(reason)),
         }
+    }
+
+    fn start(&mut self) -> Result<(), PerformError> {
+        self.begin()?;
+        self.make_durable()
+    }
+
+    /// The source has said how it begins.
+    fn begin(&mut self) -> Result<(), PerformError> {
+        if std::mem::replace(&mut self.started, true) {
+            return Ok(());
+        }
+        if self.applier.is_in_doubt() {
+            return Ok(self.applier.ask_for_parked()?);
+        }
+        self.replay()?;
+        Ok(self.applier.ask_for_incomplete()?)
+    }
+
+    /// Performs what the inbox holds behind the cursor: a session before this one received it. What it takes in meanwhile
+    /// comes as jobs, and must not be performed twice: the cursor may be behind it already.
+    fn replay(&mut self) -> Result<(), PerformError> {
+        let end = self.replay_to;
+        let mut reader = self.inbox.reader(self.at.tid)?;
+        while let Some(chunk) = reader.next_chunk(end, REPLAY_BYTES)? {
+            self.records(&chunk.body)?;
+            self.at = Position { tid: chunk.last, digest: chain(self.at.digest, &chunk.body)?, ..self.at };
+            if self.is_due() {
+                self.make_durable()?;
+            }
+        }
+        Ok(())
     }
 
     fn records(&mut self, body: &[u8]) -> Result<(), PerformError> {
         for record in RecordIter::new(body) {
-            self.applier.apply(&record?)?;
+            let record = record?;
+            self.with_room(|applier| applier.apply(&record))?;
         }
-        self.applier.finish_group()?;
+        self.with_room(Applier::finish_group)?;
         self.pending_bytes += body.len();
         self.pending_since.get_or_insert_with(Instant::now);
         Ok(())
+    }
+
+    /// Does `step`, as often as it takes: when the disk has no room this side waits, and so does the source.
+    fn with_room(&mut self, step: impl Fn(&mut Applier) -> Result<(), ApplyError>) -> Result<(), PerformError> {
+        loop {
+            let done = step(&mut self.applier);
+            match done.as_ref().err().and_then(ApplyError::full) {
+                Some(errno) => self.wait_for_room(errno)?,
+                None => {
+                    done?;
+                    break;
+                }
+            }
+        }
+        self.positions.go_on(self.out, Stall::Tree);
+        Ok(())
+    }
+
+    fn wait_for_room(&self, errno: Errno) -> Result<(), PerformError> {
+        match self.positions.wait_for_room(self.out, Stall::Tree, errno) {
+            true => Ok(()),
+            false => Err(PerformError::Over),
+        }
     }
 
     fn taken(&mut self, batch: u64) -> Result<(), PerformError> {
@@ -221,13 +268,27 @@ impl Worker<'_> {
     }
 
     /// Everything before is made durable first, so that the cursor never names a place that the tree has not reached.
-    fn jump(&mut self, after: Tid) -> Result<(), PerformError> {
-        self.make_durable()?;
-        self.inbox.reset(ChainEnd::anew(after))?;
+    fn jump(&mut self, after: Position) -> Result<(), PerformError> {
+        self.begin()?;
+        let at = self.at;
+        self.with_room(|applier| applier.begin_jump(at, after))?;
+        faults::point("receiver.jump").map_err(ApplyError::Sync)?;
+        self.inbox.reset(ChainEnd { tid: after.tid, digest: after.digest })?;
         self.at = after;
-        self.pending_since.get_or_insert_with(Instant::now);
+        self.commit()?;
         self.positions.jump(after);
-        Ok(())
+        self.say_durable()
+    }
+
+    fn idle(&mut self) -> Result<(), PerformError> {
+        if self.retried.elapsed() >= RETRY_BLOCKED {
+            self.retried = Instant::now();
+            self.applier.ask_for_blocked()?;
+            if self.applier.has_missing() {
+                return self.say_durable();
+            }
+        }
+        self.make_durable_if_dirty()
     }
 
     fn is_due(&self) -> bool {
@@ -249,14 +310,19 @@ impl Worker<'_> {
     }
 
     fn make_durable(&mut self) -> Result<(), PerformError> {
+        self.commit()?;
+        self.say_durable()?;
+        Ok(self.inbox.trim_upto(self.at.tid)?)
+    }
+
+    fn commit(&mut self) -> Result<(), PerformError> {
         let began = Instant::now();
-        self.applier.make_durable(self.at)?;
+        let at = self.at;
+        self.with_room(|applier| applier.make_durable(at))?;
         self.idle = (began.elapsed() * 2).clamp(IDLE, IDLE_MOST);
-        self.durable = self.at;
         self.pending_bytes = 0;
         self.pending_since = None;
-        self.say_durable()?;
-        Ok(self.inbox.trim_upto(self.at)?)
+        Ok(())
     }
 
     /// What is needed goes out before the positions that follow from it: once the source has the position, it has what was
@@ -269,14 +335,21 @@ impl Worker<'_> {
                 self.positions.say(self.out, needs, |_| ());
                 continue;
             }
-            let blocked = self.applier.blocked()?;
-            self.positions.say(self.out, needs, |ack| {
-                ack.applied = self.durable;
-                ack.batch_durable = self.batch;
-                ack.blocked = blocked.count;
-                ack.blocked_errno = blocked.errno;
-            });
-            return Ok(());
+            return self.say_positions(needs);
         }
+    }
+
+    fn say_positions(&mut self, needs: Vec<Need>) -> Result<(), PerformError> {
+        let blocked = self.applier.blocked()?;
+        let (applied, commit) = (self.applier.applied().tid, self.applier.commit_no());
+        faults::point("receiver.ack_applied").map_err(ApplyError::Sync)?;
+        self.positions.say(self.out, needs, |ack| {
+            ack.applied = applied.min(ack.received);
+            ack.commit = commit;
+            ack.batch_durable = self.batch;
+            ack.blocked = blocked.count;
+            (ack.blocked_oid, ack.blocked_errno) = blocked.first.unwrap_or((crate::base::Oid::ROOT, 0));
+        });
+        Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Handshake and intake.
+//! The handshake, and the threads of a session.
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -7,11 +7,16 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
-use super::apply::{ApplyThread, Job, Positions};
+use parking_lot::Mutex;
+
+use super::apply::ApplyThread;
+use super::inbox::{self, Inbox};
+use super::intake::Intake;
+use super::positions::Positions;
 use crate::applier::{Adopt, Origin, Replica, ReplicaError};
-use crate::base::{Tid, faults};
-use crate::journal::{ChainEnd, JournalError, LogOptions, SegmentLog};
-use crate::record::{DecodeError, RecordIter};
+use crate::base::Tid;
+use crate::journal::JournalError;
+use crate::record::DecodeError;
 use crate::wire::{
     Compression, FrameReader, FrameWriter, Hello, HelloReply, Message, PROTOCOL_VERSION, RefuseCode, ReplicaState,
     WireError,
@@ -25,6 +30,8 @@ pub struct ServeOptions {
     pub states: PathBuf,
     /// Whether files that are there already may be taken over.
     pub adopt: Adopt,
+    /// Most bytes of the inbox; `None` for a tenth of its filesystem, at most 8 GiB.
+    pub inbox_cap: Option<u64>,
 }
 
 /// Why a session ended otherwise than by the source's word.
@@ -77,7 +84,7 @@ pub enum ServeError {
     Apply(String),
 }
 
-/// Bytes that may wait between intake and applier: a slow tree stops the source by the window, not by memory.
+/// Batches that may wait between intake and applier: a slow tree stops the source by the window, not by memory.
 const QUEUE_JOBS: usize = 8;
 
 /// Serves one session over `input` and `output` until the source ends it.
@@ -89,73 +96,69 @@ where
     R: Read,
     W: Write + Send + 'static,
 {
-    let mut writer = FrameWriter::start(output, Compression::Off)?;
+    let writer = FrameWriter::start(output, Compression::Off)?;
     let mut reader = FrameReader::start(input)?;
     let hello = match reader.receive()? {
         Message::Hello(hello) => hello,
         _ => return Err(ServeError::NoHello),
     };
-    let (replica, inbox, high_water) = match prepare(&hello, options) {
-        Ok(ready) => ready,
+    // From here on the source hears that somebody is there, however long it takes to open a large replica.
+    let (out, messages) = unbounded();
+    let gone = Arc::new(Gone::default());
+    let heard = gone.clone();
+    let speak = std::thread::spawn(move || speak(writer, &messages, &heard));
+    let outcome = match prepare(&hello, options) {
+        Ok(ready) => {
+            reader.trust();
+            run(reader, out, ready, &gone)
+        }
         Err(error) => {
-            let _ = writer.send(&Message::Refuse { code: refuse_code(&error), text: error.to_string() });
-            return Err(error);
+            let _ = out.send(Message::Refuse { code: refuse_code(&error), text: error.to_string() });
+            drop(out);
+            Err(error)
         }
     };
-    let received = inbox.last_tid();
-    writer.send(&Message::HelloReply(HelloReply {
-        version: PROTOCOL_VERSION,
-        replica: replica.id,
-        state: match replica.origin {
-            Origin::Existing => ReplicaState::Replica,
-            Origin::Empty => ReplicaState::Fresh,
-            Origin::Adopted => ReplicaState::Adopted,
-        },
-        received,
-        applied: replica.applied(),
-        stored_times: replica.stored_times(),
-    }))?;
-    reader.trust();
-    run(reader, writer, (replica, high_water), inbox)
+    let _ = speak.join();
+    outcome
 }
 
-fn prepare(hello: &Hello, options: &ServeOptions) -> Result<(Replica, Arc<SegmentLog>, Tid), ServeError> {
+/// Everything that a session works with.
+struct Ready {
+    replica: Replica,
+    inbox: Inbox,
+    cap_bytes: u64,
+}
+
+fn prepare(hello: &Hello, options: &ServeOptions) -> Result<Ready, ServeError> {
     if hello.version != PROTOCOL_VERSION {
         return Err(ServeError::Version { found: hello.version });
     }
-    let replica = Replica::open(&options.dir, &options.states, hello.volume, options.adopt)?;
-    let (inbox, high_water) = open_inbox(hello, &replica)?;
-    Ok((replica, Arc::new(inbox), high_water))
+    let mut replica = Replica::open(&options.dir, &options.states, (hello.volume, hello.space), options.adopt)?;
+    let cap_bytes = match options.inbox_cap {
+        Some(bytes) => bytes,
+        None => inbox::default_cap(&replica.inbox)?,
+    };
+    let inbox = Inbox::open(&mut replica, hello, inbox::log_options(cap_bytes))?;
+    Ok(Ready { replica, inbox, cap_bytes })
 }
 
-/// The inbox must continue where the tree's cursor is: one that is damaged, or lacks records behind the cursor, is begun
-/// anew there, and the source sends again what it may have held.
-///
-/// The TID says up to where the tree may hold changes already: as far as the inbox reaches, or as far as the source can
-/// ever have sent when the inbox does not tell any more.
-fn open_inbox(hello: &Hello, replica: &Replica) -> Result<(SegmentLog, Tid), ServeError> {
-    let applied = replica.applied();
-    let inbox = match SegmentLog::open(&replica.inbox, hello.volume, hello.epoch, LogOptions::default()) {
-        Ok(inbox) => inbox,
-        Err(error @ (JournalError::Damaged { .. } | JournalError::Format { .. } | JournalError::Record { .. })) => {
-            tracing::warn!(%error, "the inbox is begun anew");
-            let inbox = SegmentLog::open_anew(
-                &replica.inbox,
-                hello.volume,
-                hello.epoch,
-                LogOptions::default(),
-                ChainEnd::anew(applied),
-            )?;
-            return Ok((inbox, hello.durable.max(applied)));
-        }
-        Err(error) => return Err(error.into()),
-    };
-    if inbox.last_tid() < applied || inbox.reader(applied).is_err() {
-        inbox.reset(ChainEnd::anew(applied))?;
-        return Ok((inbox, hello.durable.max(applied)));
+fn greeting(Ready { replica, inbox, .. }: &Ready) -> HelloReply {
+    HelloReply {
+        version: PROTOCOL_VERSION,
+        replica: replica.id,
+        state: match (replica.origin, replica.doubt()) {
+            (Origin::Empty, _) => ReplicaState::Fresh,
+            (Origin::Adopted, _) => ReplicaState::Adopted,
+            (Origin::Existing, None) => ReplicaState::Replica,
+            (Origin::Existing, Some(_)) => ReplicaState::Doubtful,
+        },
+        received: replica.reached().unwrap_or(inbox.received),
+        applied: replica.applied(),
+        commit: replica.commit(),
+        high_water: inbox.high_water,
+        doubt: replica.doubt().unwrap_or_default().to_owned(),
+        stored_times: replica.stored_times(),
     }
-    let end = inbox.last_tid();
-    Ok((inbox, end))
 }
 
 fn refuse_code(error: &ServeError) -> RefuseCode {
@@ -167,23 +170,23 @@ fn refuse_code(error: &ServeError) -> RefuseCode {
     }
 }
 
-fn run<R: Read, W: Write + Send + 'static>(
-    mut reader: FrameReader<R>,
-    writer: FrameWriter<W>,
-    (replica, high_water): (Replica, Tid),
-    inbox: Arc<SegmentLog>,
-) -> Result<(), ServeError> {
-    let (out, messages) = unbounded();
+fn run<R: Read>(mut reader: FrameReader<R>, out: Sender<Message>, ready: Ready, gone: &Gone) -> Result<(), ServeError> {
+    let _ = out.send(Message::HelloReply(greeting(&ready)));
+    let Ready { replica, inbox: Inbox { log, received, high_water }, cap_bytes } = ready;
+    // Until the intake has ended too: it writes to the inbox.
+    let lock = replica.lock();
+    let log = Arc::new(log);
     let (jobs, queue) = bounded(QUEUE_JOBS);
-    let positions = Arc::new(Positions::new(inbox.last_tid(), replica.applied()));
-    let speak = std::thread::spawn(move || speak(writer, &messages));
-    let apply = ApplyThread::spawn((replica, high_water), inbox.clone(), queue, out.clone(), positions.clone());
-    let mut intake = Intake { inbox, jobs, out, positions };
+    let positions = Arc::new(Positions::new(received, replica.applied().tid, replica.commit()));
+    gone.tell(positions.clone());
+    let replica = (replica, received.tid, high_water);
+    let apply = ApplyThread::spawn(replica, log.clone(), queue, out.clone(), positions.clone());
+    let mut intake = Intake::new((log, cap_bytes), jobs, out, positions.clone());
     let outcome = intake.run(&mut reader);
     // Closing the queue lets the applier finish what it has, make it durable and say so.
     drop(intake);
     let applied = apply.join();
-    let _ = speak.join();
+    drop(lock);
     match (applied, outcome) {
         (Err(error), _) => Err(ServeError::Apply(error)),
         (Ok(()), Err(ServeError::Wire(WireError::Closed))) => Ok(()),
@@ -191,9 +194,34 @@ fn run<R: Read, W: Write + Send + 'static>(
     }
 }
 
+/// Who wants to know that the source takes nothing any more.
+#[derive(Default)]
+struct Gone {
+    /// Protects both. Rank: a leaf, held for assignments and to notify.
+    state: Mutex<(bool, Option<Arc<Positions>>)>,
+}
+
+impl Gone {
+    fn tell(&self, positions: Arc<Positions>) {
+        let mut state = self.state.lock();
+        if state.0 {
+            positions.end();
+        }
+        state.1 = Some(positions);
+    }
+
+    fn happened(&self) {
+        let mut state = self.state.lock();
+        state.0 = true;
+        if let Some(positions) = &state.1 {
+            positions.end();
+        }
+    }
+}
+
 /// Writes what the other threads have to say; a sign of life when they are silent, so that the source can tell a slow
 /// target from a dead one.
-fn speak<W: Write>(mut writer: FrameWriter<W>, messages: &Receiver<Message>) {
+fn speak<W: Write>(mut writer: FrameWriter<W>, messages: &Receiver<Message>, gone: &Gone) {
     const SILENCE: Duration = Duration::from_secs(2);
     loop {
         let message = match messages.recv_timeout(SILENCE) {
@@ -202,96 +230,7 @@ fn speak<W: Write>(mut writer: FrameWriter<W>, messages: &Receiver<Message>) {
             Err(RecvTimeoutError::Disconnected) => return,
         };
         if writer.send(&message).is_err() {
-            return;
+            return gone.happened();
         }
     }
-}
-
-struct Intake {
-    inbox: Arc<SegmentLog>,
-    jobs: Sender<Job>,
-    out: Sender<Message>,
-    positions: Arc<Positions>,
-}
-
-impl Intake {
-    fn run<R: Read>(&mut self, reader: &mut FrameReader<R>) -> Result<(), ServeError> {
-        loop {
-            match reader.receive()? {
-                Message::Start { after, jump } => self.start(after, jump)?,
-                Message::Records { batch, prev, first, last, count, body } => {
-                    self.records(batch, (prev, first, last), count, body)?;
-                }
-                Message::State { batch, body } => {
-                    check(batch, &body, |record| record.op.is_state())?;
-                    self.hand_over(Job::State { batch, body })?;
-                }
-                Message::Flush => self.hand_over(Job::Flush)?,
-                Message::Ping => drop(self.out.send(Message::Pong)),
-                Message::Bye => return Ok(()),
-                Message::Pong => {}
-                _ => return Err(ServeError::NoHello),
-            }
-        }
-    }
-
-    /// The source's first word: where its records go on. With a jump the difference comes as state.
-    fn start(&mut self, after: Tid, jump: bool) -> Result<(), ServeError> {
-        let received = self.inbox.last_tid();
-        if after == received {
-            return Ok(());
-        }
-        if !jump {
-            return Err(ServeError::Gap { batch: 0, prev: after, received });
-        }
-        // What the inbox holds is still to be performed; only then does the position move.
-        self.hand_over(Job::Jump { after })?;
-        self.positions.wait_jumped(after);
-        match self.inbox.last_tid() == after {
-            true => Ok(()),
-            false => Err(ServeError::Gap { batch: 0, prev: after, received: self.inbox.last_tid() }),
-        }
-    }
-
-    fn records(
-        &mut self,
-        batch: u64,
-        (prev, first, last): (Tid, Tid, Tid),
-        count: u32,
-        body: Vec<u8>,
-    ) -> Result<(), ServeError> {
-        let received = self.inbox.last_tid();
-        let prev = if faults::skipped("receiver.gap") { received } else { prev };
-        if prev != received {
-            return Err(ServeError::Gap { batch, prev, received });
-        }
-        let tids = check(batch, &body, |record| !record.op.is_state())?;
-        let ordered = tids.windows(2).all(|pair| pair[0] < pair[1]);
-        if !ordered || tids.first() != Some(&first) || tids.last() != Some(&last) || tids.len() != count as usize {
-            return Err(ServeError::Batch { batch });
-        }
-        self.inbox.append(prev, first, last, count, &[&body])?;
-        if !faults::skipped("receiver.fdatasync") {
-            self.inbox.sync()?;
-        }
-        self.positions.say(&self.out, Vec::new(), |ack| ack.received = last);
-        self.hand_over(Job::Records { batch, last, body })
-    }
-
-    fn hand_over(&self, job: Job) -> Result<(), ServeError> {
-        self.jobs.send(job).map_err(|_| ServeError::Apply("the applier has stopped".to_owned()))
-    }
-}
-
-/// Decodes every record of a batch, and returns their TIDs.
-fn check(batch: u64, body: &[u8], fits: impl Fn(&crate::record::Record<'_>) -> bool) -> Result<Vec<Tid>, ServeError> {
-    let mut tids = Vec::new();
-    for record in RecordIter::new(body) {
-        let record = record.map_err(|cause| ServeError::Record { batch, cause })?;
-        if !fits(&record) {
-            return Err(ServeError::Batch { batch });
-        }
-        tids.push(record.tid);
-    }
-    Ok(tids)
 }

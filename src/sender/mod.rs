@@ -7,18 +7,20 @@
 //! - A cursor moves, and a work row ends, only in the transaction that follows the target's durable ack.
 //! - What is under way is bounded by a window of bytes; a slow target slows its own thread and nothing else.
 
+mod mailbox;
 mod plan;
 mod session;
+mod standing;
 mod status;
 mod stream;
 mod thread;
 mod work;
 
-pub use plan::{Ours, Plan, plan};
+pub use plan::{Cause, Fork, Forked, Ours, Plan, Standing, plan};
 pub use status::{SenderState, SenderStatus};
 pub use thread::{Connect, SenderNudge, SenderOptions, SenderThread, SenderWaiter};
 
-use crate::base::Tid;
+use crate::base::{Position, Tid};
 use crate::journal::JournalError;
 use crate::wire::{RefuseCode, WireError};
 
@@ -42,13 +44,19 @@ pub enum SessionError {
         /// Its reason in words.
         text: String,
     },
-    /// The target is ahead of this source: it followed another history.
-    #[error("the target has received {received}, this source ends at {durable}: it followed another history")]
+    /// The target holds what this source does not know.
+    #[error(
+        "{fork}. Nothing is sent, for what it holds may be the only copy; to make it equal to this source, forget the \
+         target and define it anew with leave to take over what is there (it has received {received}, this source ends \
+         at {durable})"
+    )]
     Fork {
         /// Where the target is.
-        received: Tid,
+        received: Position,
         /// Where this source is.
         durable: Tid,
+        /// How that came.
+        fork: Fork,
     },
     /// The target said something it may not.
     #[error("the target broke the protocol: {0}")]

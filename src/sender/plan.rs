@@ -1,7 +1,10 @@
 //! How a session begins: a pure function of where both sides are.
 
+use std::fmt;
+
 use crate::base::Tid;
-use crate::wire::ReplicaState;
+use crate::journal::Said;
+use crate::wire::{HelloReply, ReplicaState};
 
 /// What the source knows of itself and of the target.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -10,105 +13,250 @@ pub struct Ours {
     pub durable: Tid,
     /// The oldest place that can be streamed from.
     pub oldest_kept: Tid,
-    /// What the target had received when the last ack came.
-    pub received: Tid,
-    /// What it had applied then.
-    pub applied: Tid,
+    /// The target's place: whatever lies before it was received, or is queued as work.
+    pub place: Tid,
     /// Rows of work cover what it had not received up to here.
     pub covered: Tid,
     /// Whether its initial mirror was ever queued.
     pub mirrored: bool,
-    /// Whether that was for the copy which answers now: a directory that was wiped gets a new id.
-    pub same_copy: bool,
+    /// What the target said last.
+    pub said: Option<Said>,
+    /// Where the target's position lies, seen from our own history.
+    pub standing: Standing,
+    /// What is done with a target that followed another history.
+    pub forked: Forked,
+}
+
+/// Where a position lies, seen from a history.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// On it: the same records led there.
+    Ours,
+    /// On it by its epoch and TID; what led there is forgotten.
+    Forgotten,
+    /// In one of its epochs, behind the last record that epoch has here.
+    Ahead,
+    /// Other records led there.
+    Elsewhere,
+}
+
+/// What is done with a target that holds what this source does not know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Forked {
+    /// It is refused: what it holds may be the only copy.
+    Refuse,
+    /// The operator wants it to become equal to this source.
+    Compare,
 }
 
 /// How a session begins.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Plan {
-    /// The records behind `after`; work that is queued goes on beside them.
-    Stream {
-        /// Where the target is, or up to where rows of work cover what it lacks.
-        after: Tid,
+    /// The records behind what it has received; work that is queued goes on beside them.
+    Stream,
+    /// The records behind `to`, which it has not reached: what lies between is queued as work.
+    Jump {
+        /// Its new place.
+        to: Tid,
     },
-    /// The whole tree is sent, records from `base` on beside it.
-    Mirror {
-        /// The new place.
-        base: Tid,
-    },
-    /// The whole tree is compared, records from `base` on beside it.
-    Compare {
-        /// The new place.
-        base: Tid,
-    },
-    /// The target holds what this source does not know.
-    Fork,
+    /// The whole tree is sent, records from our end on beside it.
+    Mirror,
+    /// The whole tree is compared, records from our end on beside it.
+    Compare(Cause),
+    /// Nothing is sent.
+    Refuse(Fork),
 }
 
-/// Decides how to begin with a target that is in `state`, with its inbox durable up to `received` and its tree up to
-/// `applied`.
-pub fn plan(ours: &Ours, state: ReplicaState, received: Tid, applied: Tid) -> Plan {
-    match state {
-        ReplicaState::Fresh => return Plan::Mirror { base: ours.durable },
-        ReplicaState::Adopted => return Plan::Compare { base: ours.durable },
-        ReplicaState::Replica => {}
+/// Why a whole tree is compared.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Cause {
+    /// Its files were there before it was a replica.
+    TakenOver,
+    /// The target is in doubt itself.
+    Doubt(String),
+    /// Not the copy that was there last time.
+    OtherCopy,
+    /// It was put back to an older state.
+    PutBack,
+    /// Its records are not kept any more.
+    LostPlace,
+    /// It followed another history, and the operator has decided.
+    Forked,
+}
+
+/// Why a target is refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fork {
+    /// It has received what this source lost: the source was put back to an older state.
+    Ahead,
+    /// It followed another source.
+    Elsewhere,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cause::TakenOver => f.write_str("it held files before it became a target"),
+            Cause::Doubt(text) => write!(f, "it cannot vouch for itself: {text}"),
+            Cause::OtherCopy => f.write_str("it is not the copy that answered last time"),
+            Cause::PutBack => f.write_str("it was put back to an older state than it had acknowledged"),
+            Cause::LostPlace => f.write_str("the records it lacks are not kept any more"),
+            Cause::Forked => f.write_str("it followed another history, which is given up"),
+        }
     }
-    if received > ours.durable {
-        return Plan::Fork;
+}
+
+impl fmt::Display for Fork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Fork::Ahead => {
+                "it holds changes that this source does not have any more: the source was put back to an older state"
+            }
+            Fork::Elsewhere => "it followed another history than this source's",
+        })
     }
-    // A tree that is older than what it once acknowledged was put back: rows that were done then are not done now.
-    let put_back = applied < ours.applied;
-    if !ours.mirrored || !ours.same_copy || put_back {
-        return Plan::Compare { base: ours.durable };
+}
+
+/// Decides how to begin with a target that answers `theirs`.
+pub fn plan(ours: &Ours, theirs: &HelloReply) -> Plan {
+    match theirs.state {
+        ReplicaState::Fresh => return Plan::Mirror,
+        ReplicaState::Adopted => return Plan::Compare(Cause::TakenOver),
+        ReplicaState::Doubtful | ReplicaState::Replica => {}
     }
-    let covered = received >= ours.received && ours.covered >= ours.oldest_kept;
-    match (received >= ours.oldest_kept, covered) {
-        (true, _) => Plan::Stream { after: received },
-        (false, true) => Plan::Stream { after: ours.covered },
-        (false, false) => Plan::Compare { base: ours.durable },
+    match (ours.standing, ours.forked) {
+        // Whatever it is in doubt of: what it had reached was ours, as far as it is known.
+        (Standing::Ours | Standing::Forgotten, _) if theirs.state == ReplicaState::Doubtful => {
+            Plan::Compare(Cause::Doubt(theirs.doubt.clone()))
+        }
+        (Standing::Ours | Standing::Forgotten, _) => continue_with(ours, theirs),
+        (_, Forked::Compare) => Plan::Compare(Cause::Forked),
+        (Standing::Ahead, Forked::Refuse) => Plan::Refuse(Fork::Ahead),
+        (Standing::Elsewhere, Forked::Refuse) => Plan::Refuse(Fork::Elsewhere),
     }
+}
+
+fn continue_with(ours: &Ours, theirs: &HelloReply) -> Plan {
+    let Some(said) = ours.said.filter(|said| ours.mirrored && said.copy == theirs.replica) else {
+        return Plan::Compare(Cause::OtherCopy);
+    };
+    // Rows that were done then are not done now, and records that it had are not kept for its sake.
+    if went_back(&said, theirs) {
+        return Plan::Compare(Cause::PutBack);
+    }
+    let received = theirs.received.tid;
+    let to = ours.place.max(ours.covered);
+    match received >= ours.place && received >= ours.oldest_kept && ours.standing == Standing::Ours {
+        true => Plan::Stream,
+        false if to > received && to >= ours.oldest_kept => Plan::Jump { to },
+        false => Plan::Compare(Cause::LostPlace),
+    }
+}
+
+/// Whether a target is older than it said last.
+fn went_back(said: &Said, theirs: &HelloReply) -> bool {
+    let (then, now) = (said.commit, theirs.commit);
+    let other = now.number < then.number || now.number == then.number && now.nonce != then.nonce;
+    other || theirs.applied.tid < said.applied || theirs.received.tid < said.received
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::{ChainDigest, Commit, EpochId, Position, VolumeUuid};
 
+    const COPY: VolumeUuid = VolumeUuid([1; 16]);
+    const COMMIT: Commit = Commit { number: 8, nonce: 80 };
+    const SAID: Said = Said { copy: COPY, received: Tid(70), applied: Tid(60), commit: COMMIT };
     const OURS: Ours = Ours {
         durable: Tid(100),
         oldest_kept: Tid(50),
-        received: Tid(60),
-        applied: Tid(60),
+        place: Tid(70),
         covered: Tid(0),
         mirrored: true,
-        same_copy: true,
+        said: Some(SAID),
+        standing: Standing::Ours,
+        forked: Forked::Refuse,
     };
 
+    fn at(tid: u64) -> Position {
+        Position { epoch: EpochId([9; 16]), tid: Tid(tid), digest: ChainDigest::START }
+    }
+
+    fn replica(received: u64, applied: u64) -> HelloReply {
+        HelloReply {
+            version: 1,
+            replica: COPY,
+            state: ReplicaState::Replica,
+            received: at(received),
+            applied: at(applied),
+            commit: COMMIT,
+            high_water: Tid(0),
+            doubt: String::new(),
+            stored_times: crate::base::StoredTimes::Exact,
+        }
+    }
+
     #[test]
-    fn the_table_of_beginnings() {
-        let replica = |received, applied| plan(&OURS, ReplicaState::Replica, Tid(received), Tid(applied));
-        assert_eq!(replica(80, 60), Plan::Stream { after: Tid(80) });
-        assert_eq!(replica(100, 100), Plan::Stream { after: Tid(100) });
-        assert_eq!(replica(101, 90), Plan::Fork);
-        assert_eq!(replica(80, 59), Plan::Compare { base: Tid(100) });
-        assert_eq!(replica(40, 40), Plan::Compare { base: Tid(100) });
-        let fresh = plan(&OURS, ReplicaState::Fresh, Tid(0), Tid(0));
-        assert_eq!(fresh, Plan::Mirror { base: Tid(100) });
-        let adopted = plan(&OURS, ReplicaState::Adopted, Tid(0), Tid(0));
-        assert_eq!(adopted, Plan::Compare { base: Tid(100) });
-        let other = Ours { same_copy: false, ..OURS };
-        assert_eq!(plan(&other, ReplicaState::Replica, Tid(80), Tid(80)), Plan::Compare { base: Tid(100) });
-        let unknown = Ours { mirrored: false, ..OURS };
-        assert_eq!(plan(&unknown, ReplicaState::Replica, Tid(80), Tid(80)), Plan::Compare { base: Tid(100) });
+    fn a_target_goes_on_where_it_is() {
+        assert_eq!(plan(&OURS, &replica(80, 60)), Plan::Stream);
+        assert_eq!(plan(&OURS, &replica(100, 100)), Plan::Stream);
+        // It made something durable and its ack was lost.
+        let later = HelloReply { commit: Commit { number: 9, nonce: 1 }, ..replica(80, 80) };
+        assert_eq!(plan(&OURS, &later), Plan::Stream);
+        // Its place was moved while it was away.
+        let moved = Ours { place: Tid(90), ..OURS };
+        assert_eq!(plan(&moved, &replica(80, 60)), Plan::Jump { to: Tid(90) });
+        let lost = Ours { oldest_kept: Tid(95), place: Tid(70), ..OURS };
+        assert_eq!(plan(&lost, &replica(80, 60)), Plan::Compare(Cause::LostPlace));
+        let forgotten = Ours { standing: Standing::Forgotten, ..OURS };
+        assert_eq!(plan(&forgotten, &replica(80, 60)), Plan::Compare(Cause::LostPlace));
     }
 
     #[test]
     fn a_target_whose_records_became_work_goes_on_behind_them() {
-        let ours = Ours { received: Tid(40), applied: Tid(30), covered: Tid(70), oldest_kept: Tid(70), ..OURS };
-        let replica = |received, applied| plan(&ours, ReplicaState::Replica, Tid(received), Tid(applied));
-        assert_eq!(replica(40, 30), Plan::Stream { after: Tid(70) });
-        assert_eq!(replica(45, 45), Plan::Stream { after: Tid(70) });
-        assert_eq!(replica(80, 30), Plan::Stream { after: Tid(80) });
-        assert_eq!(replica(39, 30), Plan::Compare { base: Tid(100) }, "it lost what it had acknowledged");
-        let dropped = Ours { covered: Tid(69), ..ours };
-        assert_eq!(plan(&dropped, ReplicaState::Replica, Tid(40), Tid(30)), Plan::Compare { base: Tid(100) });
+        let ours = Ours { covered: Tid(90), oldest_kept: Tid(90), ..OURS };
+        assert_eq!(plan(&ours, &replica(70, 60)), Plan::Jump { to: Tid(90) });
+        assert_eq!(plan(&ours, &replica(75, 75)), Plan::Jump { to: Tid(90) });
+        assert_eq!(plan(&ours, &replica(95, 60)), Plan::Stream);
+        assert_eq!(plan(&ours, &replica(69, 60)), Plan::Compare(Cause::PutBack), "it lost what it had acknowledged");
+        let dropped = Ours { covered: Tid(89), ..ours };
+        assert_eq!(plan(&dropped, &replica(70, 60)), Plan::Compare(Cause::LostPlace));
+    }
+
+    #[test]
+    fn a_target_that_is_new_or_unknown_is_filled_or_compared() {
+        let state = |state| HelloReply { state, doubt: "no catalog".into(), ..replica(0, 0) };
+        assert_eq!(plan(&OURS, &state(ReplicaState::Fresh)), Plan::Mirror);
+        assert_eq!(plan(&OURS, &state(ReplicaState::Adopted)), Plan::Compare(Cause::TakenOver));
+        let doubt = Plan::Compare(Cause::Doubt("no catalog".into()));
+        assert_eq!(plan(&OURS, &state(ReplicaState::Doubtful)), doubt);
+        let other = HelloReply { replica: VolumeUuid([2; 16]), ..replica(80, 80) };
+        assert_eq!(plan(&OURS, &other), Plan::Compare(Cause::OtherCopy));
+        let never = Ours { mirrored: false, ..OURS };
+        assert_eq!(plan(&never, &replica(80, 80)), Plan::Compare(Cause::OtherCopy));
+    }
+
+    #[test]
+    fn a_target_that_was_put_back_is_compared() {
+        let back = Plan::Compare(Cause::PutBack);
+        assert_eq!(plan(&OURS, &replica(80, 59)), back);
+        assert_eq!(plan(&OURS, &replica(69, 60)), back);
+        let earlier = HelloReply { commit: Commit { number: 7, nonce: 80 }, ..replica(80, 60) };
+        assert_eq!(plan(&OURS, &earlier), back);
+        let another = HelloReply { commit: Commit { number: 8, nonce: 81 }, ..replica(80, 60) };
+        assert_eq!(plan(&OURS, &another), back);
+    }
+
+    #[test]
+    fn a_target_of_another_history_is_refused_until_the_operator_decides() {
+        for (standing, fork) in [(Standing::Ahead, Fork::Ahead), (Standing::Elsewhere, Fork::Elsewhere)] {
+            let ours = Ours { standing, ..OURS };
+            assert_eq!(plan(&ours, &replica(80, 60)), Plan::Refuse(fork));
+            let decided = Ours { forked: Forked::Compare, ..ours };
+            assert_eq!(plan(&decided, &replica(80, 60)), Plan::Compare(Cause::Forked));
+            let doubtful = HelloReply { state: ReplicaState::Doubtful, ..replica(80, 60) };
+            assert_eq!(plan(&ours, &doubtful), Plan::Refuse(fork), "it may be the only copy all the same");
+        }
     }
 }

@@ -7,34 +7,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
-
-use super::plan::{Ours, Plan, plan};
+use super::mailbox::{Call, Event, Mailbox};
+use super::plan::{Forked, Ours, Plan, plan};
+use super::standing::{position_at, standing};
 use super::status::SharedStatus;
 use super::stream::{Batch, Stream};
 use super::thread::SenderOptions;
 use super::work::{Done, Walk};
 use super::{SenderState, SessionError};
-use crate::base::{AtimeMode, StoredTimes, Tid, faults};
+use crate::base::{AtimeMode, Position, StoredTimes, Tid, VolumeUuid, faults};
 use crate::catchup::TreeView;
-use crate::journal::{Journal, JournalError, Level, NewWork, TargetId, TargetRow, WorkKind, WorkReason};
-use crate::wire::{Ack, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, PROTOCOL_VERSION, WireError};
-
-/// What wakes a sender.
-pub(super) enum Event {
-    /// The target said something.
-    Heard(Message),
-    /// The connection ended.
-    Ended(WireError),
-    /// More records are durable.
-    Durable,
-    /// Someone waits for the target.
-    Flush,
-    /// Work rows were added.
-    Work,
-    /// End the session and the thread.
-    Stop,
-}
+use crate::journal::{Journal, JournalError, Level, NewWork, Said, TargetId, TargetRow, WorkKind, WorkReason};
+use crate::sys::Errno;
+use crate::wire::{
+    Ack, Breaker, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, PROTOCOL_VERSION, Stall, WireError,
+};
 
 /// What a session works with.
 #[derive(Clone, Copy)]
@@ -42,8 +29,7 @@ pub(super) struct Parts<'a> {
     pub(super) journal: &'a Arc<Journal>,
     pub(super) view: &'a dyn TreeView,
     pub(super) options: &'a SenderOptions,
-    pub(super) events: &'a Sender<Event>,
-    pub(super) queue: &'a Receiver<Event>,
+    pub(super) mailbox: &'a Arc<Mailbox>,
     pub(super) status: &'a SharedStatus,
 }
 
@@ -70,57 +56,71 @@ pub(super) struct Session<'a> {
     /// Rows that end, or move on, when their batch is durable at the target.
     unfinished: VecDeque<(u64, Vec<Done>)>,
     last_ack: Ack,
-    heard: Instant,
+    /// The copy that answered.
+    copy: VolumeUuid,
     trimmed: Instant,
     counted_bytes: u64,
-    _watcher: Watcher,
+    watcher: Watcher,
 }
 
 impl<'a> Session<'a> {
     /// Reads what the target says, on a thread of its own.
-    pub(super) fn spawn_reader(input: Box<dyn Read + Send>, events: Sender<Event>) -> std::io::Result<JoinHandle<()>> {
+    pub(super) fn spawn_reader(
+        input: Box<dyn Read + Send>,
+        mailbox: Arc<Mailbox>,
+        session: u64,
+    ) -> std::io::Result<JoinHandle<()>> {
         std::thread::Builder::new().name("dtfs-acks".into()).spawn(move || {
             let listen = || -> Result<(), WireError> {
                 let mut reader = FrameReader::start(input)?;
-                let _ = events.send(Event::Heard(reader.receive()?));
-                reader.trust();
                 loop {
-                    if events.send(Event::Heard(reader.receive()?)).is_err() {
-                        return Ok(());
+                    let message = reader.receive()?;
+                    if matches!(message, Message::HelloReply(_)) {
+                        reader.trust();
                     }
+                    mailbox.hear(session, message).map_err(|_| WireError::Flood)?;
                 }
             };
             if let Err(error) = listen() {
-                let _ = events.send(Event::Ended(error));
+                mailbox.end(session, error);
             }
         })
     }
 
     /// Greets the target, decides how to begin, and says so.
-    pub(super) fn open(parts: Parts<'a>, output: Box<dyn Write + Send>) -> Result<Session<'a>, SessionError> {
+    pub(super) fn open(
+        parts: Parts<'a>,
+        output: Box<dyn Write + Send>,
+        breaker: Breaker,
+    ) -> Result<Session<'a>, SessionError> {
         let target = parts.options.target;
         let mut writer = FrameWriter::start(output, parts.options.compression)?;
         let identity = parts.journal.identity();
         writer.send(&Message::Hello(Hello {
             version: PROTOCOL_VERSION,
             volume: identity.volume,
+            space: identity.space,
             epoch: identity.epoch,
             durable: parts.journal.durable_tid(),
             access_times: parts.options.access_times,
             label: parts.options.label.clone(),
         }))?;
-        let reply = wait_for_reply(parts.queue)?;
+        let reply = wait_for_reply(parts.mailbox)?;
         let differs = note_times(&parts, &reply)?;
-        let after = begin(&parts, &reply)?;
+        let start = begin(&parts, &reply)?;
+        let after = start.after.tid;
         let stored = find_target(&parts)?.applied;
-        let stream = Stream::new(parts.journal.reader(after)?, after);
-        writer.send(&Message::Start { after, jump: after != reply.received })?;
+        let stream = Stream::new(parts.journal.clone(), start.after)?;
+        let watcher = Watcher::spawn(parts.journal.clone(), parts.mailbox.clone(), after, breaker);
+        writer.send(&Message::Start { after: start.after, jump: start.jump })?;
         parts.journal.store().target_error(target, None)?;
         let bytes = writer.bytes_sent();
         parts.status.update(|status| {
             status.state = SenderState::Connected;
-            status.received = reply.received;
-            status.applied = reply.applied;
+            status.received = reply.received.tid;
+            status.applied = reply.applied.tid;
+            status.high_water = reply.high_water.min(after);
+            status.stalled = None;
             status.last_error = None;
             status.differs = differs;
             status.bytes_sent += bytes;
@@ -136,18 +136,28 @@ impl<'a> Session<'a> {
             under_way_bytes: 0,
             unfinished: VecDeque::new(),
             // What the store does not know yet is news: the ack that said so may have been lost with the session before.
-            last_ack: Ack { received: after, applied: reply.applied.min(stored), ..Ack::default() },
-            heard: Instant::now(),
+            last_ack: Ack { received: after, applied: reply.applied.tid.min(stored).min(after), ..Ack::default() },
+            copy: reply.replica,
             trimmed: Instant::now(),
             counted_bytes: bytes,
-            _watcher: Watcher::spawn(parts.journal.clone(), parts.events.clone(), after),
+            watcher,
         })
     }
 
     /// Sends and listens until told to stop.
     pub(super) fn run(mut self) -> Result<(), SessionError> {
+        let outcome = self.converse();
+        // A connection that was cut because nothing was heard fails like any other.
+        match outcome {
+            Err(_) if self.parts.mailbox.is_flooded() => Err(WireError::Flood.into()),
+            Err(_) if self.watcher.has_broken() => Err(SessionError::Silent(SILENCE.as_secs())),
+            outcome => outcome,
+        }
+    }
+
+    fn converse(&mut self) -> Result<(), SessionError> {
         loop {
-            while let Ok(event) = self.parts.queue.try_recv() {
+            while let Some(event) = self.parts.mailbox.try_next() {
                 if !self.on(event)? {
                     return Ok(());
                 }
@@ -155,13 +165,13 @@ impl<'a> Session<'a> {
             if self.send_some()? {
                 continue;
             }
-            match self.parts.queue.recv_timeout(TICK) {
-                Ok(event) => {
+            match self.parts.mailbox.next(Instant::now() + TICK) {
+                Some(event) => {
                     if !self.on(event)? {
                         return Ok(());
                     }
                 }
-                Err(_) => self.tick()?,
+                None => self.tick()?,
             }
         }
     }
@@ -169,16 +179,12 @@ impl<'a> Session<'a> {
     /// False when the session is to end.
     fn on(&mut self, event: Event) -> Result<bool, SessionError> {
         match event {
-            Event::Heard(message) => {
-                self.heard = Instant::now();
-                match message {
-                    Message::Ack(ack) => self.on_ack(ack)?,
-                    Message::Refuse { code, text } => return Err(SessionError::Refused { code, text }),
-                    Message::Ping => self.send(&Message::Pong)?,
-                    Message::Pong => {}
-                    _ => return Err(SessionError::Protocol("unexpected message")),
-                }
-            }
+            Event::Heard(message) => match message {
+                Message::Ack(ack) => self.on_ack(ack)?,
+                Message::Refuse { code, text } => return Err(SessionError::Refused { code, text }),
+                Message::Ping => self.send(&Message::Pong)?,
+                _ => return Err(SessionError::Protocol("unexpected message")),
+            },
             Event::Ended(error) => return Err(error.into()),
             Event::Durable => self.stream.more(),
             Event::Flush => self.send(&Message::Flush)?,
@@ -192,7 +198,7 @@ impl<'a> Session<'a> {
     }
 
     fn tick(&mut self) -> Result<(), SessionError> {
-        if self.heard.elapsed() > SILENCE {
+        if self.parts.mailbox.silence() > SILENCE {
             return Err(SessionError::Silent(SILENCE.as_secs()));
         }
         self.walk.look_again();
@@ -239,13 +245,12 @@ impl<'a> Session<'a> {
 
     /// The records that come next were dropped while they waited: rows of work cover them, and the stream goes on behind.
     fn pass_over(&mut self, oldest: Tid) -> Result<Batch, SessionError> {
-        let journal = self.parts.journal;
         let row = find_target(&self.parts)?;
         if row.covered < oldest {
             return Err(JournalError::Trimmed { oldest }.into());
         }
         self.walk.look_again();
-        Ok(self.stream.jump(journal.reader(row.covered)?, row.covered))
+        self.stream.jump(row.covered)
     }
 
     fn send(&mut self, message: &Message) -> Result<(), SessionError> {
@@ -272,14 +277,34 @@ impl<'a> Session<'a> {
         if advanced || !ack.needs.is_empty() {
             self.advance(&ack)?;
         }
+        self.tell_changes(&ack)?;
         self.parts.status.update(|status| {
             status.acks_durable += u64::from(advanced);
             status.received = ack.received;
             status.applied = ack.applied;
             status.blocked = ack.blocked;
             status.blocked_errno = ack.blocked_errno;
+            status.stalled = stalled(&ack);
         });
         self.last_ack = Ack { needs: Vec::new(), ..ack };
+        Ok(())
+    }
+
+    /// What an operator is to know of: objects that cannot be what they should, and a disk without room.
+    fn tell_changes(&self, ack: &Ack) -> Result<(), SessionError> {
+        let store = self.parts.journal.store();
+        if ack.blocked > self.last_ack.blocked {
+            let errno = Errno::from_raw(ack.blocked_errno);
+            let (count, oid) = (ack.blocked, ack.blocked_oid);
+            let text = format!("{count} objects cannot be brought to their state there, among them {oid}: {errno}");
+            store.event(Level::Warning, Some(self.target), &text)?;
+        }
+        if ack.stalled_at != self.last_ack.stalled_at {
+            match stalled(ack) {
+                Some(text) => store.event(Level::Warning, Some(self.target), &text)?,
+                None => store.event(Level::Info, Some(self.target), "there is room again: it goes on")?,
+            }
+        }
         Ok(())
     }
 
@@ -320,7 +345,8 @@ impl<'a> Session<'a> {
             store.work_insert_absent(self.target, &needs)?;
         }
         let needs = if first { &[][..] } else { &needs };
-        store.ack(self.target, ack.received, ack.applied, &finished, &progress, needs)?;
+        let said = Said { copy: self.copy, received: ack.received, applied: ack.applied, commit: ack.commit };
+        store.ack(self.target, &said, &finished, &progress, needs)?;
         self.walk.look_again();
         if self.trimmed.elapsed() >= TRIM_EVERY {
             self.trimmed = Instant::now();
@@ -343,46 +369,77 @@ fn new_work(need: &Need) -> NewWork {
     }
 }
 
-fn wait_for_reply(queue: &Receiver<Event>) -> Result<HelloReply, SessionError> {
-    let deadline = Instant::now() + HANDSHAKE;
-    loop {
-        match queue.recv_deadline(deadline) {
-            Ok(Event::Heard(Message::HelloReply(reply))) if reply.version == PROTOCOL_VERSION => return Ok(reply),
-            Ok(Event::Heard(Message::Refuse { code, text })) => return Err(SessionError::Refused { code, text }),
-            Ok(Event::Heard(_)) => return Err(SessionError::Protocol("it did not say who it is")),
-            Ok(Event::Ended(error)) => return Err(error.into()),
-            Ok(Event::Stop) => return Err(SessionError::Protocol("stopped before it answered")),
-            Ok(Event::Durable | Event::Flush | Event::Work) => {}
-            Err(_) => return Err(SessionError::Silent(HANDSHAKE.as_secs())),
-        }
-    }
+/// What keeps the target from going on, in words.
+fn stalled(ack: &Ack) -> Option<String> {
+    let place = match ack.stalled_at {
+        Stall::No => return None,
+        Stall::Inbox => "the disk of its inbox",
+        Stall::Tree => "the disk of its tree",
+    };
+    Some(format!("the target waits for room on {place}: {}", Errno::from_raw(ack.stalled_errno)))
 }
 
-/// Writes down how the session begins; returns the TID behind which its records start.
-fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Tid, SessionError> {
+/// Opening a large replica takes a while; the target shows that it lives.
+fn wait_for_reply(mailbox: &Mailbox) -> Result<HelloReply, SessionError> {
+    while mailbox.silence() < HANDSHAKE {
+        match mailbox.next(Instant::now() + TICK) {
+            Some(Event::Heard(Message::HelloReply(reply))) if reply.version == PROTOCOL_VERSION => return Ok(reply),
+            Some(Event::Heard(Message::Refuse { code, text })) => return Err(SessionError::Refused { code, text }),
+            Some(Event::Heard(_)) => return Err(SessionError::Protocol("it did not say who it is")),
+            Some(Event::Ended(error)) => return Err(error.into()),
+            Some(Event::Stop) => return Err(SessionError::Protocol("stopped before it answered")),
+            Some(Event::Durable | Event::Flush | Event::Work) | None => {}
+        }
+    }
+    Err(SessionError::Silent(HANDSHAKE.as_secs()))
+}
+
+/// The first word of a session.
+struct Start {
+    /// Behind which place its records go on.
+    after: Position,
+    /// Whether the target has to take that for its position.
+    jump: bool,
+}
+
+/// Writes down how the session begins.
+fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, SessionError> {
     let (journal, target) = (parts.journal, parts.options.target);
     let store = journal.store();
     let row = find_target(parts)?;
     let ours = Ours {
         durable: journal.durable_tid(),
         oldest_kept: journal.oldest_kept(),
-        received: row.received,
-        applied: row.applied,
+        place: row.received,
         covered: row.covered,
         mirrored: row.mirrored,
-        same_copy: store.meta_get(&copy_key(target))?.is_some_and(|id| id == reply.replica.0),
+        said: row.said,
+        standing: standing(journal, &reply.received)?,
+        // A target that was defined anew with the leave to take over what is there.
+        forked: if row.mirrored { Forked::Refuse } else { parts.options.forked },
     };
-    let (base, reason, word) = match plan(&ours, reply.state, reply.received, reply.applied) {
-        Plan::Stream { after } => return Ok(after),
-        Plan::Fork => return Err(SessionError::Fork { received: reply.received, durable: ours.durable }),
-        Plan::Mirror { base } => (base, WorkReason::Mirror, "mirror"),
-        Plan::Compare { base } => (base, WorkReason::Verify, "comparison"),
+    let said =
+        Said { copy: reply.replica, received: reply.received.tid, applied: reply.applied.tid, commit: reply.commit };
+    let (reason, text) = match plan(&ours, reply) {
+        Plan::Stream => {
+            store.target_said(target, Some(&said))?;
+            return Ok(Start { after: reply.received, jump: false });
+        }
+        Plan::Jump { to } => {
+            store.target_said(target, Some(&said))?;
+            return Ok(Start { after: position_at(journal, to)?, jump: true });
+        }
+        Plan::Refuse(fork) => return Err(SessionError::Fork { received: reply.received, durable: ours.durable, fork }),
+        Plan::Mirror => (WorkReason::Mirror, "the whole tree is sent".to_owned()),
+        Plan::Compare(cause) => (WorkReason::Verify, format!("the whole tree is compared: {cause}")),
     };
+    let base = ours.durable;
     store.reset_target(target, base, &[NewWork::whole_tree(reason, base)])?;
-    // After the work is queued: a copy that is known by its id has had its beginning.
-    store.meta_set(&copy_key(target), &reply.replica.0)?;
-    store.event(Level::Info, Some(target), &format!("{word} of the whole tree begins at {base}"))?;
-    Ok(base)
+    // After the work is queued: a copy that is known has had its beginning.
+    store.target_said(target, Some(&said))?;
+    let level = if reason == WorkReason::Mirror { Level::Info } else { Level::Warning };
+    store.event(level, Some(target), &format!("{text}; it goes on behind {base}"))?;
+    Ok(Start { after: position_at(journal, base)?, jump: true })
 }
 
 /// The target's row, as it is now.
@@ -411,15 +468,12 @@ fn note_times(parts: &Parts<'_>, reply: &HelloReply) -> Result<Option<String>, S
     Ok((!text.is_empty()).then(|| text.to_owned()))
 }
 
-/// Where the id of the target's copy is remembered.
-fn copy_key(target: TargetId) -> String {
-    format!("copy.{}", target.0)
-}
-
-/// Turns the journal's progress into events, so that the session waits in one place. Ends with the session: the journal
-/// must be free to be closed once its senders have stopped.
+/// Turns the journal's progress into events, so that the session waits in one place, and cuts a connection on which nothing
+/// is heard, or far too much: a write to such a target would never end. Ends with the session: the journal must be free to be closed
+/// once its senders have stopped.
 struct Watcher {
     stop: Arc<AtomicBool>,
+    broken: Arc<AtomicBool>,
     handle: Option<JoinHandle<()>>,
 }
 
@@ -427,20 +481,27 @@ struct Watcher {
 const WATCH: Duration = Duration::from_millis(50);
 
 impl Watcher {
-    fn spawn(journal: Arc<Journal>, events: Sender<Event>, mut after: Tid) -> Watcher {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
+    fn spawn(journal: Arc<Journal>, mailbox: Arc<Mailbox>, mut after: Tid, breaker: Breaker) -> Watcher {
+        let (stop, broken) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (stopped, cut) = (stop.clone(), broken.clone());
         let handle = std::thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
+            while !stopped.load(Ordering::Relaxed) && journal.failed().is_none() {
                 let durable = journal.wait_durable_past(after, WATCH);
-                let failed = journal.failed().is_some();
-                if durable > after && events.send(Event::Durable).is_err() || failed {
-                    return;
+                if durable > after {
+                    mailbox.call(Call::Durable);
                 }
                 after = durable;
+                if mailbox.silence() > SILENCE || mailbox.is_flooded() {
+                    cut.store(true, Ordering::SeqCst);
+                    return breaker.cut();
+                }
             }
         });
-        Watcher { stop, handle: Some(handle) }
+        Watcher { stop, broken, handle: Some(handle) }
+    }
+
+    fn has_broken(&self) -> bool {
+        self.broken.load(Ordering::SeqCst)
     }
 }
 

@@ -29,6 +29,10 @@ pub struct SenderStatus {
     pub received: Tid,
     /// Durable in the target's tree up to here.
     pub applied: Tid,
+    /// Up to here its tree may hold changes from before a crash of its own: below it is no past state of the source.
+    pub high_water: Tid,
+    /// What it waits for, when nothing goes on although the session lives.
+    pub stalled: Option<String>,
     /// Bytes on the wire since the sender was started.
     pub bytes_sent: u64,
     /// State records sent since the sender was started.

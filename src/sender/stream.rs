@@ -1,18 +1,23 @@
 //! The merged stream: records in the order of their TIDs, readings of state where their stamp puts them.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::SessionError;
+use super::standing::{epochs_after, position_at};
 use super::work::{Done, Reading};
-use crate::base::Tid;
-use crate::journal::JournalReader;
+use crate::base::{Position, Tid};
+use crate::journal::{EpochRow, Journal, JournalReader};
 use crate::wire::Message;
 
 /// Bytes in one batch, about.
 const BATCH_BYTES: usize = 1 << 20;
 
 pub(super) struct Stream {
+    journal: Arc<Journal>,
     reader: JournalReader,
+    /// Epochs that begin behind what was sent: the target's position names the epoch that its TID belongs to.
+    epochs: VecDeque<EpochRow>,
     /// Last TID sent.
     sent: Tid,
     /// Readings that wait for their place; stamps never go down from one to the next.
@@ -31,8 +36,10 @@ pub(super) struct Batch {
 }
 
 impl Stream {
-    pub(super) fn new(reader: JournalReader, after: Tid) -> Stream {
-        Stream { reader, sent: after, waiting: VecDeque::new(), maybe_more: true }
+    pub(super) fn new(journal: Arc<Journal>, after: Position) -> Result<Stream, SessionError> {
+        let reader = journal.reader(after.tid)?;
+        let epochs = epochs_after(&journal, after.epoch)?.into();
+        Ok(Stream { journal, reader, epochs, sent: after.tid, waiting: VecDeque::new(), maybe_more: true })
     }
 
     /// Last TID sent.
@@ -58,7 +65,9 @@ impl Stream {
 
     /// The next batch, or `None` when nothing can be sent now.
     pub(super) fn next(&mut self, durable: Tid, batch: u64) -> Result<Option<Batch>, SessionError> {
-        let limit = self.waiting.front().map_or(Tid(u64::MAX), |reading| reading.stamp);
+        let stamp = self.waiting.front().map_or(Tid(u64::MAX), |reading| reading.stamp);
+        let fork = self.epochs.front().map_or(Tid(u64::MAX), |epoch| epoch.fork.tid);
+        let limit = stamp.min(fork);
         let looked = self.maybe_more || !self.waiting.is_empty();
         if looked && let Some(chunk) = self.reader.next_chunk(limit, BATCH_BYTES)? {
             let prev = std::mem::replace(&mut self.sent, chunk.last);
@@ -66,10 +75,16 @@ impl Stream {
             let message = Message::Records { batch, prev, first, last, count, body: chunk.body };
             return Ok(Some(Batch { message, done: Vec::new(), objects: 0 }));
         }
+        if looked
+            && fork <= stamp
+            && let Some(epoch) = self.epochs.pop_front()
+        {
+            return Ok(Some(self.enter(&epoch)));
+        }
         match self.waiting.is_empty() {
-            true if looked && self.sent < durable => return Ok(Some(self.skip(durable))),
+            true if looked && self.sent < durable => return Ok(Some(self.skip(durable)?)),
             true => self.maybe_more = false,
-            false if limit <= durable => return Ok(Some(self.state(limit, batch))),
+            false if stamp <= durable => return Ok(Some(self.state(stamp, batch))),
             false => {}
         }
         Ok(None)
@@ -77,15 +92,23 @@ impl Stream {
 
     /// Every record up to `durable` was sent and the last one has a lower TID: the numbers between were jumped over when
     /// the journal started again. The target's place moves behind them, or it would never be where the source is.
-    fn skip(&mut self, durable: Tid) -> Batch {
-        self.sent = durable;
-        Batch { message: Message::Start { after: durable, jump: true }, done: Vec::new(), objects: 0 }
+    fn skip(&mut self, to: Tid) -> Result<Batch, SessionError> {
+        self.sent = to;
+        Ok(start(position_at(&self.journal, to)?))
     }
 
-    /// Goes on with `reader`, whose place is `after`: rows of work cover the records up to there.
-    pub(super) fn jump(&mut self, reader: JournalReader, after: Tid) -> Batch {
-        self.reader = reader;
+    /// Every record of the epoch before was sent.
+    fn enter(&mut self, epoch: &EpochRow) -> Batch {
+        self.sent = epoch.fork.tid;
+        start(Position { epoch: epoch.id, tid: epoch.fork.tid, digest: epoch.fork.digest })
+    }
+
+    /// Goes on behind `after`: rows of work cover the records up to there.
+    pub(super) fn jump(&mut self, after: Tid) -> Result<Batch, SessionError> {
+        self.reader = self.journal.reader(after)?;
         self.maybe_more = true;
+        let to = position_at(&self.journal, after)?;
+        self.epochs = epochs_after(&self.journal, to.epoch)?.into();
         self.skip(after)
     }
 
@@ -104,4 +127,8 @@ impl Stream {
         let objects = done.len() as u64;
         Batch { message: Message::State { batch, body }, done, objects }
     }
+}
+
+fn start(after: Position) -> Batch {
+    Batch { message: Message::Start { after, jump: true }, done: Vec::new(), objects: 0 }
 }

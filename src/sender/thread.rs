@@ -1,13 +1,12 @@
 //! The thread of one target: connect, run a session, try again.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
-
-use super::session::{Event, Session};
+use super::mailbox::{Call, Event, Mailbox};
+use super::plan::Forked;
+use super::session::Session;
 use super::status::SharedStatus;
 use super::{SenderState, SenderStatus, SessionError};
 use crate::base::{AtimeMode, Timespec, random_bytes};
@@ -30,14 +29,14 @@ pub struct SenderOptions {
     pub connect: Connect,
     /// How frames are compressed.
     pub compression: Compression,
+    /// What is done with a target that followed another history, when it was defined just now.
+    pub forked: Forked,
 }
 
 /// A running sender. Dropping it stops the thread and waits for it.
 pub struct SenderThread {
-    events: Sender<Event>,
+    mailbox: Arc<Mailbox>,
     status: Arc<SharedStatus>,
-    /// Told to stop: the event alone could be taken by a handshake that ends with an error.
-    stopping: Arc<AtomicBool>,
     handle: Option<JoinHandle<()>>,
 }
 
@@ -56,20 +55,10 @@ impl SenderThread {
         view: Arc<dyn TreeView>,
         options: SenderOptions,
     ) -> std::io::Result<SenderThread> {
-        let (events, queue) = unbounded();
-        let status = Arc::new(SharedStatus::default());
-        let stopping = Arc::new(AtomicBool::new(false));
-        let runner = Runner {
-            journal,
-            view,
-            options,
-            events: events.clone(),
-            queue,
-            status: status.clone(),
-            stopping: stopping.clone(),
-        };
+        let (mailbox, status) = (Arc::new(Mailbox::default()), Arc::new(SharedStatus::default()));
+        let runner = Runner { journal, view, options, mailbox: mailbox.clone(), status: status.clone() };
         let handle = std::thread::Builder::new().name("dtfs-sender".into()).spawn(move || runner.run())?;
-        Ok(SenderThread { events, status, stopping, handle: Some(handle) })
+        Ok(SenderThread { mailbox, status, handle: Some(handle) })
     }
 
     /// Where it is.
@@ -84,30 +73,29 @@ impl SenderThread {
 
     /// Asks the target to make everything it has durable at once: someone waits for it.
     pub fn flush(&self) {
-        let _ = self.events.send(Event::Flush);
+        self.mailbox.call(Call::Flush);
     }
 
     /// Something to tell the sender of new work by, that does not keep it.
     pub fn nudge(&self) -> SenderNudge {
-        SenderNudge { events: self.events.clone() }
+        SenderNudge { mailbox: self.mailbox.clone() }
     }
 
     /// Tells the thread to stop; [`Drop`] waits for it.
     pub fn stop(&self) {
-        self.stopping.store(true, Ordering::SeqCst);
-        let _ = self.events.send(Event::Stop);
+        self.mailbox.call(Call::Stop);
     }
 }
 
 /// Tells a sender that work rows were added; without it they are seen within two seconds.
 pub struct SenderNudge {
-    events: Sender<Event>,
+    mailbox: Arc<Mailbox>,
 }
 
 impl SenderNudge {
     /// Rows were added.
     pub fn work_added(&self) {
-        let _ = self.events.send(Event::Work);
+        self.mailbox.call(Call::Work);
     }
 }
 
@@ -148,10 +136,8 @@ struct Runner {
     journal: Arc<Journal>,
     view: Arc<dyn TreeView>,
     options: SenderOptions,
-    events: Sender<Event>,
-    queue: Receiver<Event>,
+    mailbox: Arc<Mailbox>,
     status: Arc<SharedStatus>,
-    stopping: Arc<AtomicBool>,
 }
 
 impl Runner {
@@ -178,13 +164,13 @@ impl Runner {
         let connection = (self.options.connect)().map_err(SessionError::Connect)?;
         let Connection { reader, writer, peer } = connection;
         self.status.update(|status| status.peer_pid = peer.pid());
-        let reader = Session::spawn_reader(reader, self.events.clone()).map_err(SessionError::Connect)?;
-        let outcome = Session::open(self.parts(), writer).and_then(Session::run);
+        let session = self.mailbox.open_session();
+        let reader = Session::spawn_reader(reader, self.mailbox.clone(), session).map_err(SessionError::Connect)?;
+        let outcome = Session::open(self.parts(), writer, peer.breaker()).and_then(Session::run);
         // The writer is closed by now: the target finishes what it has and closes its end, which ends the reader.
         self.status.update(|status| status.peer_pid = None);
         drop(peer);
         let _ = reader.join();
-        self.forget_old_events();
         outcome
     }
 
@@ -193,15 +179,9 @@ impl Runner {
             journal: &self.journal,
             view: self.view.as_ref(),
             options: &self.options,
-            events: &self.events,
-            queue: &self.queue,
+            mailbox: &self.mailbox,
             status: &self.status,
         }
-    }
-
-    /// What the last connection still had to say is of no use to the next.
-    fn forget_old_events(&self) {
-        self.queue.try_iter().for_each(drop);
     }
 
     fn explain(&self, error: &SessionError) {
@@ -210,6 +190,10 @@ impl Runner {
         let store = self.journal.store();
         let _ = store.target_error(self.options.target, Some(&text));
         let _ = store.event(Level::Warning, Some(self.options.target), &format!("session ended: {text}"));
+        if let SessionError::Refused { code: RefuseCode::Doubt, .. } = error {
+            // It may not have been able to write that down itself.
+            let _ = store.target_said(self.options.target, None);
+        }
         let state = match error {
             SessionError::Refused { code: RefuseCode::Wrong | RefuseCode::Version, .. } | SessionError::Fork { .. } => {
                 SenderState::Refused(text.clone())
@@ -218,6 +202,7 @@ impl Runner {
         };
         self.status.update(|status| {
             status.state = state;
+            status.stalled = None;
             status.peer_pid = None;
             status.last_error = Some((Timespec::now(), text));
         });
@@ -227,11 +212,10 @@ impl Runner {
     fn pause(&self, delay: Duration) -> bool {
         let deadline = Instant::now() + delay;
         loop {
-            if self.stopping.load(Ordering::SeqCst) {
-                return true;
-            }
-            if self.queue.recv_deadline(deadline).is_err() {
-                return false;
+            match self.mailbox.next(deadline) {
+                Some(Event::Stop) => return true,
+                Some(_) => {}
+                None => return false,
             }
         }
     }

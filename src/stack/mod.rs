@@ -73,12 +73,15 @@ pub enum StackError {
     /// The journal stopped after an earlier failure.
     #[error("the journal has failed: {0}")]
     JournalFailed(String),
+    /// The tree's filesystem does not say which it is.
+    #[error("the filesystem's identity cannot be read: {0}")]
+    Identity(Errno),
+    /// The journal cannot say whose objects it knows, or cannot make checkpoints.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The thread that commits for fsync cannot be started.
     #[error("no thread for commits: {0}")]
     Thread(#[from] std::io::Error),
-    /// Nor can the one that makes checkpoints.
-    #[error(transparent)]
-    Checkpoints(#[from] JournalError),
     /// The tree cannot be held open for it.
     #[error("hold the tree open: {0}")]
     Tree(#[from] Errno),
@@ -128,8 +131,9 @@ impl Stack {
         if let Some(reason) = journal.failed() {
             return Err(StackError::JournalFailed(reason));
         }
+        let identity = tree.identity().map_err(StackError::Identity)?;
         Ok(Arc::new(Stack {
-            space: journal.identity().space,
+            space: journal.bind_backing(&identity)?,
             committer: Committer::start(&journal)?,
             _checkpointer: journal.start_checkpoints(sync_of(&tree)?)?,
             tree,

@@ -304,3 +304,18 @@ pub fn set_project_of_path(fd: BorrowedFd<'_>, project: u32) -> Result<()> {
     let done = unsafe { libc::syscall(SYS_FILE_SETATTR, libc::AT_FDCWD, path.as_ptr(), &raw const attr, size, 0) };
     check(done as libc::c_int).map(drop)
 }
+
+/// FS_IOC_GETFSUUID (linux/fs.h, since 6.9): the filesystem's UUID, of up to 16 bytes; `fd` must be open for reading.
+///
+/// # Errors
+/// ENOTTY where kernel or filesystem have none.
+pub fn filesystem_uuid(fd: BorrowedFd<'_>) -> Result<[u8; 16]> {
+    const FS_IOC_GETFSUUID: libc::c_ulong = 0x8011_1500;
+    // struct fsuuid2: a length and 16 bytes.
+    let mut raw = [0u8; 17];
+    // SAFETY: the command carries the size of the struct, 17 bytes, and the buffer has them.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_GETFSUUID, raw.as_mut_ptr()) })?;
+    let mut uuid = [0; 16];
+    uuid.copy_from_slice(&raw[1..]);
+    Ok(uuid)
+}

@@ -36,8 +36,8 @@ pub use files::{
     openat2_beneath, pread, pwrite, pwritev_all, read_exact_at, reopen, syncfs,
 };
 pub use flags::{
-    FSXATTR_BYTES, FileFlags, FsXattr, InodeFlags, file_flags_get, file_flags_set, fsxattr_get, fsxattr_set,
-    inode_flags_at, inode_flags_get, inode_flags_of_path, set_hints, set_inode_flags, set_project_of_path,
+    FSXATTR_BYTES, FileFlags, FsXattr, InodeFlags, file_flags_get, file_flags_set, filesystem_uuid, fsxattr_get,
+    fsxattr_set, inode_flags_at, inode_flags_get, inode_flags_of_path, set_hints, set_inode_flags, set_project_of_path,
 };
 pub use handle::{HANDLE_MAX, RawHandle, name_to_handle_at, open_by_handle_at};
 pub use mountinfo::{Mount, mount_at, mounts};

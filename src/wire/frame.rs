@@ -16,6 +16,9 @@ pub enum WireError {
     /// The other side closed the connection.
     #[error("the other side closed the connection")]
     Closed,
+    /// More came than could be heard.
+    #[error("the other side says more than it may without being heard")]
+    Flood,
     /// Reading or writing failed.
     #[error("connection failed: {0}")]
     Io(#[source] io::Error),

@@ -4,6 +4,7 @@
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 /// Both directions of a connection and what keeps it alive.
 pub struct Connection {
@@ -18,17 +19,49 @@ pub struct Connection {
 /// The process at the other end.
 pub struct Peer {
     child: Option<Child>,
+    cut: Breaker,
+}
+
+/// Ends a connection from another thread, also while a write to it or a read from it waits for ever. Of no use any more
+/// when its [`Peer`] is dropped, and not to be used then: another process may have the number.
+#[derive(Clone)]
+pub struct Breaker(Arc<dyn Fn() + Send + Sync>);
+
+impl Breaker {
+    /// Calls `cut`.
+    pub fn new(cut: impl Fn() + Send + Sync + 'static) -> Breaker {
+        Breaker(Arc::new(cut))
+    }
+
+    /// Ends the connection.
+    pub fn cut(&self) {
+        (self.0)();
+    }
 }
 
 impl Peer {
-    /// For tests: nothing to end.
-    pub fn none() -> Peer {
-        Peer { child: None }
+    /// Nothing to wait for; `cut` ends the connection.
+    pub fn none(cut: Breaker) -> Peer {
+        Peer { child: None, cut }
+    }
+
+    fn process(child: Child) -> Peer {
+        let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+        let cut = Breaker::new(move || {
+            // Both ends of its pipes go with it. One that is stopped is killed as well.
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        });
+        Peer { child: Some(child), cut }
     }
 
     /// Its process id.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    /// What ends the connection.
+    pub fn breaker(&self) -> Breaker {
+        self.cut.clone()
     }
 }
 
@@ -74,5 +107,5 @@ pub fn connect_local(
     let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(io::Error::other("the child has no pipes"));
     };
-    Ok(Connection { reader: Box::new(stdout), writer: Box::new(stdin), peer: Peer { child: Some(child) } })
+    Ok(Connection { reader: Box::new(stdout), writer: Box::new(stdin), peer: Peer::process(child) })
 }

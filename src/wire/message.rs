@@ -1,6 +1,6 @@
 //! The messages of a session.
 
-use crate::base::{AtimeMode, EpochId, Oid, StoredTimes, Tid, VolumeUuid};
+use crate::base::{AtimeMode, ChainDigest, Commit, EpochId, Oid, Position, Space, StoredTimes, Tid, VolumeUuid};
 use crate::record::{DecodeError, FieldReader, FieldWriter};
 
 /// What the source says first.
@@ -10,6 +10,8 @@ pub struct Hello {
     pub version: u16,
     /// The volume it wants to replicate.
     pub volume: VolumeUuid,
+    /// The volume instance whose objects it has.
+    pub space: Space,
     /// The run of history its TIDs belong to.
     pub epoch: EpochId,
     /// Last TID that is durable at the source.
@@ -29,6 +31,8 @@ pub enum ReplicaState {
     Replica,
     /// A directory with files that an operator allowed to be taken over.
     Adopted,
+    /// A replica of this volume that cannot vouch for its tree; `doubt` says why. All of it must be compared.
+    Doubtful,
 }
 
 /// What the target answers.
@@ -40,10 +44,16 @@ pub struct HelloReply {
     pub replica: VolumeUuid,
     /// What its tree is.
     pub state: ReplicaState,
-    /// Last TID that is durable in its inbox.
-    pub received: Tid,
-    /// Last TID that is durable in its tree.
-    pub applied: Tid,
+    /// What is durable in its inbox.
+    pub received: Position,
+    /// What is durable in its tree.
+    pub applied: Position,
+    /// The state that tree and catalog were last made durable in.
+    pub commit: Commit,
+    /// Up to here the tree may hold changes from before a crash: until they are passed it is no past state of the source.
+    pub high_water: Tid,
+    /// Why it is doubtful; empty when it is not.
+    pub doubt: String,
     /// How it stores access times.
     pub stored_times: StoredTimes,
 }
@@ -60,7 +70,7 @@ pub struct Need {
 }
 
 /// How far the target is. All positions are cumulative.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ack {
     /// Every batch up to this one was taken in (in the inbox, or applied): it no longer fills the window.
     pub batch_taken: u64,
@@ -70,12 +80,50 @@ pub struct Ack {
     pub received: Tid,
     /// Last TID durable in the tree.
     pub applied: Tid,
-    /// Objects that could not be brought to their state, with the errno of the first.
+    /// The state that tree and catalog were last made durable in.
+    pub commit: Commit,
+    /// How many objects could not be brought to their state.
     pub blocked: u32,
-    /// Errno of the first blocked object, else 0.
+    /// One of them.
+    pub blocked_oid: Oid,
+    /// Its errno, else 0.
     pub blocked_errno: i32,
+    /// Why nothing goes on for now, though the session lives; 0 when it does. A full disk, mostly.
+    pub stalled_errno: i32,
+    /// Where it does not go on.
+    pub stalled_at: Stall,
     /// What the target must be sent.
     pub needs: Vec<Need>,
+}
+
+impl Default for Ack {
+    fn default() -> Ack {
+        Ack {
+            batch_taken: 0,
+            batch_durable: 0,
+            received: Tid::ZERO,
+            applied: Tid::ZERO,
+            commit: Commit::default(),
+            blocked: 0,
+            blocked_oid: Oid::ROOT,
+            blocked_errno: 0,
+            stalled_errno: 0,
+            stalled_at: Stall::No,
+            needs: Vec::new(),
+        }
+    }
+}
+
+/// Which part of a target waits for its disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Stall {
+    /// None.
+    #[default]
+    No,
+    /// Its inbox.
+    Inbox,
+    /// Its tree.
+    Tree,
 }
 
 /// Why a session is refused.
@@ -87,8 +135,10 @@ pub enum RefuseCode {
     Wrong,
     /// The versions do not fit.
     Version,
-    /// The target cannot go on (disk full, I/O error).
+    /// The target cannot go on (I/O error).
     Failed,
+    /// What was durable at the target may be durable no more: all of it must be compared.
+    Doubt,
 }
 
 /// One message.
@@ -101,9 +151,9 @@ pub enum Message {
     HelloReply(HelloReply),
     /// Either: no, and why.
     Refuse { code: RefuseCode, text: String },
-    /// Source: the next record follows TID `after`. `jump` when the target must take that as its position although it
-    /// did not receive everything up to there (the difference comes as state).
-    Start { after: Tid, jump: bool },
+    /// Source: the next record follows `after`. `jump` when the target must take that as its position although it did not
+    /// receive everything up to there (the difference comes as state).
+    Start { after: Position, jump: bool },
     /// Source: records, encoded one behind the other. `prev` is the TID before the first.
     Records { batch: u64, prev: Tid, first: Tid, last: Tid, count: u32, body: Vec<u8> },
     /// Source: state records, encoded one behind the other. They go where they stand in the stream.
@@ -158,7 +208,7 @@ impl Message {
                 out.short_bytes(clip(text));
             }
             Message::Start { after, jump } => {
-                out.u64(after.0);
+                out.0.extend_from_slice(&after.to_bytes());
                 out.u8(u8::from(*jump));
             }
             Message::Records { batch, prev, first, last, count, body } => {
@@ -191,7 +241,7 @@ impl Message {
             1 => Message::Hello(Hello::decode(&mut r)?),
             2 => Message::HelloReply(HelloReply::decode(&mut r)?),
             3 => Message::Refuse { code: refuse_code(&mut r)?, text: text(&mut r)? },
-            4 => Message::Start { after: Tid(r.u64("after")?), jump: r.flag("jump")? },
+            4 => Message::Start { after: position(&mut r, "after")?, jump: r.flag("jump")? },
             5 => {
                 let (batch, prev) = (r.u64("batch")?, Tid(r.u64("previous TID")?));
                 let (first, last, count) = (Tid(r.u64("first TID")?), Tid(r.u64("last TID")?), r.u32("count")?);
@@ -224,6 +274,7 @@ impl Hello {
     fn encode(&self, out: &mut FieldWriter) {
         out.u16(self.version);
         out.0.extend_from_slice(&self.volume.0);
+        out.u32(self.space.0);
         out.0.extend_from_slice(&self.epoch.0);
         out.u64(self.durable.0);
         out.u8(self.access_times as u8);
@@ -234,6 +285,7 @@ impl Hello {
         Ok(Hello {
             version: r.u16("version")?,
             volume: VolumeUuid(r.fixed("volume")?),
+            space: Space(r.u32("space")?),
             epoch: EpochId(r.fixed("epoch")?),
             durable: Tid(r.u64("durable TID")?),
             access_times: match r.flag("access times")? {
@@ -250,8 +302,11 @@ impl HelloReply {
         out.u16(self.version);
         out.0.extend_from_slice(&self.replica.0);
         out.u8(self.state as u8);
-        out.u64(self.received.0);
-        out.u64(self.applied.0);
+        out.0.extend_from_slice(&self.received.to_bytes());
+        out.0.extend_from_slice(&self.applied.to_bytes());
+        out.0.extend_from_slice(&self.commit.to_bytes());
+        out.u64(self.high_water.0);
+        out.short_bytes(clip(&self.doubt));
         out.u8(self.stored_times as u8);
     }
 
@@ -263,12 +318,16 @@ impl HelloReply {
             0 => ReplicaState::Fresh,
             1 => ReplicaState::Replica,
             2 => ReplicaState::Adopted,
+            3 => ReplicaState::Doubtful,
             other => {
                 return Err(DecodeError::Value { what: "state", offset, value: u64::from(other) });
             }
         };
-        let (received, applied) = (Tid(r.u64("received")?), Tid(r.u64("applied")?));
-        Ok(HelloReply { version, replica, state, received, applied, stored_times: stored_times(r)? })
+        let (received, applied) = (position(r, "received")?, position(r, "applied")?);
+        let (commit, high_water) = (Commit::from_bytes(r.fixed("commit")?), Tid(r.u64("high water")?));
+        let doubt = text(r)?;
+        let stored_times = stored_times(r)?;
+        Ok(HelloReply { version, replica, state, received, applied, commit, high_water, doubt, stored_times })
     }
 }
 
@@ -288,8 +347,12 @@ impl Ack {
         out.u64(self.batch_durable);
         out.u64(self.received.0);
         out.u64(self.applied.0);
+        out.0.extend_from_slice(&self.commit.to_bytes());
         out.u32(self.blocked);
+        out.oid(self.blocked_oid);
         out.u32(self.blocked_errno as u32);
+        out.u8(self.stalled_at as u8);
+        out.u32(self.stalled_errno as u32);
         out.u32(self.needs.len() as u32);
         for need in &self.needs {
             out.oid(need.oid);
@@ -301,12 +364,34 @@ impl Ack {
     fn decode(r: &mut FieldReader<'_>) -> Result<Ack, DecodeError> {
         let (batch_taken, batch_durable) = (r.u64("batch taken")?, r.u64("batch durable")?);
         let (received, applied) = (Tid(r.u64("received")?), Tid(r.u64("applied")?));
-        let (blocked, blocked_errno) = (r.u32("blocked")?, r.u32("errno")? as i32);
+        let commit = Commit::from_bytes(r.fixed("commit")?);
+        let (blocked, blocked_oid) = (r.u32("blocked")?, r.oid("blocked")?);
+        let blocked_errno = r.u32("errno")? as i32;
+        let offset = r.offset();
+        let stalled_at = match r.u8("stall")? {
+            0 => Stall::No,
+            1 => Stall::Inbox,
+            2 => Stall::Tree,
+            other => return Err(DecodeError::Value { what: "stall", offset, value: u64::from(other) }),
+        };
+        let stalled_errno = r.u32("errno")? as i32;
         let count = r.bounded_u32("need count", MAX_NEEDS)?;
         let needs = (0..count)
             .map(|_| Ok(Need { oid: r.oid("need")?, offset: r.file_u64("offset")?, len: r.file_u64("length")? }))
             .collect::<Result<_, DecodeError>>()?;
-        Ok(Ack { batch_taken, batch_durable, received, applied, blocked, blocked_errno, needs })
+        Ok(Ack {
+            batch_taken,
+            batch_durable,
+            received,
+            applied,
+            commit,
+            blocked,
+            blocked_oid,
+            blocked_errno,
+            stalled_at,
+            stalled_errno,
+            needs,
+        })
     }
 }
 
@@ -322,8 +407,15 @@ fn refuse_code(r: &mut FieldReader<'_>) -> Result<RefuseCode, DecodeError> {
         1 => Ok(RefuseCode::Wrong),
         2 => Ok(RefuseCode::Version),
         3 => Ok(RefuseCode::Failed),
+        4 => Ok(RefuseCode::Doubt),
         other => Err(DecodeError::Value { what: "reason", offset, value: u64::from(other) }),
     }
+}
+
+fn position(r: &mut FieldReader<'_>, what: &'static str) -> Result<Position, DecodeError> {
+    let epoch = EpochId(r.fixed(what)?);
+    let tid = Tid(r.u64(what)?);
+    Ok(Position { epoch, tid, digest: ChainDigest(r.fixed(what)?) })
 }
 
 fn clip(text: &str) -> &[u8] {
@@ -352,6 +444,7 @@ mod tests {
             Message::Hello(Hello {
                 version: 1,
                 volume: VolumeUuid([1; 16]),
+                space: Space(6),
                 epoch: EpochId([2; 16]),
                 durable: Tid(77),
                 access_times: AtimeMode::EachRead,
@@ -361,12 +454,15 @@ mod tests {
                 version: 1,
                 replica: VolumeUuid([3; 16]),
                 state: ReplicaState::Replica,
-                received: Tid(5),
-                applied: Tid(4),
+                received: Position { epoch: EpochId([4; 16]), tid: Tid(5), digest: ChainDigest([5; 8]) },
+                applied: Position::START,
+                commit: Commit { number: 6, nonce: 7 },
+                high_water: Tid(8),
+                doubt: "no catalog".into(),
                 stored_times: StoredTimes::Coarse,
             }),
             Message::Refuse { code: RefuseCode::Wrong, text: "no".into() },
-            Message::Start { after: Tid(6), jump: true },
+            Message::Start { after: Position { tid: Tid(6), ..Position::START }, jump: true },
             Message::Records { batch: 1, prev: Tid(6), first: Tid(7), last: Tid(9), count: 3, body: vec![1, 2, 3] },
             Message::State { batch: 2, body: vec![4, 5] },
             Message::Ack(Ack {
@@ -374,8 +470,12 @@ mod tests {
                 batch_durable: 1,
                 received: Tid(9),
                 applied: Tid(7),
+                commit: Commit { number: 3, nonce: 4 },
                 blocked: 1,
+                blocked_oid: oid,
                 blocked_errno: 27,
+                stalled_errno: 28,
+                stalled_at: Stall::Tree,
                 needs: vec![Need { oid, offset: 0, len: 0 }],
             }),
             Message::Flush,

@@ -13,8 +13,8 @@ mod local;
 mod message;
 
 pub use frame::{Compression, FrameReader, FrameWriter, WireError};
-pub use local::{Connection, Peer, connect_local};
-pub use message::{Ack, Hello, HelloReply, Message, Need, RefuseCode, ReplicaState};
+pub use local::{Breaker, Connection, Peer, connect_local};
+pub use message::{Ack, Hello, HelloReply, Message, Need, RefuseCode, ReplicaState, Stall};
 
 /// First line each side sends, so that a person who connects by hand sees what answers.
 pub const BANNER: &[u8] = b"dtfs replication protocol 1\n";

@@ -1,11 +1,13 @@
 //! A source and its target in one process: the whole pipeline without a mount.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,9 +16,9 @@ use dtfs::backing::Tree;
 use dtfs::backing::compare::CompareOptions;
 use dtfs::journal::{Journal, JournalOptions, TargetId};
 use dtfs::receiver::{ServeOptions, serve};
-use dtfs::sender::{Connect, SenderOptions, SenderState, SenderStatus, SenderThread};
+use dtfs::sender::{Connect, Forked, SenderOptions, SenderState, SenderStatus, SenderThread};
 use dtfs::stack::{AtimeMode, Stack, StackOptions};
-use dtfs::wire::{Compression, Connection, Peer};
+use dtfs::wire::{Breaker, Compression, Connection, Peer};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
@@ -48,6 +50,8 @@ struct Sessions {
     wires: Mutex<Vec<UnixStream>>,
     ends: Mutex<Vec<JoinHandle<()>>>,
     errors: Mutex<Vec<String>>,
+    /// Process ids of the programs that serve and were not waited for.
+    programs: Mutex<Vec<i32>>,
 }
 
 /// A source tree with its journal and one target, all below one temporary directory.
@@ -61,6 +65,19 @@ pub(crate) struct Pair {
     /// Bytes and objects that senders before the present one have sent.
     before: (u64, u64),
     in_memory: bool,
+    serving: Serving,
+    moved: Option<(PathBuf, PathBuf)>,
+    /// What is done with a target of another history; see [`SenderOptions::forked`].
+    pub(crate) forked: Forked,
+}
+
+/// Who serves the target.
+#[derive(Clone)]
+enum Serving {
+    /// A thread of this process, with this much inbox.
+    Thread { inbox_cap: Option<u64> },
+    /// The real program, the next one with these fault points armed.
+    Program { faults: Arc<Mutex<Option<String>>>, killed: Arc<AtomicU64> },
 }
 
 impl Pair {
@@ -103,10 +120,51 @@ impl Pair {
             sessions: Arc::default(),
             before: (0, 0),
             in_memory: false,
+            serving: Serving::Thread { inbox_cap: None },
+            moved: None,
+            forked: Forked::Refuse,
         };
         pair.open();
         pair.target = pair.stack().journal().store().target_add("target", "test:").expect("a new target");
         pair
+    }
+
+    /// Lets the real program serve the target.
+    pub(crate) fn served_by_program(mut self) -> Pair {
+        self.serving = Serving::Program { faults: Arc::default(), killed: Arc::default() };
+        self
+    }
+
+    /// Arms fault points (as `DTFS_FAULTS` names them) in the next program that serves the target.
+    pub(crate) fn arm(&self, spec: &str) {
+        let Serving::Program { faults, .. } = &self.serving else { panic!("a thread serves the target") };
+        *faults.lock() = Some(spec.to_owned());
+    }
+
+    /// How many of the programs ended by a signal.
+    pub(crate) fn killed(&self) -> u64 {
+        let Serving::Program { killed, .. } = &self.serving else { panic!("a thread serves the target") };
+        killed.load(Ordering::SeqCst)
+    }
+
+    /// Process ids of the programs that serve the target.
+    pub(crate) fn programs(&self) -> Vec<i32> {
+        self.sessions.programs.lock().clone()
+    }
+
+    /// The target's directory and its state lie in these from now on.
+    pub(crate) fn move_target(&mut self, target: &Path, states: &Path) {
+        self.moved = Some((target.to_owned(), states.to_owned()));
+    }
+
+    pub(crate) fn set_inbox_cap(&mut self, bytes: u64) {
+        self.serving = Serving::Thread { inbox_cap: Some(bytes) };
+    }
+
+    /// The texts of the journal's last events, newest first.
+    pub(crate) fn events(&self) -> Vec<String> {
+        let rows = self.stack().journal().store().events(100).expect("the store");
+        rows.into_iter().map(|row| row.text).collect()
     }
 
     pub(crate) fn source(&self) -> PathBuf {
@@ -114,32 +172,54 @@ impl Pair {
     }
 
     pub(crate) fn target(&self) -> PathBuf {
-        self.root.path().join("target")
+        self.moved.as_ref().map_or_else(|| self.root.path().join("target"), |(target, _)| target.clone())
     }
 
     pub(crate) fn states(&self) -> PathBuf {
-        self.root.path().join("states")
+        self.moved.as_ref().map_or_else(|| self.root.path().join("states"), |(_, states)| states.clone())
+    }
+
+    /// Where everything lies.
+    pub(crate) fn root(&self) -> &Path {
+        self.root.path()
     }
 
     pub(crate) fn stack(&self) -> &Arc<Stack> {
         self.stack.as_ref().expect("the stack is open")
     }
 
-    fn open(&mut self) {
+    /// Opens tree and journal.
+    pub(crate) fn open(&mut self) {
         let (journal, _) = Journal::open(&self.root.path().join("journal"), self.options).expect("a journal");
         let tree = Tree::open(&self.source()).expect("a tree");
         self.stack = Some(Stack::new(tree, journal, StackOptions::default()).expect("a stack"));
     }
 
-    /// Closes tree and journal and opens them again; `clean` as by SIGTERM, else as by a crash.
-    pub(crate) fn reopen(&mut self, clean: bool) {
-        let running = self.sender.is_some();
+    /// The target's id in the journal.
+    pub(crate) fn id(&self) -> TargetId {
+        self.target
+    }
+
+    /// Forgets the target and defines it anew, as an operator does. The sender does not run.
+    pub(crate) fn forget_target(&mut self) {
+        let store = self.stack().journal().store();
+        store.target_remove(self.target).expect("the store");
+        self.target = store.target_add("target", "test:").expect("a new target");
+    }
+
+    /// Closes tree and journal; `clean` as by SIGTERM, else as by a crash.
+    pub(crate) fn close(&mut self, clean: bool) {
         self.stop();
         let stack = self.stack.take().expect("the stack is open");
         if clean {
             stack.journal().close_clean().expect("a clean stop");
         }
-        drop(stack);
+    }
+
+    /// Closes tree and journal and opens them again; `clean` as by SIGTERM, else as by a crash.
+    pub(crate) fn reopen(&mut self, clean: bool) {
+        let running = self.sender.is_some();
+        self.close(clean);
         self.open();
         if running {
             self.start();
@@ -198,6 +278,7 @@ impl Pair {
             label: "data".into(),
             connect: self.connect(),
             compression: Compression::Zstd { level: 1, max_bytes: 64 << 10 },
+            forked: self.forked,
         };
         let stack = self.stack().clone();
         self.sender = Some(SenderThread::spawn(stack.journal().clone(), stack, options).expect("a thread"));
@@ -226,9 +307,15 @@ impl Pair {
     fn connect(&self) -> Connect {
         let sessions = self.sessions.clone();
         let (dir, states) = (self.target(), self.states());
+        let inbox_cap = match self.serving.clone() {
+            Serving::Thread { inbox_cap } => inbox_cap,
+            Serving::Program { faults, killed } => {
+                return Box::new(move || start_program(&dir, &states, faults.lock().take(), (&sessions, &killed)));
+            }
+        };
         Box::new(move || {
             let (near, far) = UnixStream::pair()?;
-            let options = ServeOptions { dir: dir.clone(), states: states.clone(), adopt: Adopt::Yes };
+            let options = ServeOptions { dir: dir.clone(), states: states.clone(), adopt: Adopt::Yes, inbox_cap };
             let log = sessions.clone();
             sessions.wires.lock().push(near.try_clone()?);
             let input = far.try_clone()?;
@@ -237,8 +324,9 @@ impl Pair {
                     log.errors.lock().push(format!("serve: {error}"));
                 }
             }));
-            let reader = Box::new(near.try_clone()?);
-            Ok(Connection { reader, writer: Box::new(Half(near)), peer: Peer::none() })
+            let (reader, wire) = (Box::new(near.try_clone()?), near.try_clone()?);
+            let cut = Breaker::new(move || drop(wire.shutdown(Shutdown::Both)));
+            Ok(Connection { reader, writer: Box::new(Half(near)), peer: Peer::none(cut) })
         })
     }
 
@@ -357,6 +445,34 @@ impl Drop for Pair {
         }
         clear_flags(self.root.path());
     }
+}
+
+/// Starts `dtfs serve` on the replica, with its state below `states`.
+fn start_program(
+    dir: &Path,
+    states: &Path,
+    faults: Option<String>,
+    (sessions, killed): (&Arc<Sessions>, &Arc<AtomicU64>),
+) -> io::Result<Connection> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dtfs"));
+    command.arg("--root").arg(states).args(["serve", "--adopt", "--stdio"]).arg(dir);
+    let log = File::options().create(true).append(true).open(states.join("serve.log"))?;
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+    command.env("DTFS_FAULTS", faults.unwrap_or_default());
+    let mut child = command.spawn()?;
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    let (stdin, stdout) = (child.stdin.take().expect("a pipe"), child.stdout.take().expect("a pipe"));
+    sessions.programs.lock().push(pid.as_raw());
+    let (killed, log) = (killed.clone(), (*sessions).clone());
+    sessions.ends.lock().push(std::thread::spawn(move || {
+        let status = child.wait().expect("a child can be waited for");
+        log.programs.lock().retain(|known| *known != pid.as_raw());
+        killed.fetch_add(u64::from(status.code().is_none()), Ordering::SeqCst);
+    }));
+    let cut = Breaker::new(move || {
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    });
+    Ok(Connection { reader: Box::new(stdout), writer: Box::new(stdin), peer: Peer::none(cut) })
 }
 
 /// The writing half of a socket: dropping it ends the stream, as closing a pipe does.

@@ -10,11 +10,12 @@ mod work;
 
 use std::path::Path;
 
+use nix::errno::Errno;
 use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
-use super::error::{JournalError, sql};
-use crate::base::{faults, open_database};
+use super::error::{JournalError, sql, std_io};
+use crate::base::{Ballast, faults, open_database};
 
 pub use epochs::EpochRow;
 pub(super) use epochs::put_epoch;
@@ -22,7 +23,7 @@ pub(super) use events::put_event;
 pub use events::{EventRow, Level};
 pub(super) use overflow::{Collapsed, collapse, put_suspects};
 pub(super) use segments::{Sealed, SegmentRow};
-pub use targets::{TargetId, TargetRow};
+pub use targets::{Said, TargetId, TargetRow};
 pub(super) use targets::{all_targets, lose_place};
 pub use work::{NewWork, WorkKind, WorkReason, WorkRow};
 
@@ -31,6 +32,8 @@ pub struct Store {
     /// Protects the connection. Rank: below the log's writer and the ring; no other lock is taken while it is held.
     /// Held across one transaction (a disk sync), so nobody may want it while holding an object lock.
     connection: Mutex<Connection>,
+    /// Room for the database on a full disk. Rank: a leaf.
+    ballast: Mutex<Ballast>,
 }
 
 impl Store {
@@ -41,7 +44,8 @@ impl Store {
     pub fn open(path: &Path) -> Result<Store, JournalError> {
         let mut connection = open_database(path)?;
         schema::prepare(&mut connection)?;
-        Ok(Store { connection: Mutex::new(connection) })
+        let ballast = Ballast::take(path.parent().unwrap_or(Path::new("."))).map_err(std_io("take room", path))?;
+        Ok(Store { connection: Mutex::new(connection), ballast: Mutex::new(ballast) })
     }
 
     /// The value of `key`.
@@ -86,7 +90,12 @@ impl Store {
             tx.commit()?;
             Ok(value)
         };
-        run().map_err(sql(what))
+        run().map_err(sql(what)).inspect_err(|error: &JournalError| {
+            // The transaction is gone with the error. The next one finds the room.
+            if error.errno() == Errno::ENOSPC {
+                self.ballast.lock().release();
+            }
+        })
     }
 
     /// Runs `body` on the connection without a transaction.

@@ -40,7 +40,11 @@ CREATE TABLE target (
     covered     INTEGER NOT NULL DEFAULT 0,
     mirrored    INTEGER NOT NULL DEFAULT 0,
     last_error  TEXT,
-    last_ack_ns INTEGER
+    last_ack_ns INTEGER,
+    said_copy     BLOB,
+    said_received INTEGER,
+    said_applied  INTEGER,
+    said_commit   BLOB
 );
 CREATE TABLE work (
     seq         INTEGER PRIMARY KEY AUTOINCREMENT,

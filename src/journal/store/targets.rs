@@ -4,12 +4,25 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use super::work::{NewWork, put_compare_all, put_work};
 use super::{Store, from_sql, to_sql};
-use crate::base::{Tid, Timespec};
+use crate::base::{Commit, Tid, Timespec, VolumeUuid};
 use crate::journal::error::JournalError;
 
 /// Names a target within its volume, for the life of `state.db`; never used twice.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct TargetId(pub i64);
+
+/// What a target said last of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Said {
+    /// Which copy it was: a directory that was wiped gets a new id.
+    pub copy: VolumeUuid,
+    /// Durable in its inbox.
+    pub received: Tid,
+    /// Durable in its tree.
+    pub applied: Tid,
+    /// The state that it was last made durable in.
+    pub commit: Commit,
+}
 
 /// A target and its place.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -34,9 +47,12 @@ pub struct TargetRow {
     pub last_error: Option<String>,
     /// When the last ack came, nanoseconds since 1970.
     pub last_ack_ns: Option<i64>,
+    /// What it said last; `None` when it never did, or when that is worth nothing any more.
+    pub said: Option<Said>,
 }
 
-const COLUMNS: &str = "id, name, url, state, received, applied, covered, mirrored, last_error, last_ack_ns";
+const COLUMNS: &str = "id, name, url, state, received, applied, covered, mirrored, last_error, last_ack_ns,
+    said_copy, said_received, said_applied, said_commit";
 
 impl Store {
     /// Adds a target that has no place in the log yet: it holds no segment. [`Store::reset_target`] gives it a place and
@@ -138,6 +154,14 @@ impl Store {
         })
     }
 
+    /// Remembers what the target says of itself; `None` forgets it, and what it says next is not believed.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn target_said(&self, target: TargetId, said: Option<&Said>) -> Result<(), JournalError> {
+        self.write("target said", |tx| put_said(tx, target, said))
+    }
+
     /// Sets the target's state word (such as `active` or `paused`).
     ///
     /// # Errors
@@ -188,6 +212,25 @@ pub(in crate::journal) fn advance_cursor(
     Ok(())
 }
 
+/// Remembers what a target says of itself, as part of a larger transaction.
+pub(in crate::journal) fn put_said(
+    tx: &Transaction<'_>,
+    target: TargetId,
+    said: Option<&Said>,
+) -> rusqlite::Result<()> {
+    tx.prepare_cached(
+        "UPDATE target SET said_copy = ?2, said_received = ?3, said_applied = ?4, said_commit = ?5 WHERE id = ?1",
+    )?
+    .execute((
+        target.0,
+        said.map(|said| said.copy.0),
+        said.map(|said| to_sql(said.received.0)),
+        said.map(|said| to_sql(said.applied.0)),
+        said.map(|said| said.commit.to_bytes()),
+    ))?;
+    Ok(())
+}
+
 /// The target has lost its place: it goes on at `to`, at least, and its whole tree becomes compare work.
 pub(in crate::journal) fn lose_place(tx: &Transaction<'_>, target: &TargetRow, to: Tid) -> rusqlite::Result<()> {
     tx.execute(
@@ -219,5 +262,16 @@ fn target_row(row: &Row<'_>) -> rusqlite::Result<TargetRow> {
         mirrored: row.get(7)?,
         last_error: row.get(8)?,
         last_ack_ns: row.get(9)?,
+        said: said(row)?,
     })
+}
+
+fn said(row: &Row<'_>) -> rusqlite::Result<Option<Said>> {
+    let Some(copy) = row.get::<_, Option<[u8; 16]>>(10)? else { return Ok(None) };
+    Ok(Some(Said {
+        copy: VolumeUuid(copy),
+        received: Tid(from_sql(row.get(11)?)),
+        applied: Tid(from_sql(row.get(12)?)),
+        commit: Commit::from_bytes(row.get(13)?),
+    }))
 }

@@ -4,7 +4,7 @@ use rusqlite::types::Type;
 use rusqlite::{OptionalExtension, Row, Transaction};
 
 use super::events::{Level, put_event};
-use super::targets::{advance_cursor, all_targets};
+use super::targets::{Said, advance_cursor, all_targets, put_said};
 use super::{Store, TargetId, from_sql, to_sql};
 use crate::base::{Oid, Tid};
 use crate::journal::error::JournalError;
@@ -168,14 +168,14 @@ impl Store {
     pub fn ack(
         &self,
         target: TargetId,
-        received: Tid,
-        applied: Tid,
+        said: &Said,
         finished: &[i64],
         progress: &[(i64, u64)],
         needs: &[NewWork],
     ) -> Result<(), JournalError> {
         self.write("ack", |tx| {
-            advance_cursor(tx, target, received, applied)?;
+            advance_cursor(tx, target, said.received, said.applied)?;
+            put_said(tx, target, Some(said))?;
             delete_work(tx, target, finished)?;
             shrink_work(tx, target, progress)?;
             put_needs(tx, target, needs)?;

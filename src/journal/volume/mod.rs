@@ -12,6 +12,7 @@ mod retention;
 mod ring;
 mod shared;
 mod slots;
+mod space;
 
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -103,7 +105,10 @@ pub struct Journal {
 
 /// What the journal, its readers and its committer thread share.
 struct Core {
+    /// Its space is in `object_space`.
     identity: Identity,
+    /// Space of the objects that are born here.
+    object_space: AtomicU32,
     options: JournalOptions,
     log: SegmentLog,
     store: Store,
@@ -141,7 +146,7 @@ pub struct JournalReader {
 impl Journal {
     /// Whose journal it is.
     pub fn identity(&self) -> Identity {
-        self.core.identity
+        Identity { space: Space(self.core.object_space.load(Ordering::SeqCst)), ..self.core.identity }
     }
 
     /// Last TID given. Exact for a caller who holds the lock of the object in question.

@@ -5,6 +5,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU32;
 use std::thread;
 
 use nix::errno::Errno;
@@ -88,6 +89,7 @@ impl Journal {
         let ring = Ring::new(last, ring_bytes, log.room());
         let core = Arc::new(Core {
             identity,
+            object_space: AtomicU32::new(identity.space.0),
             options,
             log,
             store,

@@ -11,8 +11,8 @@ use tempfile::TempDir;
 
 use super::ring::Gate;
 use super::{Journal, JournalOptions, LastStop, SyncTree, WhenFull};
-use crate::base::{Oid, Tid};
-use crate::journal::{JournalError, NewWork, TargetId, WorkKind, WorkReason};
+use crate::base::{Commit, Oid, Tid, VolumeUuid};
+use crate::journal::{JournalError, NewWork, Said, TargetId, WorkKind, WorkReason};
 use crate::record::{Draft, Op, RecordIter};
 
 fn options() -> JournalOptions {
@@ -23,6 +23,11 @@ fn options() -> JournalOptions {
         ring_bytes: 64 << 10,
         commit_interval: Duration::from_millis(2),
     }
+}
+
+/// What a target with these positions says.
+fn said(received: Tid, applied: Tid) -> Said {
+    Said { copy: VolumeUuid([1; 16]), received, applied, commit: Commit::default() }
 }
 
 fn open(dir: &TempDir) -> (Arc<Journal>, LastStop) {
@@ -179,12 +184,12 @@ fn trimming_waits_for_the_slowest_target() {
     let (fast, slow) = (target_at(&journal, "fast", Tid::ZERO), target_at(&journal, "slow", Tid::ZERO));
     fill_to(&journal, 5);
     let last = journal.last_tid();
-    store.ack(fast, last, last, &[], &[], &[]).unwrap();
-    store.ack(slow, last, Tid(1), &[], &[], &[]).unwrap();
+    store.ack(fast, &said(last, last), &[], &[], &[]).unwrap();
+    store.ack(slow, &said(last, Tid(1)), &[], &[], &[]).unwrap();
     journal.trim().unwrap();
     assert_eq!(journal.oldest_kept(), Tid::ZERO);
     let end = journal.core.log.oldest_sealed_end().unwrap();
-    store.ack(slow, last, end, &[], &[], &[]).unwrap();
+    store.ack(slow, &said(last, end), &[], &[], &[]).unwrap();
     journal.trim().unwrap();
     assert_eq!(journal.oldest_kept(), end);
     store.target_remove(slow).unwrap();
@@ -203,7 +208,7 @@ fn above_the_cap_the_slowest_target_gets_work_keeps_its_place_and_nobody_waits()
     for no in 2..9 {
         fill_to(&journal, no);
         let last = journal.durable_tid();
-        journal.store().ack(fast, last, last, &[], &[], &[]).unwrap();
+        journal.store().ack(fast, &said(last, last), &[], &[], &[]).unwrap();
         eventually(|| journal.bytes_used() <= options.cap_bytes);
     }
     assert_eq!(journal.store().work_count(fast).unwrap(), 0);
@@ -238,7 +243,7 @@ fn what_a_target_has_received_does_not_hold_a_log_that_fills() {
     let slow = target_at(&journal, "slow", Tid::ZERO);
     fill_to(&journal, 3);
     let received = journal.durable_tid();
-    journal.store().ack(slow, received, Tid::ZERO, &[], &[], &[]).unwrap();
+    journal.store().ack(slow, &said(received, Tid::ZERO), &[], &[], &[]).unwrap();
     journal.trim().unwrap();
     assert_eq!(journal.oldest_kept(), Tid::ZERO, "there is room: it is kept until it is applied");
     fill_to(&journal, 7);
@@ -263,7 +268,7 @@ fn changes_wait_at_the_cap_where_that_is_asked_for() {
                 waits += 1;
                 assert!(journal.bytes_used() <= cap_bytes + options.segment_bytes);
                 let durable = journal.durable_tid();
-                journal.store().ack(slow, durable, durable, &[], &[], &[]).unwrap();
+                journal.store().ack(slow, &said(durable, durable), &[], &[], &[]).unwrap();
                 journal.trim().unwrap();
             }
             writer.is_finished()
@@ -294,7 +299,7 @@ fn work_rows_live_by_their_rules() {
     assert_eq!(store.work_next(target, rows[0].id, 10).unwrap(), rows[1..]);
 
     // Progress shrinks a row; what the target asks for at the same place is a new row.
-    store.ack(target, Tid(4), Tid(3), &[rows[1].id], &[(rows[0].id, 4)], &[range(4, 20, 5)]).unwrap();
+    store.ack(target, &said(Tid(4), Tid(3)), &[rows[1].id], &[(rows[0].id, 4)], &[range(4, 20, 5)]).unwrap();
     let now = store.work_next(target, 0, 10).unwrap();
     assert_eq!((now.len(), now[0].offset, now[0].len), (1, 4, 20));
     assert!(now[0].id > rows[1].id);
@@ -306,7 +311,7 @@ fn work_rows_live_by_their_rules() {
     let row = store.target("a").unwrap().unwrap();
     assert_eq!((row.received, row.applied, row.mirrored), (Tid(9), Tid(9), true));
     // An ack that was under way does not move the cursor back.
-    store.ack(target, Tid(4), Tid(4), &[], &[], &[]).unwrap();
+    store.ack(target, &said(Tid(4), Tid(4)), &[], &[], &[]).unwrap();
     assert_eq!(store.target("a").unwrap().unwrap().received, Tid(9));
     // An object that is partly done is not begun again because the target repeats what it lacks.
     store.work_insert_absent(target, &[range(7, 1, 9)]).unwrap();

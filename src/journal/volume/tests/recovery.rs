@@ -9,7 +9,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::super::{InFlight, Journal, JournalOptions, LastStop, Reservation, SyncTree, UnderWay};
-use super::{change, checkpoint, compares_everything, damage, fill_to, open, options, target_at, tids};
+use super::{change, checkpoint, compares_everything, damage, fill_to, open, options, said, target_at, tids};
 use crate::base::{Oid, Space, Tid};
 use crate::journal::{Intent, JournalError, Region, TargetId};
 use crate::record::{Draft, Op};
@@ -267,7 +267,7 @@ fn a_log_that_ends_below_a_cursor_is_damage() {
     let target = target_at(&journal, "a", Tid::ZERO);
     let tid = change(&journal, 10);
     journal.commit(tid).unwrap();
-    journal.store().ack(target, tid, tid, &[], &[], &[]).unwrap();
+    journal.store().ack(target, &said(tid, tid), &[], &[], &[]).unwrap();
     drop(journal);
     overwrite(dir.path(), "seg/00000001.seg", 4096);
 

@@ -1,0 +1,172 @@
+//! Takes frames in the order of their TIDs: records into the inbox, everything to the applier.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+
+use super::apply::Job;
+use super::positions::Positions;
+use super::session::ServeError;
+use crate::base::{Position, Tid, faults};
+use crate::journal::{JournalError, SegmentLog};
+use crate::record::{Record, RecordIter};
+use crate::sys::Errno;
+use crate::wire::{FrameReader, Message, Stall};
+
+pub(super) struct Intake {
+    inbox: Arc<SegmentLog>,
+    cap_bytes: u64,
+    jobs: Sender<Job>,
+    out: Sender<Message>,
+    positions: Arc<Positions>,
+}
+
+impl Intake {
+    pub(super) fn new(
+        (inbox, cap_bytes): (Arc<SegmentLog>, u64),
+        jobs: Sender<Job>,
+        out: Sender<Message>,
+        positions: Arc<Positions>,
+    ) -> Intake {
+        Intake { inbox, cap_bytes, jobs, out, positions }
+    }
+
+    pub(super) fn run<R: Read>(&mut self, reader: &mut FrameReader<R>) -> Result<(), ServeError> {
+        loop {
+            match reader.receive()? {
+                Message::Start { after, jump } => self.start(after, jump)?,
+                Message::Records { batch, prev, first, last, count, body } => {
+                    self.records(batch, (prev, first, last), count, body).inspect_err(|error| self.report(error))?;
+                }
+                Message::State { batch, body } => {
+                    check(batch, &body, |record| record.op.is_state())?;
+                    self.hand_over(Job::State { batch, body })?;
+                }
+                Message::Flush => self.hand_over(Job::Flush)?,
+                Message::Ping => drop(self.out.send(Message::Pong)),
+                Message::Bye => return Ok(()),
+                Message::Pong => {}
+                _ => return Err(ServeError::NoHello),
+            }
+        }
+    }
+
+    /// A failed sync of the inbox is remembered before the process ends.
+    fn report(&self, error: &ServeError) {
+        if let ServeError::Inbox(cause) = error
+            && cause.is_failed_sync()
+        {
+            let _ = self.jobs.send(Job::Doubt { reason: error.to_string() });
+        }
+    }
+
+    /// The source's word for where its records go on. With a jump the difference comes as state.
+    fn start(&mut self, after: Position, jump: bool) -> Result<(), ServeError> {
+        let received = self.positions.received();
+        if !jump {
+            return match after == received {
+                true => self.hand_over(Job::Start),
+                false => Err(ServeError::Gap { batch: 0, prev: after.tid, received: received.tid }),
+            };
+        }
+        // What the inbox holds is still to be performed; only then does the position move.
+        self.positions.expect_jump(after);
+        self.hand_over(Job::Jump { after })?;
+        self.positions.wait_jumped(after);
+        match self.positions.received() == after && self.inbox.last_tid() == after.tid {
+            true => Ok(()),
+            false => Err(ServeError::Gap { batch: 0, prev: after.tid, received: self.inbox.last_tid() }),
+        }
+    }
+
+    fn records(
+        &mut self,
+        batch: u64,
+        (prev, first, last): (Tid, Tid, Tid),
+        count: u32,
+        body: Vec<u8>,
+    ) -> Result<(), ServeError> {
+        let received = self.positions.received();
+        let prev = if faults::skipped("receiver.gap") { received.tid } else { prev };
+        if prev != received.tid {
+            return Err(ServeError::Gap { batch, prev, received: received.tid });
+        }
+        let tids = check(batch, &body, |record| !record.op.is_state())?;
+        let ordered = tids.windows(2).all(|pair| pair[0] < pair[1]);
+        if !ordered || tids.first() != Some(&first) || tids.last() != Some(&last) || tids.len() != count as usize {
+            return Err(ServeError::Batch { batch });
+        }
+        self.keep((prev, first, last), count, &body)?;
+        let last = Position { tid: last, digest: self.inbox.chain_end().digest, ..received };
+        faults::point("receiver.ack_received").map_err(|errno| inbox_error("acknowledge", errno))?;
+        self.positions.say_received(&self.out, last);
+        self.hand_over(Job::Records { batch, last, body })
+    }
+
+    /// Makes a batch durable in the inbox.
+    fn keep(&self, (prev, first, last): (Tid, Tid, Tid), count: u32, body: &[u8]) -> Result<(), ServeError> {
+        self.wait_below_cap(body.len() as u64)?;
+        loop {
+            let step = faults::point("receiver.append").map_err(|errno| inbox_error("append", errno));
+            let done = step.and_then(|()| self.inbox.append(prev, first, last, count, &[body]));
+            match done.as_ref().err().and_then(JournalError::full).filter(|_| self.inbox.failed().is_none()) {
+                Some(errno) => self.wait_for_room(errno)?,
+                None => {
+                    done?;
+                    break;
+                }
+            }
+        }
+        self.positions.go_on(&self.out, Stall::Inbox);
+        faults::point("receiver.sync").map_err(|errno| inbox_error("fdatasync", errno))?;
+        if !faults::skipped("receiver.fdatasync") {
+            self.inbox.sync()?;
+        }
+        Ok(())
+    }
+
+    /// At the cap this side takes nothing more, and acknowledges nothing, until the tree has caught up.
+    fn wait_below_cap(&self, bytes: u64) -> Result<(), ServeError> {
+        let mut asked = false;
+        while self.inbox.bytes_used() + bytes > self.cap_bytes && self.inbox.last_tid() > self.inbox.oldest_kept() {
+            if !std::mem::replace(&mut asked, true) {
+                // What is durable in the tree leaves the inbox.
+                self.hand_over(Job::Flush)?;
+            }
+            if self.inbox.bytes_used() + bytes <= self.cap_bytes || self.positions.has_applied_all() {
+                return Ok(());
+            }
+            self.wait_for_room(Errno::ENOSPC)?;
+        }
+        Ok(())
+    }
+
+    fn wait_for_room(&self, errno: Errno) -> Result<(), ServeError> {
+        match self.positions.wait_for_room(&self.out, Stall::Inbox, errno) {
+            true => Ok(()),
+            false => Err(ServeError::Wire(crate::wire::WireError::Closed)),
+        }
+    }
+
+    fn hand_over(&self, job: Job) -> Result<(), ServeError> {
+        self.jobs.send(job).map_err(|_| ServeError::Apply("the applier has stopped".to_owned()))
+    }
+}
+
+/// Decodes every record of a batch, and returns their TIDs.
+fn check(batch: u64, body: &[u8], fits: impl Fn(&Record<'_>) -> bool) -> Result<Vec<Tid>, ServeError> {
+    let mut tids = Vec::new();
+    for record in RecordIter::new(body) {
+        let record = record.map_err(|cause| ServeError::Record { batch, cause })?;
+        if !fits(&record) {
+            return Err(ServeError::Batch { batch });
+        }
+        tids.push(record.tid);
+    }
+    Ok(tids)
+}
+
+fn inbox_error(what: &'static str, errno: Errno) -> JournalError {
+    JournalError::Io { what, path: "inbox".into(), errno }
+}

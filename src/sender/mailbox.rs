@@ -1,0 +1,242 @@
+//! What a sender has to attend to. Bounded by what it is: of each wake-up one is kept, of acks that ask for nothing the
+//! last, and of other messages a few hundred; a target that says more than that without being heard is cut off.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::wire::{Ack, Message, WireError};
+
+/// Most messages that wait. An ack that asks for something has at most 128 KiB.
+const MOST_MESSAGES: usize = 256;
+
+/// Something to attend to.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// End the session and the thread.
+    Stop,
+    /// The target said something.
+    Heard(Message),
+    /// The connection ended.
+    Ended(WireError),
+    /// More records are durable.
+    Durable,
+    /// Someone waits for the target.
+    Flush,
+    /// Work rows were added.
+    Work,
+}
+
+/// A wake-up that carries nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Call {
+    Stop,
+    Durable,
+    Flush,
+    Work,
+}
+
+#[derive(Default)]
+pub(super) struct Mailbox {
+    /// Protects what waits. Rank: a leaf; held for a few assignments.
+    waiting: Mutex<Waiting>,
+    arrived: Condvar,
+}
+
+#[derive(Default)]
+struct Waiting {
+    stop: bool,
+    durable: bool,
+    flush: bool,
+    work: bool,
+    heard: VecDeque<Message>,
+    last_heard: Option<Instant>,
+    ended: Option<WireError>,
+    flooded: bool,
+    /// Counts connections: what an old one still says is nobody's business.
+    session: u64,
+}
+
+/// A target says more than anybody could hear.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Flood;
+
+impl Mailbox {
+    /// Wakes the session.
+    pub(super) fn call(&self, call: Call) {
+        let mut waiting = self.waiting.lock();
+        match call {
+            Call::Stop => waiting.stop = true,
+            Call::Durable => waiting.durable = true,
+            Call::Flush => waiting.flush = true,
+            Call::Work => waiting.work = true,
+        }
+        drop(waiting);
+        self.arrived.notify_all();
+    }
+
+    /// A new connection begins; returns what its reader names itself by. What the last one said is of no use.
+    pub(super) fn open_session(&self) -> u64 {
+        let mut waiting = self.waiting.lock();
+        waiting.heard.clear();
+        waiting.ended = None;
+        waiting.flooded = false;
+        waiting.last_heard = Some(Instant::now());
+        waiting.session += 1;
+        waiting.session
+    }
+
+    /// A message of the target. Acks are cumulative: the last of several that ask for nothing stands for all.
+    pub(super) fn hear(&self, session: u64, message: Message) -> Result<(), Flood> {
+        let mut waiting = self.waiting.lock();
+        if waiting.session != session {
+            return Ok(());
+        }
+        waiting.last_heard = Some(Instant::now());
+        match (waiting.heard.back_mut(), message) {
+            (Some(Message::Ack(last)), Message::Ack(new)) if replaces(&new, last) => *last = new,
+            (_, Message::Pong) => {}
+            (_, message) => {
+                if waiting.heard.len() >= MOST_MESSAGES {
+                    waiting.flooded = true;
+                    return Err(Flood);
+                }
+                waiting.heard.push_back(message);
+            }
+        }
+        drop(waiting);
+        self.arrived.notify_all();
+        Ok(())
+    }
+
+    /// The connection of `session` has ended.
+    pub(super) fn end(&self, session: u64, error: WireError) {
+        let mut waiting = self.waiting.lock();
+        if waiting.session == session {
+            waiting.ended = Some(error);
+        }
+        drop(waiting);
+        self.arrived.notify_all();
+    }
+
+    /// How long the target has said nothing.
+    pub(super) fn silence(&self) -> Duration {
+        self.waiting.lock().last_heard.map_or(Duration::ZERO, |heard| heard.elapsed())
+    }
+
+    /// Whether the target of this connection says more than can be heard.
+    pub(super) fn is_flooded(&self) -> bool {
+        self.waiting.lock().flooded
+    }
+
+    /// What there is to attend to, if anything.
+    pub(super) fn try_next(&self) -> Option<Event> {
+        self.waiting.lock().take()
+    }
+
+    /// Waits for something, at most until `deadline`.
+    pub(super) fn next(&self, deadline: Instant) -> Option<Event> {
+        let mut waiting = self.waiting.lock();
+        loop {
+            if let Some(event) = waiting.take() {
+                return Some(event);
+            }
+            if self.arrived.wait_until(&mut waiting, deadline).timed_out() {
+                return waiting.take();
+            }
+        }
+    }
+}
+
+/// Whether `new` says all that `last` says. One that takes something back is kept beside it, to be found out.
+fn replaces(new: &Ack, last: &Ack) -> bool {
+    let forward = new.batch_taken >= last.batch_taken
+        && new.batch_durable >= last.batch_durable
+        && new.applied >= last.applied
+        && new.received >= last.received;
+    forward && last.needs.is_empty() && new.needs.is_empty()
+}
+
+impl Waiting {
+    fn take(&mut self) -> Option<Event> {
+        // Stopping stays: whoever asks next is to know it too.
+        if self.stop {
+            return Some(Event::Stop);
+        }
+        if let Some(message) = self.heard.pop_front() {
+            return Some(Event::Heard(message));
+        }
+        if let Some(error) = self.ended.take() {
+            return Some(Event::Ended(error));
+        }
+        let flags =
+            [(&mut self.durable, Event::Durable), (&mut self.work, Event::Work), (&mut self.flush, Event::Flush)];
+        flags.into_iter().find_map(|(flag, event)| std::mem::take(flag).then_some(event))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::{Oid, Tid};
+    use crate::wire::Need;
+
+    fn ack(taken: u64) -> Message {
+        Message::Ack(Ack { batch_taken: taken, ..Ack::default() })
+    }
+
+    fn heard(mailbox: &Mailbox) -> Vec<Message> {
+        std::iter::from_fn(|| mailbox.try_next())
+            .map(|event| match event {
+                Event::Heard(message) => message,
+                other => panic!("{other:?}"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_last_of_many_acks_stands_for_all() {
+        let mailbox = Mailbox::default();
+        let session = mailbox.open_session();
+        for taken in 1..100_000 {
+            mailbox.hear(session, ack(taken)).unwrap();
+        }
+        assert_eq!(heard(&mailbox), [ack(99_999)]);
+    }
+
+    #[test]
+    fn nothing_that_is_asked_for_is_lost_and_nothing_taken_back_is_hidden() {
+        let mailbox = Mailbox::default();
+        let session = mailbox.open_session();
+        let needs = vec![Need { oid: Oid::ROOT, offset: 0, len: 0 }];
+        let asks = Message::Ack(Ack { batch_taken: 2, needs, ..Ack::default() });
+        for message in [ack(1), asks.clone(), ack(3), ack(2)] {
+            mailbox.hear(session, message).unwrap();
+        }
+        assert_eq!(heard(&mailbox), [ack(1), asks, ack(3), ack(2)]);
+    }
+
+    #[test]
+    fn a_flood_is_noticed_at_a_bound() {
+        let mailbox = Mailbox::default();
+        let session = mailbox.open_session();
+        let flood = (0..1_000_000).position(|_| mailbox.hear(session, Message::Ping) == Err(Flood));
+        assert_eq!(flood, Some(MOST_MESSAGES));
+        assert_eq!(heard(&mailbox).len(), MOST_MESSAGES);
+    }
+
+    #[test]
+    fn what_an_old_connection_says_is_not_heard() {
+        let mailbox = Mailbox::default();
+        let old = mailbox.open_session();
+        mailbox.hear(old, ack(1)).unwrap();
+        mailbox.open_session();
+        mailbox.hear(old, Message::Ack(Ack { received: Tid(9), ..Ack::default() })).unwrap();
+        mailbox.end(old, WireError::Closed);
+        assert!(mailbox.try_next().is_none());
+        mailbox.call(Call::Stop);
+        assert!(matches!(mailbox.try_next(), Some(Event::Stop)));
+        assert!(matches!(mailbox.try_next(), Some(Event::Stop)), "it stays stopped");
+    }
+}

@@ -1,0 +1,39 @@
+//! Places in our own history, and where a target's position lies in it.
+
+use super::plan::Standing;
+use crate::base::{EpochId, Position, Tid};
+use crate::journal::{EpochRow, Journal, JournalError};
+
+/// Judges a target's position.
+pub(super) fn standing(journal: &Journal, theirs: &Position) -> Result<Standing, JournalError> {
+    if *theirs == Position::START {
+        return Ok(Standing::Ours);
+    }
+    let epochs = journal.epochs()?;
+    let Some(at) = epochs.iter().position(|epoch| epoch.id == theirs.epoch) else {
+        return Ok(Standing::Elsewhere);
+    };
+    let end = epochs.get(at + 1).map_or(journal.durable_tid(), |next| next.fork.tid);
+    if theirs.tid > end {
+        return Ok(Standing::Ahead);
+    }
+    Ok(match journal.digest_at(theirs.tid)? {
+        Some(digest) if digest == theirs.digest => Standing::Ours,
+        Some(_) => Standing::Elsewhere,
+        None => Standing::Forgotten,
+    })
+}
+
+/// Our own position at `tid`, which is durable.
+pub(super) fn position_at(journal: &Journal, tid: Tid) -> Result<Position, JournalError> {
+    let epochs = journal.epochs()?;
+    let epoch = epochs.iter().rev().find(|epoch| epoch.fork.tid <= tid).map_or(journal.identity().epoch, |row| row.id);
+    Ok(Position { epoch, tid, digest: journal.digest_at(tid)?.unwrap_or_default() })
+}
+
+/// The epochs that begin behind a place in `epoch`, oldest first.
+pub(super) fn epochs_after(journal: &Journal, epoch: EpochId) -> Result<Vec<EpochRow>, JournalError> {
+    let epochs = journal.epochs()?;
+    let here = epochs.iter().position(|row| row.id == epoch).map_or(epochs.len(), |at| at + 1);
+    Ok(epochs[here..].to_vec())
+}
