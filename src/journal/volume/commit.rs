@@ -92,7 +92,7 @@ impl Core {
         ring.leader = Leader::None;
         self.done.notify_all();
         self.space.notify_all();
-        if ring.pending() > 0 || ring.rolled {
+        if ring.rolled || ring.pending() > 0 && ring.resting {
             self.work.notify_one();
         }
     }
@@ -177,9 +177,24 @@ impl Core {
                 ring.rolled = false;
                 MutexGuard::unlocked(&mut ring, || self.housekeep());
             } else if ring.pending() == 0 {
-                self.work.wait(&mut ring);
+                self.rest(&mut ring);
             } else {
                 self.commit_when_due(&mut ring);
+            }
+        }
+    }
+
+    /// Records that follow a commit soon are committed by the clock; only after a pause the first one wakes the committer.
+    /// Without that each fsync of a busy program would wake it for nothing.
+    fn rest(&self, ring: &mut MutexGuard<'_, Ring>) {
+        match ring.last_commit.map(|last| last + self.options.commit_interval) {
+            Some(due) if Instant::now() < due => {
+                self.work.wait_until(ring, due);
+            }
+            _ => {
+                ring.resting = true;
+                self.work.wait(ring);
+                ring.resting = false;
             }
         }
     }

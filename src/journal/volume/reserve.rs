@@ -69,9 +69,9 @@ impl Reservation<'_> {
         ring.give_back(self.share);
         ring.take(needed);
         let tid = ring.push(draft, needed);
-        let first = ring.pending() == 1;
+        let wake = std::mem::take(&mut ring.resting);
         drop(ring);
-        if first {
+        if wake {
             self.core.work.notify_one();
         }
         // Whoever waits for room may lead a commit now.

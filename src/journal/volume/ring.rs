@@ -55,6 +55,8 @@ pub(super) struct Ring {
     pub(super) leader: Leader,
     /// When the last commit ended.
     pub(super) last_commit: Option<Instant>,
+    /// The committer waits for a record, without a deadline.
+    pub(super) resting: bool,
     /// The log has gone on to another segment since the committer looked.
     pub(super) rolled: bool,
     /// The first failure of the log.
@@ -95,6 +97,7 @@ impl Ring {
             room,
             leader: Leader::None,
             last_commit: None,
+            resting: false,
             rolled: false,
             failed: None,
             gate: Gate::Open,
