@@ -394,16 +394,28 @@ struct Watcher {
 
 /// How long the end of a session may have to wait for its watcher.
 const WATCH: Duration = Duration::from_millis(50);
+/// A change after a pause is sent at once. While changes follow each other a batch goes out this often: a program that
+/// calls fsync makes each of its changes durable alone, and the target would sync for each of them too.
+const PACE: Duration = Duration::from_millis(20);
 
 impl Watcher {
     fn spawn(journal: Arc<Journal>, events: Sender<Event>, mut after: Tid) -> Watcher {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let handle = std::thread::spawn(move || {
+            let mut said: Option<Instant> = None;
             while !stopped.load(Ordering::Relaxed) {
                 let durable = journal.wait_durable_past(after, WATCH);
                 let failed = journal.failed().is_some();
-                if durable > after && events.send(Event::Durable).is_err() || failed {
+                if durable > after {
+                    // What is durable when the pace allows the next batch goes with it.
+                    std::thread::sleep(said.map_or(Duration::ZERO, |said| PACE.saturating_sub(said.elapsed())));
+                    said = Some(Instant::now());
+                    if events.send(Event::Durable).is_err() {
+                        return;
+                    }
+                }
+                if failed {
                     return;
                 }
                 after = durable;

@@ -13,6 +13,7 @@ mod files;
 mod handle;
 mod mountinfo;
 mod mounts;
+mod sched;
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -36,6 +37,7 @@ pub use handle::{HANDLE_MAX, RawHandle, name_to_handle_at, open_by_handle_at};
 pub use mountinfo::{Mount, mount_at, mounts};
 pub use mounts::{clone_mount, clone_mount_below_dead, is_dead, mount_fuse, unmount};
 pub use nix::errno::Errno;
+pub use sched::put_behind;
 
 /// A system call's outcome: its value or the kernel's errno.
 pub type Result<T> = std::result::Result<T, Errno>;
