@@ -64,6 +64,9 @@ fn a_mode(mode: &str) {
     // The mirror read everything and left no trace, and the target shows the old times.
     let old = 1_000_000_000_000_000_000;
     assert_eq!((0..4).map(|i| pair.times(i)).collect::<Vec<_>>(), [(old, old); 4], "{mode}: after the mirror");
+    // Its filesystem is mounted with relatime: who reads the target's tree moves access times there.
+    let said = pair.host.must(&["status", "data"]).contains("without noatime");
+    assert_eq!(said, mode == "atime", "{mode}: what the status says of the target");
     let tid = pair.host.tid("data");
     let mut reader = File::open(file(&pair.source, 0)).unwrap();
     reader.read_to_string(&mut String::new()).unwrap();

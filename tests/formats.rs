@@ -9,8 +9,9 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use dtfs::base::{EpochId, Name, Oid, Space, Tid, Timespec, VolumeUuid};
+use dtfs::base::{AtimeMode, EpochId, Name, Oid, Space, StoredTimes, Tid, Timespec, VolumeUuid};
 use dtfs::record::{Attrs, DirItem, Draft, Fate, Op, Record, RecordIter, Replaced, Shape, Slot, Xattr};
+use dtfs::sys::InodeFlags;
 use dtfs::wire::{
     Ack, Compression, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, RefuseCode, ReplicaState,
 };
@@ -54,6 +55,10 @@ fn device() -> Shape {
     Shape { rdev: 0x0103, ..Shape::plain(libc::S_IFCHR) }
 }
 
+fn every_flag() -> InodeFlags {
+    InodeFlags { flags: 0x10, xflags: 0x200, project: u32::MAX, extent_size: 65_536, cow_extent_size: 4_096 }
+}
+
 /// One op of each kind with its payload.
 fn every_op() -> Vec<(Op, &'static [u8])> {
     let (file, dir, attrs) = (Shape::plain(libc::S_IFREG), Shape::plain(libc::S_IFDIR), attrs());
@@ -68,6 +73,7 @@ fn every_op() -> Vec<(Op, &'static [u8])> {
                 shape: file.clone(),
                 attrs,
                 xattrs: vec![xattr("user.a")],
+                flags: InodeFlags { flags: 0x80, project: 42, ..InodeFlags::default() },
                 parent_after: after,
             },
             plain,
@@ -106,26 +112,26 @@ fn every_op() -> Vec<(Op, &'static [u8])> {
         (Op::SetAttr { attrs }, plain),
         (Op::SetXattr { xattr: xattr("user.b"), attrs }, plain),
         (Op::RemoveXattr { name: b"user.b".to_vec(), attrs }, plain),
-        (Op::SetFlags { flags: 0x10, attrs }, plain),
+        (Op::SetFlags { flags: every_flag(), attrs }, plain),
         (Op::Gone, plain),
         (
             Op::StateDir {
                 attrs,
                 xattrs: vec![xattr("user.c")],
-                flags: 0x40,
+                flags: InodeFlags { flags: 0x40, ..InodeFlags::default() },
                 first: true,
                 last: false,
                 items: vec![item("a", 3, &file), item("b", 4, &link()), item("c", 5, &device())],
             },
             plain,
         ),
-        (Op::StateObject { shape: file, attrs, xattrs: vec![], flags: 0x20 }, plain),
+        (Op::StateObject { shape: file, attrs, xattrs: vec![], flags: InodeFlags::default() }, plain),
         (Op::StateData { offset: size, attrs }, b"data"),
         (Op::StateHole { offset: size, len: size, attrs }, plain),
         (Op::StateHash { offset: 0, len: 12_345, digests: vec![[9; 16]], attrs }, plain),
         (Op::StateEnd { attrs }, plain),
         (Op::StateGone, plain),
-        (Op::StateAttrs { attrs, xattrs: vec![xattr("user.d")], flags: 0x10 }, plain),
+        (Op::StateAttrs { attrs, xattrs: vec![xattr("user.d")], flags: every_flag() }, plain),
     ]
 }
 
@@ -170,7 +176,9 @@ fn a_damaged_record_is_never_accepted() {
 fn every_message() -> Vec<(&'static str, Message)> {
     let (version, label) = (1, "data".to_owned());
     let (volume, epoch, replica) = (VolumeUuid([1; 16]), EpochId([2; 16]), VolumeUuid([3; 16]));
-    let reply = HelloReply { version, replica, state: ReplicaState::Replica, received: Tid(5), applied: Tid(4) };
+    let (access_times, stored_times) = (AtimeMode::EachRead, StoredTimes::Moving);
+    let reply =
+        HelloReply { version, replica, state: ReplicaState::Replica, received: Tid(5), applied: Tid(4), stored_times };
     let needs = vec![Need { oid: oid(7), offset: 4096, len: 131_072 }];
     let body = encode(&[(Op::Write { offset: 3, attrs: attrs() }, b"abc")]);
     let state = encode(&[(Op::StateGone, b"")]);
@@ -184,7 +192,7 @@ fn every_message() -> Vec<(&'static str, Message)> {
         needs,
     };
     vec![
-        ("hello", Message::Hello(Hello { version, volume, epoch, durable: Tid(77), label })),
+        ("hello", Message::Hello(Hello { version, volume, epoch, durable: Tid(77), access_times, label })),
         ("hello-reply", Message::HelloReply(reply)),
         ("refuse", Message::Refuse { code: RefuseCode::Wrong, text: "no".into() }),
         ("start", Message::Start { after: Tid(6), jump: true }),

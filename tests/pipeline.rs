@@ -3,9 +3,11 @@
 
 mod support;
 
+use std::time::Duration;
 use support::hand::{Hand, IMMUTABLE, acl};
 use support::history::History;
 use support::pair::{Pair, TIGHT_CAP};
+use support::process::wait_until;
 use support::trees;
 
 /// For what travels when nothing changed: handshakes, heartbeats, positions.
@@ -319,6 +321,11 @@ fn a_target_that_was_away_too_long_is_sent_what_changed_and_nothing_else() {
         hand.rename(&format!("/used/{}", 100 + round), &format!("/kept/moved-{round}")).unwrap();
         hand.chmod("/small", 0o600 + u32::from(round)).unwrap();
     }
+    let journal = pair.stack().journal().clone();
+    wait_until("the journal to be below its cap", Duration::from_secs(60), || {
+        (journal.bytes_used() <= TIGHT_CAP).then_some(())
+    });
+    drop(journal);
     pair.start();
     pair.wait_equal("the target is back");
     let events = pair.explain();
@@ -326,6 +333,7 @@ fn a_target_that_was_away_too_long_is_sent_what_changed_and_nothing_else() {
     assert!(!events.contains("whole tree is compared"), "{events}");
     let (bytes, objects) = (pair.bytes_sent() - mirror, pair.objects_read() - read);
     // Half a mebibyte of the big file, ten new files, two listings; what is still in the journal comes as records.
-    assert!(bytes < TIGHT_CAP + (1 << 20), "{bytes} bytes were sent, the mirror took {mirror}");
-    assert!(objects < 60, "{objects} objects were read again");
+    // How much that is depends on where segments begin.
+    assert!(bytes < TIGHT_CAP + (2 << 20), "{bytes} bytes were sent, the mirror took {mirror}");
+    assert!(objects < 80, "{objects} objects were read again");
 }

@@ -8,8 +8,8 @@ use super::objects::Occupant;
 use super::{Applier, Outcome, Trouble};
 use crate::base::{ObjectKey, Oid, Timespec};
 
-use crate::record::{Attrs, RECORDED_FLAGS};
-use crate::sys::{self, Errno, FileFlags, Stat, TimeChange};
+use crate::record::Attrs;
+use crate::sys::{self, Errno, FileFlags, InodeFlags, Stat, TimeChange};
 
 /// What has to be set when the group ends.
 #[derive(Clone, Debug, Default)]
@@ -19,7 +19,7 @@ pub(super) struct Touched {
     /// Times to put back where no record speaks of the object: only our own moving of entries changed them.
     pub(super) times: Option<(Timespec, Timespec)>,
     /// Inode flags to set last, among them those that were lifted.
-    pub(super) flags: Option<u32>,
+    pub(super) flags: Option<InodeFlags>,
     /// `security.capability` as it was before data was repaired: the kernel drops it at every write.
     pub(super) capability: Option<Vec<u8>>,
 }
@@ -73,9 +73,9 @@ impl Applier {
         }
         let fresh = self.fresh.remove(oid);
         match touched.flags {
-            Some(flags) if fresh && flags & RECORDED_FLAGS == 0 => Ok(()),
-            Some(flags) if stat.mode & libc::S_IFMT != libc::S_IFLNK => self.set_flags(fd, flags),
-            _ => Ok(()),
+            Some(flags) if fresh && flags.is_plain() => Ok(()),
+            Some(flags) => self.set_flags(oid, stat.mode & libc::S_IFMT, fd, &flags),
+            None => Ok(()),
         }
     }
 
@@ -98,17 +98,52 @@ impl Applier {
         Ok(tree.set_times(fd, TimeChange::Set(attrs.atime), TimeChange::Set(attrs.mtime))?)
     }
 
-    fn set_flags(&self, fd: BorrowedFd<'_>, flags: u32) -> Outcome<()> {
-        let present = match sys::file_flags_get(fd) {
-            Ok(present) => present,
-            // A special file, opened by path only, or a filesystem without flags.
-            Err(Errno::ENOTTY | Errno::EOPNOTSUPP | Errno::EBADF | Errno::EINVAL) => return Ok(()),
-            Err(errno) => return Err(errno.into()),
-        };
-        let wanted = FileFlags(present.0 & !RECORDED_FLAGS | flags & RECORDED_FLAGS);
-        if wanted != present {
-            self.tree.mutate().set_flags(fd, wanted)?;
+    fn set_flags(&mut self, oid: Oid, kind: u32, fd: BorrowedFd<'_>, flags: &InodeFlags) -> Outcome<()> {
+        match kind {
+            libc::S_IFREG | libc::S_IFDIR => match self.tree.mutate().set_inode_flags(fd, flags) {
+                Err(Errno::EINVAL) if came_too_late(fd, flags)? => self.fetch_again(oid),
+                done => Ok(done?),
+            },
+            _ => Ok(self.tree.mutate().set_project(fd, flags.project)?),
         }
+    }
+
+    /// Sets what must be there before a file has data or an object has a name (see [`sys::set_hints`]). Data that is there
+    /// already, from before a comparison or from the future of a create, is dropped for it: it comes again.
+    pub(super) fn set_hints(&self, oid: Oid, kind: u32, fd: BorrowedFd<'_>, flags: &InodeFlags) -> Outcome<()> {
+        let tree = self.tree.mutate();
+        match kind {
+            libc::S_IFREG | libc::S_IFDIR => match tree.set_hints(fd, flags) {
+                Err(Errno::EINVAL) if came_too_late(fd, flags)? => {
+                    tracing::debug!(%oid, "the data goes for an extent size hint, and is fetched again");
+                    tree.truncate(fd, 0)?;
+                    Ok(tree.set_hints(fd, flags)?)
+                }
+                done => Ok(done?),
+            },
+            _ => Ok(tree.set_project(fd, flags.project)?),
+        }
+    }
+
+    /// As [`Applier::set_hints`] for an object that lives already.
+    pub(super) fn set_late_hints(
+        &mut self,
+        oid: Oid,
+        kind: u32,
+        fd: BorrowedFd<'_>,
+        flags: &InodeFlags,
+    ) -> Outcome<()> {
+        if !matches!(kind, libc::S_IFREG | libc::S_IFDIR) {
+            return Ok(self.tree.mutate().set_project(fd, flags.project)?);
+        }
+        match self.tree.mutate().set_hints(fd, flags) {
+            Err(Errno::EINVAL) if came_too_late(fd, flags)? => self.fetch_again(oid),
+            done => Ok(done?),
+        }
+    }
+
+    fn fetch_again(&mut self, oid: Oid) -> Outcome<()> {
+        self.need(oid);
         Ok(())
     }
 
@@ -134,17 +169,25 @@ impl Applier {
             Err(Errno::ESTALE | Errno::ENOENT) => return Ok(false),
             fd => fd?,
         };
-        let Ok(flags) = sys::file_flags_get(fd.as_fd()) else {
+        let Ok(present) = sys::file_flags_get(fd.as_fd()) else {
             return Ok(false);
         };
-        if !flags.locks() {
+        let lifted = FileFlags(present.0 & !FileFlags::LOCKS);
+        if lifted == present {
             return Ok(false);
         }
-        let lifted = FileFlags(flags.0 & !(FileFlags::IMMUTABLE | FileFlags::APPEND));
+        let flags = sys::inode_flags_get(fd.as_fd())?;
         self.tree.mutate().set_flags(fd.as_fd(), lifted)?;
         if let Some(oid) = oid {
-            self.touched.entry(oid).or_default().flags.get_or_insert(flags.0 & RECORDED_FLAGS);
+            self.touched.entry(oid).or_default().flags.get_or_insert(flags);
         }
         Ok(true)
     }
+}
+
+/// Whether an extent size hint was refused because the file has extents already (ioctl_xfs_fsgetxattr(2)).
+fn came_too_late(fd: BorrowedFd<'_>, flags: &InodeFlags) -> Outcome<bool> {
+    let present = sys::inode_flags_get(fd)?;
+    let hint = |flags: &InodeFlags| (flags.xflags, flags.extent_size, flags.cow_extent_size);
+    Ok(hint(&present) != hint(flags) && sys::fstat(fd)?.blocks > 0)
 }

@@ -13,10 +13,10 @@ use crate::sys::Errno;
 
 impl Applier {
     pub(super) fn perform_data(&mut self, oid: Oid, op: &Op, payload: &[u8]) -> Outcome<()> {
-        match self.catalog.get(oid)? {
-            Some(row) if row.known > Known::Placeholder => {}
+        let kind = match self.catalog.get(oid)? {
+            Some(row) if row.known > Known::Placeholder => row.kind,
             _ => return Ok(()),
-        }
+        };
         let Some(fd) = self.fd(oid)? else {
             return Ok(());
         };
@@ -51,6 +51,7 @@ impl Applier {
                 attrs
             }
             Op::SetFlags { flags, attrs } => {
+                self.set_late_hints(oid, kind, fd, flags)?;
                 self.touched.entry(oid).or_default().flags = Some(*flags);
                 attrs
             }

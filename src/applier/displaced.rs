@@ -104,6 +104,8 @@ impl Applier {
         {
             self.preserve(parent, dir.as_fd())?;
             self.lift_occupant(&occupant)?;
+            // It may hand its project down, and takes nothing of another then.
+            self.lift_flags(parent)?;
             let tree = self.tree.mutate();
             match tree.rename(parked.as_fd(), &entry, dir.as_fd(), &name, libc::RENAME_NOREPLACE) {
                 Err(Errno::EINVAL) => return Ok(PutBack::InTheWay),

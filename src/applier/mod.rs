@@ -151,7 +151,7 @@ impl Applier {
     /// [`ApplyError`]; the record must be performed again.
     pub fn apply(&mut self, record: &Record<'_>) -> Result<(), ApplyError> {
         let done = match self.perform(record) {
-            Err(Trouble::Errno(Errno::EPERM)) => self.perform_lifted(record),
+            Err(Trouble::Errno(errno @ (Errno::EPERM | Errno::EXDEV))) => self.perform_lifted(record, errno),
             other => other,
         };
         let done = match done {
@@ -249,15 +249,16 @@ impl Applier {
         }
     }
 
-    /// An immutable or append-only object stood in the way: that is taken off until the group ends.
-    fn perform_lifted(&mut self, record: &Record<'_>) -> Outcome<()> {
+    /// An immutable or append-only object stood in the way, or a directory that hands its project down: that is taken off
+    /// until the group ends.
+    fn perform_lifted(&mut self, record: &Record<'_>, errno: Errno) -> Outcome<()> {
         let mut lifted = false;
         for oid in objects_of(record) {
             lifted |= self.lift_flags(oid)?;
         }
         match lifted {
             true => self.perform(record),
-            false => Err(Errno::EPERM.into()),
+            false => Err(errno.into()),
         }
     }
 

@@ -10,7 +10,7 @@ use super::park::{self, OID_XATTR};
 use super::{Applier, Outcome, Trouble};
 use crate::base::{Name, Oid};
 use crate::record::{Attrs, Fate, Op, Replaced, Shape, Slot, Xattr};
-use crate::sys::{self, Errno};
+use crate::sys::{self, Errno, InodeFlags};
 
 type Dir = Arc<OwnedFd>;
 
@@ -26,8 +26,8 @@ struct Move<'a> {
 impl Applier {
     pub(super) fn perform_namespace(&mut self, oid: Oid, op: &Op) -> Outcome<()> {
         match op {
-            Op::Create { slot, shape, attrs, xattrs, parent_after } => {
-                self.create(oid, slot, shape, xattrs)?;
+            Op::Create { slot, shape, attrs, xattrs, flags, parent_after } => {
+                self.create(oid, slot, shape, (xattrs, flags))?;
                 self.touch(oid, *attrs);
                 self.touch(slot.parent, *parent_after);
             }
@@ -71,7 +71,13 @@ impl Applier {
 
     /// A new object is complete by its record. One that is there already (the record is performed again) goes back to the
     /// state it was born with; the records that follow fill it again.
-    fn create(&mut self, oid: Oid, slot: &Slot, shape: &Shape, xattrs: &[Xattr]) -> Outcome<()> {
+    fn create(
+        &mut self,
+        oid: Oid,
+        slot: &Slot,
+        shape: &Shape,
+        (xattrs, flags): (&[Xattr], &InodeFlags),
+    ) -> Outcome<()> {
         self.adopt_from_slot(oid, slot, shape)?;
         self.ensure(oid, shape)?;
         self.catalog.set_known(oid, Known::Complete)?;
@@ -85,6 +91,10 @@ impl Applier {
             if !(fresh && xattrs.is_empty()) {
                 self.fresh.remove(oid);
                 self.replace_xattrs(fd.as_fd(), xattrs)?;
+            }
+            if !(fresh && flags.is_plain()) {
+                self.set_hints(oid, shape.kind, fd.as_fd(), flags)?;
+                self.touched.entry(oid).or_default().flags = Some(*flags);
             }
         }
         self.bind(slot, oid)
@@ -247,7 +257,7 @@ impl Applier {
         let entry = park::entry(oid)?;
         match self.tree.mutate().rename(self.park.fd(), &entry, dir, name, libc::RENAME_NOREPLACE) {
             Ok(()) => Ok(true),
-            Err(Errno::EEXIST | Errno::ENOENT | Errno::EINVAL | Errno::EPERM) => Ok(false),
+            Err(Errno::EEXIST | Errno::ENOENT | Errno::EINVAL | Errno::EPERM | Errno::EXDEV) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -372,7 +382,7 @@ impl Applier {
     }
 
     /// Attributes of the parents are set at the end of the group; nothing else is needed for a name.
-    pub(super) fn touch_listed(&mut self, oid: Oid, attrs: Attrs, flags: u32) {
+    pub(super) fn touch_listed(&mut self, oid: Oid, attrs: Attrs, flags: InodeFlags) {
         self.touch(oid, attrs);
         self.touched.entry(oid).or_default().flags = Some(flags);
     }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use crate::backing::{Tree, TreeMut};
 use crate::base::{Name, Oid};
-use crate::record::{RECORDED_FLAGS, RESERVED_DIR, RESERVED_XATTR_PREFIX, Shape};
-use crate::sys::{self, Errno, Result};
+use crate::record::{RESERVED_DIR, RESERVED_XATTR_PREFIX, Shape};
+use crate::sys::{self, Errno, InodeFlags, Result};
 
 /// xattr with the oid of an object, 16 bytes.
 pub(super) const OID_XATTR: &std::ffi::CStr = c"trusted.dtfs.oid";
@@ -71,12 +71,8 @@ impl Park {
     /// Whether a file that is made here has no xattr and no flag that was not set on it: an access control list and some
     /// flags are handed down by the directory.
     pub(super) fn is_plain(&self, tree: &Tree) -> Result<bool> {
-        let flags = match sys::file_flags_get(self.fd()) {
-            Ok(flags) => flags.0,
-            Err(Errno::ENOTTY | Errno::EOPNOTSUPP) => 0,
-            Err(errno) => return Err(errno),
-        };
-        Ok(flags & RECORDED_FLAGS == 0 && tree.xattrs(self.fd(), RESERVED_XATTR_PREFIX)?.is_empty())
+        let plain = sys::inode_flags_get(self.fd())?.without_layout().is_plain();
+        Ok(plain && tree.xattrs(self.fd(), RESERVED_XATTR_PREFIX)?.is_empty())
     }
 
     /// The oids of everything parked.
@@ -118,5 +114,10 @@ fn ensure_dir(tree: &Tree, dir: BorrowedFd<'_>, name: &Name) -> Result<OwnedFd> 
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(errno) => return Err(errno),
     }
-    tree.open_child(dir, name, libc::O_RDONLY | libc::O_DIRECTORY)
+    let made = tree.open_child(dir, name, libc::O_RDONLY | libc::O_DIRECTORY)?;
+    // The tree's root may hand flags or a project down; what is parked belongs to no project, and must get in and out.
+    match tree.mutate().set_inode_flags(made.as_fd(), &InodeFlags::default()) {
+        Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(made),
+        Err(errno) => Err(errno),
+    }
 }

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use super::catalog::{Catalog, CatalogError, Known, Row};
 use super::park::{OID_XATTR, Park};
 use crate::backing::{BackingError, Tree};
-use crate::base::{Oid, Tid, VolumeUuid};
+use crate::base::{Oid, StoredTimes, Tid, Timespec, VolumeUuid};
 use crate::record::RESERVED_DIR;
-use crate::sys::{self, Errno};
+use crate::sys::{self, Errno, TimeChange};
 
 /// Whether files that are there already may be taken over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,6 +134,20 @@ impl Replica {
             RootError::Catalog(error) => ReplicaError::Catalog(error),
         })?;
         Ok(Replica { tree, catalog, park, id, origin, inbox, _lock: lock })
+    }
+
+    /// How the tree's filesystem stores times that are set, found out on the park, and whether its mount moves them. When
+    /// that cannot be found out, the first record will tell why.
+    pub fn stored_times(&self) -> StoredTimes {
+        const PROBE: Timespec = Timespec { sec: 1_000_000_000, nsec: 123_456_789 };
+        let set = TimeChange::Set(PROBE);
+        let kept = self.tree.mutate().set_times(self.park.fd(), set, set).and_then(|()| sys::fstat(self.park.fd()));
+        let still = |flags| flags & (libc::ST_NOATIME | libc::ST_RDONLY) != 0;
+        match (kept, self.tree.statfs()) {
+            (Ok(stat), _) if stat.atime != PROBE => StoredTimes::Coarse,
+            (_, Ok(stat)) if !still(stat.mount_flags) => StoredTimes::Moving,
+            _ => StoredTimes::Exact,
+        }
     }
 
     /// TID of the cursor: everything up to here is durable in the tree.

@@ -11,7 +11,7 @@ use super::{Applier, Missing, Outcome};
 use crate::backing::{BLOCK_BYTES, Extent, HOLE_UNIT, block_digest, next_extent};
 use crate::base::{Name, Oid};
 use crate::record::{Attrs, DirItem, Op, RESERVED_DIR, Shape, Slot, Xattr};
-use crate::sys::{self, Errno};
+use crate::sys::{self, Errno, InodeFlags};
 
 /// Longest range that is asked for at once.
 const NEED_BYTES: u64 = 1 << 20;
@@ -26,20 +26,28 @@ impl Applier {
                 }
                 self.listing.extend_from_slice(items);
                 if *last {
-                    let items = std::mem::take(&mut self.listing);
-                    self.set_listing(oid, &items)?;
-                    self.listed = Some((oid, items.iter().map(|item| item.oid).collect()));
+                    let mut listing = std::mem::take(&mut self.listing);
+                    if let Err(trouble) = self.set_listing(oid, &listing) {
+                        // Perhaps this part is performed once more: those before it must not be forgotten.
+                        listing.truncate(listing.len() - items.len());
+                        self.listing = listing;
+                        return Err(trouble);
+                    }
+                    self.listed = Some((oid, listing.iter().map(|item| item.oid).collect()));
                     self.touch_listed(oid, *attrs, *flags);
                 }
                 Ok(())
             }
             Op::StateObject { shape, attrs, xattrs, flags } => {
-                self.set_object(oid, shape, attrs, xattrs)?;
+                self.set_object(oid, shape, attrs, (xattrs, flags))?;
                 self.touch_listed(oid, *attrs, *flags);
                 Ok(())
             }
             Op::StateAttrs { attrs, xattrs, flags } => match self.catalog.get(oid)? {
                 Some(row) if row.known > Known::Placeholder => {
+                    if let Some(fd) = self.fd(oid)? {
+                        self.set_late_hints(oid, row.kind, fd.as_fd(), flags)?;
+                    }
                     self.set_state_of(oid, row.kind, attrs, xattrs)?;
                     self.touch_listed(oid, *attrs, *flags);
                     Ok(())
@@ -153,10 +161,19 @@ impl Applier {
         Ok(())
     }
 
-    fn set_object(&mut self, oid: Oid, shape: &Shape, attrs: &Attrs, xattrs: &[Xattr]) -> Outcome<()> {
+    fn set_object(
+        &mut self,
+        oid: Oid,
+        shape: &Shape,
+        attrs: &Attrs,
+        (xattrs, flags): (&[Xattr], &InodeFlags),
+    ) -> Outcome<()> {
         self.ensure(oid, shape)?;
         if self.catalog.get(oid)?.is_some_and(|row| row.known == Known::Placeholder) {
             self.catalog.set_known(oid, Known::Partial)?;
+        }
+        if let Some(fd) = self.fd(oid)?.filter(|_| !(self.fresh.contains(oid) && flags.is_plain())) {
+            self.set_hints(oid, shape.kind, fd.as_fd(), flags)?;
         }
         self.set_state_of(oid, shape.kind, attrs, xattrs)
     }

@@ -18,7 +18,7 @@ mod view;
 pub use digest::{BLOCK_BYTES, block_digest};
 pub use extents::{Extent, HOLE_UNIT, block_is_data, next_extent};
 pub use mutate::TreeMut;
-pub use tree::{BackingError, Found, Tree};
+pub use tree::{BackingError, Found, Syncer, Tree};
 pub use view::TreeView;
 
 pub use crate::sys::{Errno, Result, Stat};

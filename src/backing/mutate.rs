@@ -6,7 +6,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use super::tree::Tree;
 use crate::base::Name;
 use crate::base::faults;
-use crate::sys::{self, FileFlags, LinkSource, Result, TimeChange};
+use crate::sys::{self, FileFlags, InodeFlags, LinkSource, Result, TimeChange};
 
 /// The changing half of a [`Tree`]. Errors of every method are those of the system call it is named after.
 pub struct TreeMut<'a> {
@@ -127,6 +127,22 @@ impl<'a> TreeMut<'a> {
     /// FS_IOC_SETFLAGS; `object` must be open for reading.
     pub fn set_flags(&self, object: BorrowedFd<'_>, flags: FileFlags) -> Result<()> {
         sys::file_flags_set(object, flags)
+    }
+
+    /// FS_IOC_SETFLAGS and FS_IOC_FSSETXATTR, as far as the flags are not right yet; `object` must be open for reading.
+    pub fn set_inode_flags(&self, object: BorrowedFd<'_>, wanted: &InodeFlags) -> Result<()> {
+        sys::set_inode_flags(object, wanted)
+    }
+
+    /// The part of [`TreeMut::set_inode_flags`] that must come before a file has data, and before an object gets a name in a
+    /// directory that hands its project down; `object` must be open for reading.
+    pub fn set_hints(&self, object: BorrowedFd<'_>, wanted: &InodeFlags) -> Result<()> {
+        sys::set_hints(object, wanted)
+    }
+
+    /// file_setattr: the project id of what is neither file nor directory; O_PATH is enough.
+    pub fn set_project(&self, object: BorrowedFd<'_>, project: u32) -> Result<()> {
+        sys::set_project_of_path(object, project)
     }
 
     /// FS_IOC_FSSETXATTR; `object` must be open for reading.

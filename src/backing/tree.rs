@@ -65,6 +65,23 @@ pub struct Tree {
     dev: u64,
 }
 
+/// Makes a tree durable.
+pub struct Syncer(OwnedFd);
+
+impl Syncer {
+    /// As [`Tree::sync`].
+    ///
+    /// # Errors
+    /// As [`Tree::sync`].
+    pub fn sync(&self) -> Result<()> {
+        sync(self.0.as_fd())
+    }
+}
+
+fn sync(fd: BorrowedFd<'_>) -> Result<()> {
+    crate::base::faults::step("backing.syncfs", || sys::syncfs(fd))
+}
+
 impl Tree {
     /// Opens the directory `path`; below a dead FUSE mount, which stays there, the directory that this hides.
     ///
@@ -246,7 +263,17 @@ impl Tree {
     /// # Errors
     /// As syncfs(2). An error means that data was lost; it is reported once, so the caller must not try again.
     pub fn sync(&self) -> Result<()> {
-        crate::base::faults::step("backing.syncfs", || sys::syncfs(self.sync_fd.as_fd()))
+        sync(self.sync_fd.as_fd())
+    }
+
+    /// What [`Tree::sync`] does, for a thread of its own. The descriptor's open file is shared with the tree, so that an
+    /// error is told to one of them.
+    ///
+    /// # Errors
+    /// As fcntl(2) with F_DUPFD.
+    pub fn syncer(&self) -> Result<Syncer> {
+        let fd = self.sync_fd.try_clone();
+        fd.map(Syncer).map_err(|cause| Errno::from_raw(cause.raw_os_error().unwrap_or(libc::EIO)))
     }
 
     /// The half of the tree that changes it. A source's stack takes it only inside a mutation (stack/mutation.rs), where

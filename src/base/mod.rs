@@ -2,6 +2,7 @@
 //!
 //! Nothing here touches a file or a socket, and nothing here knows another room.
 
+mod atime;
 pub mod clock;
 mod database;
 pub mod faults;
@@ -10,6 +11,7 @@ mod locks;
 mod name;
 mod position;
 
+pub use atime::{AtimeMode, StoredTimes};
 pub use clock::Timespec;
 pub use database::{DatabaseError, open_database};
 pub use ids::{EpochId, ObjectKey, Oid, Space, Tid, VolumeUuid, random_bytes};

@@ -2,11 +2,11 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::{flags_of, is_gone, state, xattrs_of};
+use super::{is_gone, state, xattrs_of};
 use crate::backing::{Tree, TreeView};
 use crate::base::{Name, Oid, Tid};
 use crate::record::{Attrs, DirItem, Encoded, Op, RESERVED_DIR, Shape, Xattr};
-use crate::sys::{self, Errno, Result};
+use crate::sys::{self, Errno, InodeFlags, Result};
 
 /// Entries in one part of a directory's state.
 const PART_ITEMS: usize = 4096;
@@ -37,7 +37,7 @@ pub fn is_dir(view: &dyn TreeView, oid: Oid) -> bool {
 struct Listing {
     attrs: Attrs,
     xattrs: Vec<Xattr>,
-    flags: u32,
+    flags: InodeFlags,
     children: Vec<DirItem>,
 }
 
@@ -107,7 +107,8 @@ fn list(view: &dyn TreeView, oid: Oid, fd: BorrowedFd<'_>) -> Result<Listing> {
         }
         children.push(item(view, tree, fd, name)?);
     }
-    Ok(Listing { attrs: Attrs::of(&stat), xattrs: xattrs_of(tree, fd)?, flags: flags_of(fd)?, children })
+    let (attrs, xattrs) = (Attrs::of(&stat), xattrs_of(tree, fd)?);
+    Ok(Listing { attrs, xattrs, flags: sys::inode_flags_get(fd)?, children })
 }
 
 fn item(view: &dyn TreeView, tree: &Tree, dir: BorrowedFd<'_>, name: Name) -> Result<DirItem> {

@@ -18,7 +18,7 @@ pub use object::{Compare, ObjectReading, read_changed, read_object, read_range};
 
 use crate::base::{Oid, Tid};
 use crate::record::{Draft, Encoded, Op, Xattr};
-use crate::sys::{self, Errno, Result};
+use crate::sys::{Errno, Result};
 use std::os::fd::BorrowedFd;
 
 /// Most of a file that is read under one lock.
@@ -38,15 +38,6 @@ fn xattrs_of(tree: &crate::backing::Tree, fd: BorrowedFd<'_>) -> Result<Vec<Xatt
     match all.iter().map(|(name, value)| name.len() + value.len() + 8).sum::<usize>() <= ROOM {
         true => Ok(all.into_iter().map(|(name, value)| Xattr { name, value }).collect()),
         false => Err(Errno::E2BIG),
-    }
-}
-
-/// Inode flags; 0 where the filesystem has none. `fd` must be open for reading.
-fn flags_of(fd: BorrowedFd<'_>) -> Result<u32> {
-    match sys::file_flags_get(fd) {
-        Ok(flags) => Ok(flags.0 & crate::record::RECORDED_FLAGS),
-        Err(Errno::ENOTTY | Errno::EOPNOTSUPP | Errno::EINVAL) => Ok(0),
-        Err(errno) => Err(errno),
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::{CHUNK_BYTES, flags_of, is_gone, state, xattrs_of};
+use super::{CHUNK_BYTES, is_gone, state, xattrs_of};
 use crate::backing::{BLOCK_BYTES, Extent, TreeView, block_digest, next_extent};
 use crate::base::{ObjectKey, Oid, Tid};
 use crate::record::{Attrs, Encoded, Op, Shape};
-use crate::sys::{self, Errno, Result};
+use crate::sys::{self, Errno, InodeFlags, Result};
 
 /// Whether the target may have the content already.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -159,10 +159,10 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn flags(&self) -> Result<u32> {
+    fn flags(&self) -> Result<InodeFlags> {
         match self.is_file() || self.is_dir() {
-            true => flags_of(self.file()),
-            false => Ok(0),
+            true => sys::inode_flags_get(self.file()),
+            false => sys::inode_flags_of_path(self.file()),
         }
     }
 

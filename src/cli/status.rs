@@ -67,12 +67,12 @@ fn print_targets(output: &mut dyn Write, volumes: &[VolumeStatus]) -> Result<(),
     table.print(output)
 }
 
-/// Why it is in its state; otherwise the last thing that went wrong, with its time.
+/// Why it is in its state; otherwise the last thing that went wrong, with its time; otherwise how it differs.
 fn reason(target: &TargetStatus) -> String {
     match (target.state.parts().1, &target.last_error) {
         (Some(reason), _) => reason.to_owned(),
         (None, Some(error)) => format!("{}: {}", error.time, error.message),
-        (None, None) => String::new(),
+        (None, None) => target.differs.clone().unwrap_or_default(),
     }
 }
 

@@ -6,6 +6,7 @@ use super::volume::{Volume, VolumeError};
 use crate::base::{Tid, Timespec};
 use crate::control::{Failure, LogEntry, Reply, ReplySink, rfc3339};
 use crate::record::{Fate, Op, Record, RecordIter, Slot};
+use crate::sys::InodeFlags;
 
 /// Whether to go on when the end is reached.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -82,6 +83,11 @@ fn entry(record: &Record<'_>) -> LogEntry {
     }
 }
 
+fn flags_text(flags: &InodeFlags) -> String {
+    let InodeFlags { flags, xflags, project, extent_size, .. } = flags;
+    format!("flags {flags:#x} xflags {xflags:#x} project {project} extent size {extent_size}")
+}
+
 fn detail(op: &Op, payload_len: usize) -> String {
     let slot = |slot: &Slot| format!("{} in {}", slot.name, slot.parent);
     match op {
@@ -99,7 +105,7 @@ fn detail(op: &Op, payload_len: usize) -> String {
         Op::SetAttr { attrs } => format!("mode {:o} owner {}:{}", attrs.mode, attrs.uid, attrs.gid),
         Op::SetXattr { xattr, .. } => format!("{} ({} bytes)", xattr.name.escape_ascii(), xattr.value.len()),
         Op::RemoveXattr { name, .. } => name.escape_ascii().to_string(),
-        Op::SetFlags { flags, .. } => format!("flags {flags:#x}"),
+        Op::SetFlags { flags, .. } => flags_text(flags),
         _ => String::new(),
     }
 }

@@ -9,6 +9,7 @@
 mod demo;
 mod handler;
 mod log;
+mod memory;
 mod openers;
 mod run;
 mod scan;

@@ -5,8 +5,8 @@ use super::volumes::Volumes;
 use crate::base::{Tid, Timespec};
 use crate::config::{MountEntry, TargetName, VolumeName};
 use crate::control::{Failure, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
-use crate::journal::{TargetRow, WorkReason};
 use crate::fuse::MountedVolume;
+use crate::journal::{TargetRow, WorkReason};
 use crate::sender::{SenderState, SenderStatus};
 
 /// The state of an open volume.
@@ -115,6 +115,7 @@ fn target(
         work_left,
         consistent_at: consistent.then_some(row.applied),
         bytes_sent: sender.bytes_sent,
+        differs: sender.differs.clone(),
         last_error: sender.last_error.as_ref().map(last_error),
     })
 }

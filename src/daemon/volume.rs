@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::memory::memory_file;
 use super::openers::{holds_below, openers};
 use super::unwatched::{Changes, Suspects};
 use super::watched::Moment;
@@ -17,7 +18,7 @@ use crate::config::{
 };
 use crate::control::{ExitCode, Failure, Opener};
 use crate::fuse::{MountError, MountedVolume, Unmount, Unmounted};
-use crate::journal::{Journal, JournalError, JournalOptions, LastStop, Level, WhenFull};
+use crate::journal::{Journal, JournalError, JournalOptions, LastStop, WhenFull};
 use crate::record::MAX_RECORD_BYTES;
 use crate::sender::{SenderOptions, SenderThread};
 use crate::stack::{AtimeMode, Stack, StackError, StackOptions};
@@ -152,12 +153,14 @@ impl Volume {
         };
         let tree = Tree::open(&entry.path)?;
         let store = entry.options.store.clone().unwrap_or_else(|| paths.volume_state(&entry.volume));
-        let (journal, last_stop) = open_journal(&store, file)?;
         let io = |cause| VolumeError::Io { path: entry.path.clone(), cause };
+        let memory = memory_file(paths, &entry.volume).map_err(io)?;
+        // A mount that lies dead over the tree is there since the daemon died.
+        let covered = crate::sys::is_dead(&entry.path);
+        let (journal, last_stop) = open_journal(&store, &memory, file)?;
         let stack = Stack::new(tree, journal.clone(), options)?;
         super::unwatched::remember_inodes(&stack, &store, &journal);
-        if last_stop != LastStop::Clean {
-            // Everything is compared, or mirrored, by readings from now on.
+        if starts_watch(&last_stop, covered) {
             Moment::now().map_err(io)?.store(journal.store())?;
         }
         let unwatched = if last_stop == LastStop::New { Changes::Queued } else { Changes::Unknown };
@@ -185,10 +188,17 @@ impl Volume {
     }
 
     fn tell(&self, last_stop: &LastStop) {
-        if let LastStop::Unclean { reason } = last_stop {
-            tracing::warn!(volume = %self.name, %reason, "not stopped cleanly: every target is compared");
-            let text = format!("not stopped cleanly ({reason}): every target is compared");
-            let _ = self.journal.store().event(Level::Warning, None, &text);
+        match last_stop {
+            LastStop::New | LastStop::Clean => {}
+            LastStop::Killed { records, objects } => {
+                tracing::warn!(volume = %self.name, records, objects, "killed: what was under way is compared");
+            }
+            LastStop::PowerLoss { suspects, epoch } => {
+                tracing::warn!(volume = %self.name, suspects, %epoch, "power loss: what is in doubt is compared");
+            }
+            LastStop::Damaged { reason } => {
+                tracing::warn!(volume = %self.name, %reason, "the journal is damaged: every target is compared");
+            }
         }
     }
 
@@ -295,6 +305,7 @@ impl Volume {
             };
             let options = SenderOptions {
                 target: id,
+                access_times: self.options.atime,
                 label: self.name.to_string(),
                 connect: self.connect(target),
                 compression: LOCAL_COMPRESSION,
@@ -353,14 +364,28 @@ impl Volume {
         live.detached.retain(|mounted| mounted.wait(HELD_OPEN) == Unmounted::InUse);
         live.unwatched = Changes::Unknown;
         live.senders.clear();
+        // A clean stop says that nothing is in doubt, also when the system goes down right behind it.
+        live.stack.checkpoint()?;
         Ok(self.journal.close_clean()?)
+    }
+}
+
+/// Whether nothing can have been changed behind the journal since the last stop, other than what is queued already: then a
+/// scan for such changes begins now. Nobody gets past a dead mount (ENOTCONN), and only a daemon replaces it; a tree of which
+/// everything is compared, or mirrored, is read from now on. Otherwise the scan begins where the volume was last known to be
+/// watched, and finds what went through the mount since then a second time.
+fn starts_watch(last_stop: &LastStop, covered: bool) -> bool {
+    match last_stop {
+        LastStop::Clean => false,
+        LastStop::Killed { .. } | LastStop::PowerLoss { .. } => covered,
+        LastStop::New | LastStop::Damaged { .. } => true,
     }
 }
 
 /// A pipe on one host is faster than compressing, except for small frames, which are mostly names and attributes.
 const LOCAL_COMPRESSION: Compression = Compression::Zstd { level: 1, max_bytes: 64 << 10 };
 
-fn open_journal(store: &Path, file: &VolumeFile) -> Result<(Arc<Journal>, LastStop), VolumeError> {
+fn open_journal(store: &Path, memory: &Path, file: &VolumeFile) -> Result<(Arc<Journal>, LastStop), VolumeError> {
     std::fs::create_dir_all(store).map_err(|cause| VolumeError::Io { path: store.to_owned(), cause })?;
     let cap_bytes = match file.journal_cap {
         Some(size) => size.0,
@@ -374,7 +399,7 @@ fn open_journal(store: &Path, file: &VolumeFile) -> Result<(Arc<Journal>, LastSt
         JournalFull::Block => WhenFull::Block,
     };
     let options = JournalOptions { cap_bytes, when_full, segment_bytes, ..JournalOptions::default() };
-    Ok(Journal::open(store, options)?)
+    Ok(Journal::open_with(store, memory, options)?)
 }
 
 /// The smaller of 8 GiB and a tenth of the filesystem that holds the journal.

@@ -97,6 +97,19 @@ impl Changes {
         }
     }
 
+    /// Notes that `oid` may have changed in any way. Whether it is a directory is not known here.
+    pub(in crate::journal) fn suspect(&mut self, oid: Oid, tid: Tid) {
+        let change = self.change(oid, tid);
+        if change.what != What::Entries {
+            change.what = What::Anywhere;
+        }
+    }
+
+    /// From when on they count: nothing of it is certain from `tid` on.
+    pub(in crate::journal) fn count_from(&mut self, tid: Tid) {
+        self.objects.values_mut().for_each(|change| change.since = tid);
+    }
+
     /// The objects and what became of them, those that are not directories first: a directory's listing then finds its
     /// new entries known.
     pub(in crate::journal) fn in_order(&self) -> impl Iterator<Item = (Oid, &Change)> {
@@ -217,6 +230,7 @@ mod tests {
             slot: slot(parent, "x"),
             shape: Shape::plain(kind),
             attrs,
+            flags: crate::sys::InodeFlags::default(),
             xattrs: Vec::new(),
             parent_after: attrs,
         }

@@ -14,11 +14,16 @@
 
 mod changes;
 mod error;
+mod local;
 mod log;
 mod store;
 mod volume;
 
 pub use error::JournalError;
-pub use log::{Chunk, LogOptions, Position, SegmentLog, SegmentReader};
-pub use store::{EventRow, Level, NewWork, Store, TargetId, TargetRow, WorkKind, WorkReason, WorkRow};
-pub use volume::{Identity, Journal, JournalOptions, JournalReader, LastStop, Reservation, WhenFull};
+pub use local::{Intent, REGION_BYTES, Region};
+pub use log::{ChainEnd, Chunk, LogOptions, Position, SegmentLog, SegmentReader};
+pub use store::{EpochRow, EventRow, Level, NewWork, Store, TargetId, TargetRow, WorkKind, WorkReason, WorkRow};
+pub use volume::{
+    Checkpointer, Identity, InFlight, Journal, JournalOptions, JournalReader, LastStop, Reservation, SyncTree,
+    UnderWay, WhenFull,
+};

@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::applier::{Applier, ApplyError, Replica};
 use crate::base::Tid;
-use crate::journal::{JournalError, SegmentLog};
+use crate::journal::{ChainEnd, JournalError, SegmentLog};
 use crate::record::RecordIter;
 use crate::wire::{Ack, Message, Need, RefuseCode};
 
@@ -223,7 +223,7 @@ impl Worker<'_> {
     /// Everything before is made durable first, so that the cursor never names a place that the tree has not reached.
     fn jump(&mut self, after: Tid) -> Result<(), PerformError> {
         self.make_durable()?;
-        self.inbox.reset(after)?;
+        self.inbox.reset(ChainEnd::anew(after))?;
         self.at = after;
         self.pending_since.get_or_insert_with(Instant::now);
         self.positions.jump(after);

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use super::apply::{ApplyThread, Job, Positions};
 use crate::applier::{Adopt, Origin, Replica, ReplicaError};
 use crate::base::{Tid, faults};
-use crate::journal::{JournalError, LogOptions, SegmentLog};
+use crate::journal::{ChainEnd, JournalError, LogOptions, SegmentLog};
 use crate::record::{DecodeError, RecordIter};
 use crate::wire::{
     Compression, FrameReader, FrameWriter, Hello, HelloReply, Message, PROTOCOL_VERSION, RefuseCode, ReplicaState,
@@ -113,6 +113,7 @@ where
         },
         received,
         applied: replica.applied(),
+        stored_times: replica.stored_times(),
     }))?;
     reader.trust();
     run(reader, writer, (replica, high_water), inbox)
@@ -138,14 +139,19 @@ fn open_inbox(hello: &Hello, replica: &Replica) -> Result<(SegmentLog, Tid), Ser
         Ok(inbox) => inbox,
         Err(error @ (JournalError::Damaged { .. } | JournalError::Format { .. } | JournalError::Record { .. })) => {
             tracing::warn!(%error, "the inbox is begun anew");
-            let inbox =
-                SegmentLog::open_anew(&replica.inbox, hello.volume, hello.epoch, LogOptions::default(), applied)?;
+            let inbox = SegmentLog::open_anew(
+                &replica.inbox,
+                hello.volume,
+                hello.epoch,
+                LogOptions::default(),
+                ChainEnd::anew(applied),
+            )?;
             return Ok((inbox, hello.durable.max(applied)));
         }
         Err(error) => return Err(error.into()),
     };
     if inbox.last_tid() < applied || inbox.reader(applied).is_err() {
-        inbox.reset(applied)?;
+        inbox.reset(ChainEnd::anew(applied))?;
         return Ok((inbox, hello.durable.max(applied)));
     }
     let end = inbox.last_tid();

@@ -4,6 +4,7 @@ use super::codec::{DecodeError, FieldReader};
 use super::op::{Attrs, DirItem, Fate, Op, Replaced, Shape, Slot, Xattr};
 use super::{MAX_PAYLOAD_BYTES, MAX_RECORD_BYTES, RESERVED_DIR, RESERVED_XATTR_PREFIX};
 use crate::base::{ChainDigest, Oid, Tid};
+use crate::sys::InodeFlags;
 
 /// Length of a record's header.
 pub(super) const HEADER_BYTES: usize = 56;
@@ -222,6 +223,7 @@ fn take_namespace_op(r: &mut FieldReader<'_>, kind: u16) -> Result<Op, DecodeErr
             shape: take_shape(r)?,
             attrs: take_attrs(r)?,
             xattrs: take_xattrs(r)?,
+            flags: take_flags(r)?,
             parent_after: take_attrs(r)?,
         },
         2 => Op::Link { slot: from, shape: take_shape(r)?, attrs: take_attrs(r)?, parent_after: take_attrs(r)? },
@@ -265,7 +267,7 @@ fn take_object_op(r: &mut FieldReader<'_>, kind: u16) -> Result<Op, DecodeError>
         19 => Op::SetAttr { attrs: take_attrs(r)? },
         20 => Op::SetXattr { xattr: take_xattr(r)?, attrs: take_attrs(r)? },
         21 => Op::RemoveXattr { name: take_xattr_name(r)?, attrs: take_attrs(r)? },
-        22 => Op::SetFlags { flags: r.u32("flags")?, attrs: take_attrs(r)? },
+        22 => Op::SetFlags { flags: take_flags(r)?, attrs: take_attrs(r)? },
         _ => Op::Gone,
     })
 }
@@ -275,7 +277,7 @@ fn take_state_op(r: &mut FieldReader<'_>, kind: u16) -> Result<Op, DecodeError> 
         32 => Op::StateDir {
             attrs: take_attrs(r)?,
             xattrs: take_xattrs(r)?,
-            flags: r.u32("flags")?,
+            flags: take_flags(r)?,
             first: r.flag("first part")?,
             last: r.flag("last part")?,
             items: take_items(r)?,
@@ -284,13 +286,13 @@ fn take_state_op(r: &mut FieldReader<'_>, kind: u16) -> Result<Op, DecodeError> 
             shape: take_shape(r)?,
             attrs: take_attrs(r)?,
             xattrs: take_xattrs(r)?,
-            flags: r.u32("flags")?,
+            flags: take_flags(r)?,
         },
         34 => Op::StateData { offset: r.file_u64("offset")?, attrs: take_attrs(r)? },
         35 => Op::StateHole { offset: r.file_u64("offset")?, len: r.file_u64("length")?, attrs: take_attrs(r)? },
         36 => take_hash(r)?,
         37 => Op::StateEnd { attrs: take_attrs(r)? },
-        39 => Op::StateAttrs { attrs: take_attrs(r)?, xattrs: take_xattrs(r)?, flags: r.u32("flags")? },
+        39 => Op::StateAttrs { attrs: take_attrs(r)?, xattrs: take_xattrs(r)?, flags: take_flags(r)? },
         _ => Op::StateGone,
     })
 }
@@ -373,6 +375,30 @@ fn take_xattr_name(r: &mut FieldReader<'_>) -> Result<Vec<u8>, DecodeError> {
     match name.starts_with(RESERVED_XATTR_PREFIX) {
         true => Err(DecodeError::Reserved { offset }),
         false => Ok(name.to_vec()),
+    }
+}
+
+fn take_flags(r: &mut FieldReader<'_>) -> Result<InodeFlags, DecodeError> {
+    let offset = r.offset();
+    let there = r.u8("inode flags")?;
+    let bad = |value| DecodeError::Value { what: "inode flags", offset, value: u64::from(value) };
+    if there >= 1 << 5 {
+        return Err(bad(u32::from(there)));
+    }
+    let mut word = |at: u32| match there & 1 << at {
+        0 => Ok(0),
+        _ => r.u32("inode flags").and_then(|word| if word == 0 { Err(bad(0)) } else { Ok(word) }),
+    };
+    let flags = InodeFlags {
+        flags: word(0)?,
+        xflags: word(1)?,
+        project: word(2)?,
+        extent_size: word(3)?,
+        cow_extent_size: word(4)?,
+    };
+    match (flags.flags & !(InodeFlags::EXACT | InodeFlags::LAYOUT), flags.xflags & !InodeFlags::XFLAGS) {
+        (0, 0) => Ok(flags),
+        (flag, xflag) => Err(bad(flag.max(xflag))),
     }
 }
 

@@ -4,9 +4,15 @@ use super::codec::FieldWriter;
 use super::decode::{HEADER_BYTES, header_offset};
 use super::op::{Attrs, DirItem, Fate, Op, Shape, Slot, Xattr};
 use crate::base::{Oid, Tid};
+use crate::sys::InodeFlags;
 
-/// An encoded record that has no TID yet. Encoding (and copying the payload) needs no lock; [`Draft::seal`] does little.
-pub struct Draft(Vec<u8>);
+/// An encoded record that has no TID yet. Encoding needs no lock; [`Draft::finish`] does little. The payload is not copied.
+pub struct Draft<'a> {
+    /// Header and fields.
+    head: Vec<u8>,
+    payload: &'a [u8],
+    padding: usize,
+}
 
 /// A finished record: the bytes that go to disk and wire.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,17 +25,16 @@ impl Encoded {
     }
 }
 
-impl Draft {
+impl<'a> Draft<'a> {
     /// Encodes `op` on `oid` with `payload` (empty for all but `Write` and `StateData`).
-    pub fn new(oid: Oid, op: &Op, payload: &[u8]) -> Draft {
-        let mut out = FieldWriter(Vec::with_capacity(HEADER_BYTES + 256 + payload.len()));
+    pub fn new(oid: Oid, op: &Op, payload: &'a [u8]) -> Draft<'a> {
+        let mut out = FieldWriter(Vec::with_capacity(HEADER_BYTES + 256));
         out.0.resize(HEADER_BYTES, 0);
         let kind = put_op(&mut out, op);
         let mut bytes = out.0;
         let fields_len = bytes.len() - HEADER_BYTES;
-        bytes.extend_from_slice(payload);
-        bytes.resize(bytes.len().next_multiple_of(8), 0);
-        let total = bytes.len() as u32;
+        let unpadded = bytes.len() + payload.len();
+        let total = unpadded.next_multiple_of(8) as u32;
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(header_offset::LENGTH, &total.to_le_bytes());
         put(header_offset::KIND, &kind.to_le_bytes());
@@ -39,23 +44,33 @@ impl Draft {
         put(header_offset::FIELDS_LEN, &(fields_len as u32).to_le_bytes());
         put(header_offset::PAYLOAD_LEN, &(payload.len() as u32).to_le_bytes());
         put(header_offset::PAYLOAD_CRC, &crc32c::crc32c(payload).to_le_bytes());
-        Draft(bytes)
+        Draft { head: bytes, payload, padding: total as usize - unpadded }
     }
 
     /// Length of the record in bytes.
     pub fn len_bytes(&self) -> usize {
-        self.0.len()
+        self.head.len() + self.payload.len() + self.padding
+    }
+
+    /// The finished record as bytes of its own.
+    pub fn seal(mut self, tid: Tid, time_ns: i64) -> Encoded {
+        self.finish(tid, time_ns);
+        Encoded(self.parts().concat())
+    }
+
+    /// What the record consists of, once it is finished.
+    pub fn parts(&self) -> [&[u8]; 3] {
+        [&self.head, self.payload, &[0; 8][..self.padding]]
     }
 
     /// Gives the record its TID and time (nanoseconds since 1970) and closes its checksum.
-    pub fn seal(mut self, tid: Tid, time_ns: i64) -> Encoded {
-        let bytes = &mut self.0;
+    pub fn finish(&mut self, tid: Tid, time_ns: i64) {
+        let bytes = &mut self.head;
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(header_offset::TID, &tid.0.to_le_bytes());
         put(header_offset::TIME, &time_ns.to_le_bytes());
         let crc = super::decode::header_crc(bytes);
         bytes[header_offset::HEADER_CRC..header_offset::HEADER_CRC + 4].copy_from_slice(&crc.to_le_bytes());
-        Encoded(self.0)
     }
 }
 
@@ -73,11 +88,12 @@ fn put_op(out: &mut FieldWriter, op: &Op) -> u16 {
 
 fn put_namespace_op(out: &mut FieldWriter, op: &Op) -> u16 {
     match op {
-        Op::Create { slot, shape, attrs, xattrs, parent_after } => {
+        Op::Create { slot, shape, attrs, xattrs, flags, parent_after } => {
             put_slot(out, slot);
             put_shape(out, shape);
             put_attrs(out, attrs);
             put_xattrs(out, xattrs);
+            put_flags(out, flags);
             put_attrs(out, parent_after);
             1
         }
@@ -151,7 +167,7 @@ fn put_object_op(out: &mut FieldWriter, op: &Op) -> u16 {
             (21, attrs)
         }
         Op::SetFlags { flags, attrs } => {
-            out.u32(*flags);
+            put_flags(out, flags);
             (22, attrs)
         }
         Op::StateData { offset, attrs } => {
@@ -176,7 +192,7 @@ fn put_state_op(out: &mut FieldWriter, op: &Op) -> u16 {
         Op::StateDir { attrs, xattrs, flags, first, last, items } => {
             put_attrs(out, attrs);
             put_xattrs(out, xattrs);
-            out.u32(*flags);
+            put_flags(out, flags);
             out.u8(u8::from(*first));
             out.u8(u8::from(*last));
             out.u32(items.len() as u32);
@@ -187,13 +203,13 @@ fn put_state_op(out: &mut FieldWriter, op: &Op) -> u16 {
             put_shape(out, shape);
             put_attrs(out, attrs);
             put_xattrs(out, xattrs);
-            out.u32(*flags);
+            put_flags(out, flags);
             33
         }
         Op::StateAttrs { attrs, xattrs, flags } => {
             put_attrs(out, attrs);
             put_xattrs(out, xattrs);
-            out.u32(*flags);
+            put_flags(out, flags);
             39
         }
         Op::StateHash { offset, len, digests, attrs } => {
@@ -243,6 +259,14 @@ fn put_xattrs(out: &mut FieldWriter, xattrs: &[Xattr]) {
         out.short_bytes(&xattr.name);
         out.bytes(&xattr.value);
     }
+}
+
+/// A byte that says which words are not zero, and those.
+fn put_flags(out: &mut FieldWriter, flags: &InodeFlags) {
+    let words = [flags.flags, flags.xflags, flags.project, flags.extent_size, flags.cow_extent_size];
+    let there = words.iter().enumerate().fold(0, |all, (at, word)| all | u8::from(*word != 0) << at);
+    out.u8(there);
+    words.into_iter().filter(|word| *word != 0).for_each(|word| out.u32(word));
 }
 
 fn fate_byte(fate: Fate) -> u8 {

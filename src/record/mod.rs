@@ -31,6 +31,3 @@ pub const MAX_RECORD_BYTES: usize = 4 << 20;
 pub const RESERVED_XATTR_PREFIX: &[u8] = b"trusted.dtfs.";
 /// Reserved for dtfs itself in a volume's root.
 pub const RESERVED_DIR: &[u8] = b".dtfs";
-/// Inode flags that mean the same on every filesystem and that a user sets: append, immutable, nodump, noatime, sync,
-/// dirsync, topdir (ioctl_iflags(2)). Layout flags (extents, inline data, compression) belong to one filesystem.
-pub const RECORDED_FLAGS: u32 = 0x20 | 0x10 | 0x40 | 0x80 | 0x08 | 0x0001_0000 | 0x0002_0000;

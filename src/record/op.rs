@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use crate::base::{Name, Oid, Timespec};
-use crate::sys::{self, Stat};
+use crate::sys::{self, InodeFlags, Stat};
 
 /// Attributes of an object after a change, as stat(2) shows them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -137,8 +137,9 @@ pub struct DirItem {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[allow(missing_docs)] // each variant names its fields
 pub enum Op {
-    /// A new object in a slot (creat, mkdir, mknod, symlink). `xattrs` are those it was born with (inherited ACLs).
-    Create { slot: Slot, shape: Shape, attrs: Attrs, xattrs: Vec<Xattr>, parent_after: Attrs },
+    /// A new object in a slot (creat, mkdir, mknod, symlink). `xattrs` and `flags` are those it was born with: access
+    /// control lists, inode flags and projects are handed down by directories.
+    Create { slot: Slot, shape: Shape, attrs: Attrs, xattrs: Vec<Xattr>, flags: InodeFlags, parent_after: Attrs },
     /// A further name (link).
     Link { slot: Slot, shape: Shape, attrs: Attrs, parent_after: Attrs },
     /// A name less (unlink, rmdir).
@@ -180,14 +181,14 @@ pub enum Op {
     SetXattr { xattr: Xattr, attrs: Attrs },
     /// One xattr was removed.
     RemoveXattr { name: Vec<u8>, attrs: Attrs },
-    /// Inode flags changed (FS_IOC_SETFLAGS).
-    SetFlags { flags: u32, attrs: Attrs },
+    /// Inode flags, hints or the project changed (FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR).
+    SetFlags { flags: InodeFlags, attrs: Attrs },
     /// The last holder of an object without a name closed it.
     Gone,
     /// A directory: attributes and a part of its entries. Parts of one reading follow each other; `last` ends it.
-    StateDir { attrs: Attrs, xattrs: Vec<Xattr>, flags: u32, first: bool, last: bool, items: Vec<DirItem> },
+    StateDir { attrs: Attrs, xattrs: Vec<Xattr>, flags: InodeFlags, first: bool, last: bool, items: Vec<DirItem> },
     /// Any other object: what it is, its attributes and xattrs. A file's size is set, its data follows.
-    StateObject { shape: Shape, attrs: Attrs, xattrs: Vec<Xattr>, flags: u32 },
+    StateObject { shape: Shape, attrs: Attrs, xattrs: Vec<Xattr>, flags: InodeFlags },
     /// The payload is what the file holds at `offset`.
     StateData { offset: u64, attrs: Attrs },
     /// The file holds no data in this range.
@@ -196,7 +197,7 @@ pub enum Op {
     StateHash { offset: u64, len: u64, digests: Vec<[u8; 16]>, attrs: Attrs },
     /// Attributes, xattrs and flags of an object that the target has; what changed of its data follows as `StateData` and
     /// `StateHole`. A target that does not have the object asks for all of it.
-    StateAttrs { attrs: Attrs, xattrs: Vec<Xattr>, flags: u32 },
+    StateAttrs { attrs: Attrs, xattrs: Vec<Xattr>, flags: InodeFlags },
     /// All of the object's state was sent.
     StateEnd { attrs: Attrs },
     /// The object does not exist (any more).

@@ -15,9 +15,9 @@ use super::stream::{Batch, Stream};
 use super::thread::SenderOptions;
 use super::work::{Done, Walk};
 use super::{SenderState, SessionError};
-use crate::base::{Tid, faults};
+use crate::base::{AtimeMode, StoredTimes, Tid, faults};
 use crate::catchup::TreeView;
-use crate::journal::{Journal, JournalError, Level, NewWork, TargetId, WorkKind, WorkReason};
+use crate::journal::{Journal, JournalError, Level, NewWork, TargetId, TargetRow, WorkKind, WorkReason};
 use crate::wire::{Ack, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, PROTOCOL_VERSION, WireError};
 
 /// What wakes a sender.
@@ -106,10 +106,13 @@ impl<'a> Session<'a> {
             volume: identity.volume,
             epoch: identity.epoch,
             durable: parts.journal.durable_tid(),
+            access_times: parts.options.access_times,
             label: parts.options.label.clone(),
         }))?;
         let reply = wait_for_reply(parts.queue)?;
+        let differs = note_times(&parts, &reply)?;
         let after = begin(&parts, &reply)?;
+        let stored = find_target(&parts)?.applied;
         let stream = Stream::new(parts.journal.reader(after)?, after);
         writer.send(&Message::Start { after, jump: after != reply.received })?;
         parts.journal.store().target_error(target, None)?;
@@ -119,6 +122,7 @@ impl<'a> Session<'a> {
             status.received = reply.received;
             status.applied = reply.applied;
             status.last_error = None;
+            status.differs = differs;
             status.bytes_sent += bytes;
         });
         Ok(Session {
@@ -131,7 +135,8 @@ impl<'a> Session<'a> {
             under_way: VecDeque::new(),
             under_way_bytes: 0,
             unfinished: VecDeque::new(),
-            last_ack: Ack { received: after, applied: reply.applied, ..Ack::default() },
+            // What the store does not know yet is news: the ack that said so may have been lost with the session before.
+            last_ack: Ack { received: after, applied: reply.applied.min(stored), ..Ack::default() },
             heard: Instant::now(),
             trimmed: Instant::now(),
             counted_bytes: bytes,
@@ -234,8 +239,8 @@ impl<'a> Session<'a> {
 
     /// The records that come next were dropped while they waited: rows of work cover them, and the stream goes on behind.
     fn pass_over(&mut self, oldest: Tid) -> Result<Batch, SessionError> {
-        let (journal, target) = (self.parts.journal, self.target);
-        let row = journal.store().target_by_id(target)?.ok_or(SessionError::Protocol("the target was forgotten"))?;
+        let journal = self.parts.journal;
+        let row = find_target(&self.parts)?;
         if row.covered < oldest {
             return Err(JournalError::Trimmed { oldest }.into());
         }
@@ -357,7 +362,7 @@ fn wait_for_reply(queue: &Receiver<Event>) -> Result<HelloReply, SessionError> {
 fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Tid, SessionError> {
     let (journal, target) = (parts.journal, parts.options.target);
     let store = journal.store();
-    let row = store.target_by_id(target)?.ok_or(SessionError::Protocol("the target was forgotten"))?;
+    let row = find_target(parts)?;
     let ours = Ours {
         durable: journal.durable_tid(),
         oldest_kept: journal.oldest_kept(),
@@ -378,6 +383,32 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Tid, SessionError> {
     store.meta_set(&copy_key(target), &reply.replica.0)?;
     store.event(Level::Info, Some(target), &format!("{word} of the whole tree begins at {base}"))?;
     Ok(base)
+}
+
+/// The target's row, as it is now.
+fn find_target(parts: &Parts<'_>) -> Result<TargetRow, SessionError> {
+    let row = parts.journal.store().target_by_id(parts.options.target)?;
+    row.ok_or(SessionError::Protocol("the target was forgotten"))
+}
+
+/// What the target does otherwise with access times, if it does; an event when that is news.
+fn note_times(parts: &Parts<'_>, reply: &HelloReply) -> Result<Option<String>, SessionError> {
+    let text = match (reply.stored_times, parts.options.access_times) {
+        (StoredTimes::Coarse, _) => "times are stored coarser than here: its filesystem keeps fewer digits",
+        (StoredTimes::Moving, AtimeMode::EachRead) => {
+            "access times differ once its tree is read: it is mounted without noatime"
+        }
+        (StoredTimes::Moving, AtimeMode::AtClose) | (StoredTimes::Exact, _) => "",
+    };
+    let (store, target) = (parts.journal.store(), parts.options.target);
+    let key = format!("times.{}", target.0);
+    let said = store.meta_get(&key)?.unwrap_or_default();
+    if said != text.as_bytes() {
+        store.meta_set(&key, text.as_bytes())?;
+        let event = if text.is_empty() { "times are stored as here" } else { text };
+        store.event(Level::Warning, Some(target), event)?;
+    }
+    Ok((!text.is_empty()).then(|| text.to_owned()))
 }
 
 /// Where the id of the target's copy is remembered.

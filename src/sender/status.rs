@@ -39,6 +39,8 @@ pub struct SenderStatus {
     pub blocked: u32,
     /// Errno of the first of them, else 0.
     pub blocked_errno: i32,
+    /// What the target stores otherwise than it is sent.
+    pub differs: Option<String>,
     /// How the last session ended, and when, when that was an error.
     pub last_error: Option<(Timespec, String)>,
     /// Process at the other end, for a local target.

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use super::session::{Event, Session};
 use super::status::SharedStatus;
 use super::{SenderState, SenderStatus, SessionError};
-use crate::base::{Timespec, random_bytes};
+use crate::base::{AtimeMode, Timespec, random_bytes};
 use crate::catchup::TreeView;
 use crate::journal::{Journal, Level, TargetId};
 use crate::wire::{Compression, Connection, RefuseCode};
@@ -22,6 +22,8 @@ pub type Connect = Box<dyn Fn() -> std::io::Result<Connection> + Send>;
 pub struct SenderOptions {
     /// The target.
     pub target: TargetId,
+    /// When access times are recorded here.
+    pub access_times: AtimeMode,
     /// Name of the volume, for people at the other end.
     pub label: String,
     /// How to reach it.

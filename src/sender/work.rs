@@ -151,8 +151,15 @@ impl<'a> Walk<'a> {
                 let reading = read_listing(self.view, row.oid)?;
                 Ok(Reading { stamp: reading.stamp, records: reading.records.into(), done: Done::Row(row.id) })
             }
-            WorkKind::Object if row.reason == WorkReason::Need && is_dir(self.view, row.oid) => {
-                self.read_tree(row, children)
+            WorkKind::Object if row.reason != WorkReason::Mirror && offset == 0 && is_dir(self.view, row.oid) => {
+                match row.reason {
+                    WorkReason::Need => self.read_tree(row, children),
+                    // What a crash left in doubt may be a directory: its entries are compared, what is in them is not.
+                    _ => {
+                        let reading = read_listing(self.view, row.oid)?;
+                        Ok(Reading { stamp: reading.stamp, records: reading.records.into(), done: Done::Row(row.id) })
+                    }
+                }
             }
             WorkKind::Object => {
                 let compare = if row.reason == WorkReason::Mirror { Compare::No } else { Compare::Digests };

@@ -4,9 +4,9 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::mutation::{BIRTH_RECORD, Mutation, NAME_RECORD};
+use super::mutation::{BIRTH_RECORD, Mutation, NAME_RECORD, Touch, Touched};
 use super::opens::{BackingMode, Handle, OpenFile};
-use super::types::{Caller, Entry, NodeId, Object, Opened};
+use super::types::{Caller, Entry, NodeId, Object, Opened, kind};
 use super::{Stack, creds};
 use crate::backing::Found;
 use crate::base::Name;
@@ -18,6 +18,17 @@ enum Newborn<'a> {
     Directory { mode: u32 },
     Node { mode: u32, rdev: u64 },
     Symlink { text: &'a CStr },
+}
+
+impl Newborn<'_> {
+    /// How to open it: ioctls want a real descriptor, but a fifo would block and a device act.
+    fn open_flags(&self) -> i32 {
+        match self {
+            Newborn::Directory { .. } => libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOATIME,
+            Newborn::Node { mode, .. } if mode & libc::S_IFMT == libc::S_IFREG => libc::O_RDONLY | libc::O_NOATIME,
+            Newborn::Node { .. } | Newborn::Symlink { .. } => libc::O_PATH,
+        }
+    }
 }
 
 impl Stack {
@@ -48,7 +59,8 @@ impl Stack {
 
     fn give_birth(&self, caller: &Caller, parent: NodeId, name: &[u8], newborn: &Newborn<'_>) -> Result<Entry> {
         let (dir, name) = self.place(parent, name)?;
-        let change = self.begin(caller, &[dir.key], BIRTH_RECORD)?;
+        let touched = Touched { touches: &[Touch::Entries(dir.key)], name: name.as_bytes() };
+        let change = self.begin_named(caller, &touched, BIRTH_RECORD)?;
         creds::creating(caller)?;
         let (tree, at) = (change.tree(), dir.fd.as_fd());
         match newborn {
@@ -56,14 +68,14 @@ impl Stack {
             Newborn::Node { mode, rdev } => tree.mknod(at, &name, *mode, *rdev)?,
             Newborn::Symlink { text } => tree.symlink(text, at, &name)?,
         }
-        let fd = change.read_back(sys::openat(at, name.as_cstr(), libc::O_PATH, 0))?;
+        let fd = change.read_back(sys::openat(at, name.as_cstr(), newborn.open_flags(), 0))?;
         let found = change.read_back(self.tree.found(fd.as_fd()))?;
         let entry = self.entry(found);
         self.record_birth(change, &dir, name, found, fd.as_fd())?;
         entry
     }
 
-    /// Records that `found` (open as `fd`) was made as `name` in `dir`.
+    /// Records that `found` (open as `fd`; for reading when it is a file or directory) was made as `name` in `dir`.
     fn record_birth(
         &self,
         change: Mutation<'_>,
@@ -79,11 +91,16 @@ impl Stack {
 
     fn birth_op(&self, dir: &Object, name: Name, found: Found, fd: BorrowedFd<'_>) -> Result<Op> {
         let xattrs = self.tree.xattrs(fd, RESERVED_XATTR_PREFIX)?;
+        let flags = match kind(&found.stat) {
+            libc::S_IFREG | libc::S_IFDIR => sys::inode_flags_get(fd)?,
+            _ => sys::inode_flags_at(dir.fd.as_fd(), name.as_cstr())?,
+        };
         Ok(Op::Create {
             slot: self.slot(dir, name),
             shape: Shape::of(fd, &found.stat)?,
             attrs: Attrs::of(&found.stat),
             xattrs: xattrs.into_iter().map(|(name, value)| Xattr { name, value }).collect(),
+            flags,
             parent_after: Attrs::of(&sys::fstat(dir.fd.as_fd())?),
         })
     }
@@ -127,7 +144,8 @@ impl Stack {
         flags: i32,
     ) -> Result<(Entry, Opened)> {
         let (dir, name) = self.place(parent, name)?;
-        let change = self.begin(caller, &[dir.key], BIRTH_RECORD)?;
+        let touched = Touched { touches: &[Touch::Entries(dir.key)], name: name.as_bytes() };
+        let change = self.begin_named(caller, &touched, BIRTH_RECORD)?;
         creds::creating(caller)?;
         let fd = change.tree().create_file(dir.fd.as_fd(), &name, mode)?;
         let found = change.read_back(self.tree.found(fd.as_fd()))?;
@@ -152,7 +170,9 @@ impl Stack {
     pub fn link(&self, caller: &Caller, node: NodeId, parent: NodeId, name: &[u8]) -> Result<Entry> {
         let object = self.object(node)?;
         let (dir, name) = self.place(parent, name)?;
-        let change = self.begin(caller, &[object.key, dir.key], NAME_RECORD)?;
+        let touches = [Touch::Entries(dir.key), Touch::Name(object.key)];
+        let touched = Touched { touches: &touches, name: name.as_bytes() };
+        let change = self.begin_named(caller, &touched, NAME_RECORD)?;
         change.tree().link(object.fd.as_fd(), dir.fd.as_fd(), &name)?;
         let found = change.read_back(self.tree.found(object.fd.as_fd()))?;
         let op = change.read_back(self.link_op(&object, &dir, name, found))?;

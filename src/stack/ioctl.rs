@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::mutation::SMALL_RECORD;
+use super::mutation::{SMALL_RECORD, Touch};
 use super::opens::Handle;
 use super::types::{Caller, FileId, NodeId};
 use super::{Stack, creds};
@@ -71,13 +71,18 @@ impl Stack {
         set: impl FnOnce(crate::backing::TreeMut<'_>, std::os::fd::BorrowedFd<'_>) -> Result<()>,
     ) -> Result<Vec<u8>> {
         let (key, fd) = self.readable(node, id)?;
-        let change = self.begin(caller, &[key], SMALL_RECORD)?;
+        let change = self.begin(caller, &[Touch::Attributes(key)], SMALL_RECORD)?;
         creds::changing_attrs()?;
-        set(change.tree(), fd.as_fd())?;
-        let flags = change.read_back(sys::file_flags_get(fd.as_fd()))?;
+        let before = sys::inode_flags_get(fd.as_fd())?;
+        let outcome = set(change.tree(), fd.as_fd());
+        let flags = change.read_back(sys::inode_flags_get(fd.as_fd()))?;
+        // ext4 sets the flags first and may then refuse the project (fs/ext4/ioctl.c): a failed call can have an effect.
+        if outcome.is_err() && flags == before {
+            return outcome.map(|()| Vec::new());
+        }
         let stat = change.read_back(sys::fstat(fd.as_fd()))?;
-        let op = Op::SetFlags { flags: flags.0, attrs: Attrs::of(&stat) };
+        let op = Op::SetFlags { flags, attrs: Attrs::of(&stat) };
         change.commit(key, &op, &[]);
-        Ok(Vec::new())
+        outcome.map(|()| Vec::new())
     }
 }

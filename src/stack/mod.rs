@@ -57,7 +57,7 @@ pub use self::types::{
 pub use self::write::WriteMode;
 use crate::backing::{Tree, TreeView};
 use crate::base::{ObjectGuard, ObjectKey, ObjectLocks, Oid, Space, Tid, Timespec, random_bytes};
-use crate::journal::Journal;
+use crate::journal::{Checkpointer, Journal, JournalError, SyncTree};
 pub use crate::sys::{Errno, FileSystemStat, Result, Stat, TimeChange};
 
 /// Longest transfer of one request.
@@ -72,6 +72,12 @@ pub enum StackError {
     /// The thread that commits for fsync cannot be started.
     #[error("no thread for commits: {0}")]
     Thread(#[from] std::io::Error),
+    /// Nor can the one that makes checkpoints.
+    #[error(transparent)]
+    Checkpoints(#[from] JournalError),
+    /// The tree cannot be held open for it.
+    #[error("hold the tree open: {0}")]
+    Tree(#[from] Errno),
 }
 
 /// A backing tree with its journal.
@@ -79,6 +85,8 @@ pub struct Stack {
     tree: Tree,
     journal: Arc<Journal>,
     committer: Committer,
+    /// Dropped with the stack, before its tree.
+    _checkpointer: Checkpointer,
     space: Space,
     locks: ObjectLocks,
     /// Protects the shape of the directory graph while a directory changes its parent, so that two such renames cannot
@@ -94,6 +102,12 @@ pub struct Stack {
     opens: OpenTable,
     options: StackOptions,
     failed: AtomicBool,
+}
+
+/// Syncs the tree by the descriptor that was open before any change: an error is told to each descriptor once.
+fn sync_of(tree: &Tree) -> Result<SyncTree> {
+    let syncer = tree.syncer()?;
+    Ok(Box::new(move || syncer.sync()))
 }
 
 impl Stack {
@@ -112,6 +126,7 @@ impl Stack {
         Ok(Arc::new(Stack {
             space: journal.identity().space,
             committer: Committer::start(&journal)?,
+            _checkpointer: journal.start_checkpoints(sync_of(&tree)?)?,
             tree,
             journal,
             locks: ObjectLocks::default(),
@@ -144,6 +159,19 @@ impl Stack {
         }
     }
 
+    /// Makes a checkpoint: everything up to now is durable, in the tree and in the journal.
+    ///
+    /// # Errors
+    /// As [`Journal::checkpoint`].
+    pub fn checkpoint(&self) -> std::result::Result<(), JournalError> {
+        let sync = sync_of(&self.tree).map_err(|errno| JournalError::Io {
+            what: "hold the tree open",
+            path: "tree".into(),
+            errno,
+        })?;
+        self.journal.checkpoint(&sync)
+    }
+
     /// The journal.
     pub fn journal(&self) -> &Arc<Journal> {
         &self.journal
@@ -158,6 +186,7 @@ impl Stack {
     pub fn fail(&self, reason: &str) {
         if !self.failed.swap(true, Ordering::SeqCst) {
             tracing::error!(reason, "volume failed: changes are refused from now on");
+            self.journal.fail(reason);
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::mutation::SMALL_RECORD;
+use super::mutation::{SMALL_RECORD, Touch};
 use super::opens::{BackingMode, DirCursor, Ended, Handle, OpenDir, OpenFile};
 use super::types::{Caching, Caller, Closing, FileId, NodeId, Opened, Privileges};
 use super::{Stack, creds};
@@ -30,6 +30,10 @@ impl Stack {
             return Err(Errno::ESTALE);
         }
         file.atime_is(stat.atime);
+        if flags & libc::O_ACCMODE != libc::O_RDONLY {
+            // The first write then seldom waits for its intent.
+            self.expect(Touch::Attributes(file.key));
+        }
         Ok(self.opened(self.opens.insert(Handle::File(file)), flags))
     }
 
@@ -80,7 +84,7 @@ impl Stack {
 
     /// O_TRUNC is a change of its own, also of an empty file: it moves the times.
     fn truncate_open(&self, caller: &Caller, file: &OpenFile) -> Result<()> {
-        let change = self.begin(caller, &[file.key], SMALL_RECORD)?;
+        let change = self.begin(caller, &[Touch::Size(file.key)], SMALL_RECORD)?;
         creds::changing_data(caller, Privileges::of(caller))?;
         change.tree().truncate(file.fd(), 0)?;
         let stat = change.read_back(sys::fstat(file.fd()))?;
@@ -185,9 +189,10 @@ impl Stack {
     }
 
     fn record_end(&self, key: ObjectKey) {
-        match self.begin(&Caller::daemon(), &[key], SMALL_RECORD) {
+        match self.begin(&Caller::daemon(), &[Touch::Name(key)], SMALL_RECORD) {
             Ok(change) => {
                 change.commit(key, &Op::Gone, &[]);
+                self.journal.not_orphan(self.oid(key));
             }
             Err(errno) => {
                 // The close cannot fail any more; a target keeps the object parked until it compares.
@@ -208,7 +213,7 @@ impl Stack {
     }
 
     fn record_atime(&self, key: ObjectKey, fd: BorrowedFd<'_>) {
-        let Ok(change) = self.begin(&Caller::daemon(), &[key], SMALL_RECORD) else {
+        let Ok(change) = self.begin(&Caller::daemon(), &[Touch::Name(key)], SMALL_RECORD) else {
             return;
         };
         if let Ok(stat) = sys::fstat(fd) {

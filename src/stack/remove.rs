@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::Stack;
 use super::lookup::name_of;
-use super::mutation::{Mutation, NAME_RECORD};
+use super::mutation::{Mutation, NAME_RECORD, Touch, Touched};
 use super::types::{Caller, NodeId, Object, kind};
 use crate::backing::Found;
 use crate::base::Name;
@@ -41,7 +41,9 @@ impl Stack {
         let dir = self.directory(parent)?;
         loop {
             let (mut found, fd) = self.find(&dir, &name)?;
-            let change = self.begin(caller, &[dir.key, found.key], NAME_RECORD)?;
+            let touches = [Touch::Entries(dir.key), Touch::Name(found.key)];
+            let touched = Touched { touches: &touches, name: name.as_bytes() };
+            let change = self.begin_named(caller, &touched, NAME_RECORD)?;
             found.stat = sys::fstatat(dir.fd.as_fd(), name.as_cstr())?;
             if found.stat.ino == found.key.ino {
                 return self.remove_locked(change, &dir, name, (found, fd), how);
@@ -72,7 +74,11 @@ impl Stack {
     /// cannot be used any more once its name is gone, whoever holds it open.
     pub(super) fn fate_of(&self, (before, fd): (Found, OwnedFd)) -> Fate {
         let is_dir = kind(&before.stat) == libc::S_IFDIR;
-        if !is_dir && (before.stat.nlink > 1 || self.opens.outlives_its_name(before.key)) {
+        if !is_dir && before.stat.nlink > 1 {
+            return Fate::Kept;
+        }
+        if !is_dir && self.opens.outlives_its_name(before.key) {
+            self.journal.orphan(self.oid(before.key));
             return Fate::Kept;
         }
         self.directories.let_go(before.key);

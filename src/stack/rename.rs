@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::Stack;
 use super::lookup::{lockable, name_of};
-use super::mutation::{Mutation, NAME_RECORD};
+use super::mutation::{Locked, Mutation, NAME_RECORD, Touch, Touched};
 use super::types::{Caller, NodeId, Object, kind};
 use crate::backing::Found;
 use crate::base::Name;
@@ -33,7 +33,7 @@ struct Seen {
 /// What came of an attempt to rename.
 enum Attempt {
     Done,
-    /// The slots hold something else than what was locked: look again.
+    /// The slots hold something else than what was locked, or something was cold: look again.
     Changed,
 }
 
@@ -82,10 +82,29 @@ impl Stack {
         let seen = self.look(ends)?;
         let reserved = self.reserve(caller, NAME_RECORD)?;
         let changes_parent = ends.from.0.key != ends.to.0.key;
-        let _graph = (changes_parent && seen.moves_a_directory()).then(|| self.rename_lock.lock());
-        let mut keys = vec![ends.from.0.key, ends.to.0.key, lockable(seen.from.0)];
-        keys.extend(seen.to.map(|to| lockable(to.0)));
-        let change = reserved.lock(&keys)?;
+        let graph = (changes_parent && seen.moves_a_directory()).then(|| self.rename_lock.lock());
+        let mut touches = vec![Touch::Entries(ends.from.0.key), Touch::Entries(ends.to.0.key)];
+        match flags & libc::RENAME_EXCHANGE {
+            0 => {
+                touches.push(Touch::Name(lockable(seen.from.0)));
+                touches.extend(seen.to.map(|to| Touch::Name(lockable(to.0))));
+            }
+            // XFS counts this as a change of a moved directory's data (see [`Op::Exchange`]).
+            _ => {
+                let held = self.held(ends)?;
+                touches.push(Touch::Attributes(held.from.0.key));
+                touches.extend(held.to.map(|to| Touch::Attributes(to.0.key)));
+            }
+        }
+        let touched = Touched { touches: &touches, name: ends.to.1.as_bytes() };
+        let change = match reserved.try_lock(&touched)? {
+            Locked::Begun(change) => change,
+            Locked::Cold(mut cold) => {
+                drop(graph);
+                cold.announce(&touched)?;
+                return Ok(Attempt::Changed);
+            }
+        };
         let held = self.held(ends)?;
         if held.seen() != seen {
             return Ok(Attempt::Changed);

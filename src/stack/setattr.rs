@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use super::mutation::{Mutation, SMALL_RECORD};
+use super::mutation::{Mutation, SMALL_RECORD, Touch};
 use super::opens::{Handle, OpenFile};
 use super::types::{AttrChange, Caller, FileId, NodeId, Object, Privileges};
 use super::{Stack, creds};
@@ -46,7 +46,11 @@ impl Stack {
     pub fn setattr(&self, caller: &Caller, node: NodeId, file: Option<FileId>, change: &AttrChange) -> Result<Stat> {
         let object = self.object(node)?;
         let sized = self.sized(&object, node, file, change)?;
-        let mutation = self.begin(caller, &[object.key], SMALL_RECORD)?;
+        let touch = match change.size {
+            Some(_) => Touch::Size(object.key),
+            None => Touch::Attributes(object.key),
+        };
+        let mutation = self.begin(caller, &[touch], SMALL_RECORD)?;
         let capable = (change.uid.is_some() || change.gid.is_some()) && self.is_capable(&object)?;
         let mut progress = Progress::Untouched;
         let outcome = apply(&mutation, caller, &object, &sized, change, &mut progress);
@@ -103,7 +107,7 @@ fn apply(
     let (tree, fd) = (mutation.tree(), object.fd.as_fd());
     if let (Some(size), Some(file)) = (change.size, sized.fd()) {
         creds::changing_data(caller, Privileges::of(caller))?;
-        tree.truncate(file, size)?;
+        mutation.whole(object.key, tree.truncate(file, size))?;
         *progress = Progress::Changed;
     }
     // The backing filesystem charges the new owner's quota and takes privilege bits away by itself (chown(2)).

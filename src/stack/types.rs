@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::opens::OpenFile;
+pub use crate::base::AtimeMode;
 use crate::base::ObjectKey;
 use crate::sys::{Stat, TimeChange};
 
@@ -80,16 +81,6 @@ pub struct Opened {
     pub caching: Caching,
     /// Whether the kernel tells of each close.
     pub closing: Closing,
-}
-
-/// Where an access time that moved is recorded.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum AtimeMode {
-    /// `norepatime`: once, when the file is closed.
-    #[default]
-    AtClose,
-    /// `atime`: after the read that moved it.
-    EachRead,
 }
 
 /// What a volume's operator chose for its mount.

@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use super::mutation::{Mutation, SMALL_RECORD};
+use super::mutation::{Mutation, SMALL_RECORD, Touch};
 use super::opens::{BackingMode, OpenFile};
 use super::types::{Caller, FileId, NodeId, Privileges};
 use super::{MAX_TRANSFER_BYTES, Stack, creds};
@@ -36,9 +36,10 @@ impl Stack {
     ) -> Result<usize> {
         let data = &data[..data.len().min(MAX_TRANSFER_BYTES)];
         let file = self.file(id, node, mode.flags)?;
-        let change = self.begin(caller, &[file.key], SMALL_RECORD + data.len())?;
+        let touch = file.touch(offset, data.len() as u64);
+        let change = self.begin(caller, &[touch], SMALL_RECORD + data.len())?;
         creds::changing_data(caller, mode.privileges)?;
-        let written = change.tree().write(file.fd(), data, offset)?;
+        let written = change.whole(file.key, change.tree().write(file.fd(), data, offset))?;
         if written == 0 {
             return Ok(0);
         }
@@ -68,9 +69,9 @@ impl Stack {
             return Err(Errno::EOPNOTSUPP);
         }
         let file = self.file(id, node, libc::O_RDWR)?;
-        let change = self.begin(caller, &[file.key], SMALL_RECORD)?;
+        let change = self.begin(caller, &[file.touch(offset, len)], SMALL_RECORD)?;
         creds::changing_data(caller, Privileges::of(caller))?;
-        change.tree().allocate(file.fd(), mode, offset, len)?;
+        change.whole(file.key, change.tree().allocate(file.fd(), mode, offset, len))?;
         let stat = change.read_back(sys::fstat(file.fd()))?;
         let mode = mode | change.read_back(cut_blocks(file.fd(), mode, offset, len))?;
         let op = Op::Allocate { mode, offset, len, attrs: Attrs::of(&stat) };
@@ -94,17 +95,27 @@ impl Stack {
         let source = self.file(from.1, from.0, libc::O_RDONLY)?;
         let file = self.file(to.1, to.0, libc::O_RDWR)?;
         let mut data = vec![0; len];
-        let change = self.begin(caller, &[file.key], SMALL_RECORD + len)?;
+        let change = self.begin(caller, &[file.touch(to.2, len as u64)], SMALL_RECORD + len)?;
         creds::changing_data(caller, Privileges::of(caller))?;
         let there = sys::pread(source.fd(), &mut data, from.2)?;
         data.truncate(there);
         if data.is_empty() {
             return Ok(0);
         }
-        let copied = change.tree().write(file.fd(), &data, to.2)?;
+        let copied = change.whole(file.key, change.tree().write(file.fd(), &data, to.2))?;
         data.truncate(copied);
         self.record_write(change, &file, to.2, &data)?;
         Ok(copied)
+    }
+}
+
+impl OpenFile {
+    /// A change of `len` bytes at `offset`; at the end, wherever that is, of a file that can only grow.
+    fn touch(&self, offset: u64, len: u64) -> Touch {
+        match self.backing {
+            BackingMode::Positioned => Touch::Data { key: self.key, offset, len },
+            BackingMode::AppendOnly => Touch::Size(self.key),
+        }
     }
 }
 

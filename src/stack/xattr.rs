@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::os::fd::AsFd;
 
-use super::mutation::SMALL_RECORD;
+use super::mutation::{SMALL_RECORD, Touch};
 use super::types::{Caller, NodeId, Object};
 use super::{Stack, creds};
 use crate::record::{Attrs, Op, RESERVED_XATTR_PREFIX, Xattr};
@@ -57,7 +57,7 @@ impl Stack {
         let text = xattr_name(name)?;
         let object = self.object(node)?;
         let room = SMALL_RECORD + name.len() + value.len();
-        let change = self.begin(caller, &[object.key], room)?;
+        let change = self.begin(caller, &[Touch::Attributes(object.key)], room)?;
         credentials_for(caller, name, &object)?;
         change.tree().set_xattr(object.fd.as_fd(), &text, value, flags)?;
         let stat = change.read_back(sys::fstat(object.fd.as_fd()))?;
@@ -76,7 +76,7 @@ impl Stack {
         }
         let text = xattr_name(name)?;
         let object = self.object(node)?;
-        let change = self.begin(caller, &[object.key], SMALL_RECORD)?;
+        let change = self.begin(caller, &[Touch::Attributes(object.key)], SMALL_RECORD)?;
         creds::changing_attrs()?;
         change.tree().remove_xattr(object.fd.as_fd(), &text)?;
         let stat = change.read_back(sys::fstat(object.fd.as_fd()))?;

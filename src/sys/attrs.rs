@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::{Errno, Result, check, check_size, proc_path, retry};
+use super::{Errno, Result, check, check_size, proc_path};
 use crate::base::Timespec;
 
 /// What stat(2) says.
@@ -252,69 +252,4 @@ pub fn removexattr(fd: BorrowedFd<'_>, name: &CStr) -> Result<()> {
         },
     )
     .map(drop)
-}
-
-/// Inode flags as FS_IOC_GETFLAGS gives them (immutable, append-only, ...; ioctl_iflags(2)).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct FileFlags(pub u32);
-
-impl FileFlags {
-    /// No change of any kind is allowed (FS_IMMUTABLE_FL).
-    pub const IMMUTABLE: u32 = 0x10;
-    /// Only appending is allowed (FS_APPEND_FL).
-    pub const APPEND: u32 = 0x20;
-
-    /// Whether either flag would stop a repair.
-    pub fn locks(self) -> bool {
-        self.0 & (Self::IMMUTABLE | Self::APPEND) != 0
-    }
-}
-
-const FS_IOC_GETFLAGS: libc::c_ulong = 0x8008_6601;
-const FS_IOC_SETFLAGS: libc::c_ulong = 0x4008_6602;
-
-/// FS_IOC_GETFLAGS; `fd` must be open for reading (not O_PATH).
-///
-/// # Errors
-/// ENOTTY or EOPNOTSUPP where the filesystem has no flags.
-pub fn file_flags_get(fd: BorrowedFd<'_>) -> Result<FileFlags> {
-    let mut flags: libc::c_long = 0;
-    // SAFETY: the kernel writes an int into a live long.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_GETFLAGS, &raw mut flags) })?;
-    Ok(FileFlags(flags as u32))
-}
-
-/// FS_IOC_SETFLAGS; `fd` must be open for reading (not O_PATH).
-///
-/// # Errors
-/// As ioctl_iflags(2).
-pub fn file_flags_set(fd: BorrowedFd<'_>, flags: FileFlags) -> Result<()> {
-    let flags = libc::c_long::from(flags.0);
-    // SAFETY: the kernel reads an int from a live long.
-    retry(|| check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_SETFLAGS, &raw const flags) })).map(drop)
-}
-
-/// The kernel's `struct fsxattr`, taken as bytes: flags, extent size hint, extents, project (ioctl_xfs_fsgetxattr(2)).
-pub const FSXATTR_BYTES: usize = 28;
-
-/// FS_IOC_FSGETXATTR; `fd` must be open for reading (not O_PATH).
-///
-/// # Errors
-/// ENOTTY or EOPNOTSUPP where the filesystem has none.
-pub fn fsxattr_get(fd: BorrowedFd<'_>) -> Result<[u8; FSXATTR_BYTES]> {
-    const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801c_581f;
-    let mut raw = [0u8; FSXATTR_BYTES];
-    // SAFETY: the command carries the size of the struct, 28 bytes, and the buffer has them.
-    check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSGETXATTR, raw.as_mut_ptr()) })?;
-    Ok(raw)
-}
-
-/// FS_IOC_FSSETXATTR; `fd` must be open for reading (not O_PATH).
-///
-/// # Errors
-/// As ioctl_xfs_fsgetxattr(2).
-pub fn fsxattr_set(fd: BorrowedFd<'_>, raw: &[u8; FSXATTR_BYTES]) -> Result<()> {
-    const FS_IOC_FSSETXATTR: libc::c_ulong = 0x401c_5820;
-    // SAFETY: as above; the kernel only reads.
-    retry(|| check(unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSSETXATTR, raw.as_ptr()) })).map(drop)
 }

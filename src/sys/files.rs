@@ -217,6 +217,8 @@ pub struct FileSystemStat {
     pub files_free: u64,
     /// Longest name.
     pub name_max: u32,
+    /// Flags of the mount, ST_* (statvfs(3)).
+    pub mount_flags: u64,
 }
 
 /// fstatfs(2).
@@ -238,6 +240,7 @@ pub fn fstatfs(fd: BorrowedFd<'_>) -> Result<FileSystemStat> {
         files: raw.f_files,
         files_free: raw.f_ffree,
         name_max: raw.f_namelen as u32,
+        mount_flags: raw.f_flags as u64,
     })
 }
 

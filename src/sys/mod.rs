@@ -10,16 +10,17 @@ mod clock;
 mod creds;
 mod dirs;
 mod files;
+mod flags;
 mod handle;
 mod mountinfo;
 mod mounts;
 mod sched;
+mod shared;
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 pub use attrs::{
-    FSXATTR_BYTES, FileFlags, Stat, TimeChange, fchmod, fchown, file_flags_get, file_flags_set, fstat, fstatat,
-    fsxattr_get, fsxattr_set, getxattr, listxattr, removexattr, setxattr, utimens,
+    Stat, TimeChange, fchmod, fchown, fstat, fstatat, getxattr, listxattr, removexattr, setxattr, utimens,
 };
 pub use clock::boottime_nanos;
 pub use creds::{
@@ -33,11 +34,16 @@ pub use files::{
     FileSystemStat, copy_file_range, fallocate, fdatasync, flock_exclusive, fstatfs, fsync, ftruncate, lseek, openat,
     openat2_beneath, pread, pwrite, pwritev_all, read_exact_at, reopen, syncfs,
 };
+pub use flags::{
+    FSXATTR_BYTES, FileFlags, FsXattr, InodeFlags, file_flags_get, file_flags_set, fsxattr_get, fsxattr_set,
+    inode_flags_at, inode_flags_get, inode_flags_of_path, set_hints, set_inode_flags, set_project_of_path,
+};
 pub use handle::{HANDLE_MAX, RawHandle, name_to_handle_at, open_by_handle_at};
 pub use mountinfo::{Mount, mount_at, mounts};
 pub use mounts::{clone_mount, clone_mount_below_dead, is_dead, mount_fuse, unmount};
 pub use nix::errno::Errno;
 pub use sched::put_behind;
+pub use shared::SharedMap;
 
 /// A system call's outcome: its value or the kernel's errno.
 pub type Result<T> = std::result::Result<T, Errno>;

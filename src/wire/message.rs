@@ -1,6 +1,6 @@
 //! The messages of a session.
 
-use crate::base::{EpochId, Oid, Tid, VolumeUuid};
+use crate::base::{AtimeMode, EpochId, Oid, StoredTimes, Tid, VolumeUuid};
 use crate::record::{DecodeError, FieldReader, FieldWriter};
 
 /// What the source says first.
@@ -14,6 +14,8 @@ pub struct Hello {
     pub epoch: EpochId,
     /// Last TID that is durable at the source.
     pub durable: Tid,
+    /// When an access time is recorded there.
+    pub access_times: AtimeMode,
     /// Name of the volume, for people.
     pub label: String,
 }
@@ -42,6 +44,8 @@ pub struct HelloReply {
     pub received: Tid,
     /// Last TID that is durable in its tree.
     pub applied: Tid,
+    /// How it stores access times.
+    pub stored_times: StoredTimes,
 }
 
 /// Something the target must have to go on.
@@ -222,6 +226,7 @@ impl Hello {
         out.0.extend_from_slice(&self.volume.0);
         out.0.extend_from_slice(&self.epoch.0);
         out.u64(self.durable.0);
+        out.u8(self.access_times as u8);
         out.short_bytes(clip(&self.label));
     }
 
@@ -231,6 +236,10 @@ impl Hello {
             volume: VolumeUuid(r.fixed("volume")?),
             epoch: EpochId(r.fixed("epoch")?),
             durable: Tid(r.u64("durable TID")?),
+            access_times: match r.flag("access times")? {
+                false => AtimeMode::AtClose,
+                true => AtimeMode::EachRead,
+            },
             label: text(r)?,
         })
     }
@@ -243,6 +252,7 @@ impl HelloReply {
         out.u8(self.state as u8);
         out.u64(self.received.0);
         out.u64(self.applied.0);
+        out.u8(self.stored_times as u8);
     }
 
     fn decode(r: &mut FieldReader<'_>) -> Result<HelloReply, DecodeError> {
@@ -258,7 +268,17 @@ impl HelloReply {
             }
         };
         let (received, applied) = (Tid(r.u64("received")?), Tid(r.u64("applied")?));
-        Ok(HelloReply { version, replica, state, received, applied })
+        Ok(HelloReply { version, replica, state, received, applied, stored_times: stored_times(r)? })
+    }
+}
+
+fn stored_times(r: &mut FieldReader<'_>) -> Result<StoredTimes, DecodeError> {
+    let offset = r.offset();
+    match r.u8("stored times")? {
+        0 => Ok(StoredTimes::Exact),
+        1 => Ok(StoredTimes::Coarse),
+        2 => Ok(StoredTimes::Moving),
+        other => Err(DecodeError::Value { what: "stored times", offset, value: u64::from(other) }),
     }
 }
 
@@ -334,6 +354,7 @@ mod tests {
                 volume: VolumeUuid([1; 16]),
                 epoch: EpochId([2; 16]),
                 durable: Tid(77),
+                access_times: AtimeMode::EachRead,
                 label: "data".into(),
             }),
             Message::HelloReply(HelloReply {
@@ -342,6 +363,7 @@ mod tests {
                 state: ReplicaState::Replica,
                 received: Tid(5),
                 applied: Tid(4),
+                stored_times: StoredTimes::Coarse,
             }),
             Message::Refuse { code: RefuseCode::Wrong, text: "no".into() },
             Message::Start { after: Tid(6), jump: true },

@@ -74,10 +74,16 @@ impl Host {
 
     /// Starts the daemon and returns when it answers.
     pub(crate) fn start(&mut self) {
+        self.start_with_faults("");
+    }
+
+    /// As [`Host::start`], with these fault points armed (`DTFS_FAULTS`).
+    pub(crate) fn start_with_faults(&mut self, faults: &str) {
         assert!(self.daemon.is_none(), "one daemon per host");
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a log file");
         let mut command = self.command(&["daemon"]);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
+        command.env("DTFS_FAULTS", faults);
         self.daemon = Some(Process::spawn(&mut command));
         wait_until("the daemon to answer", START_LIMIT, || {
             if let Some(status) = self.daemon.as_mut().and_then(Process::ended) {
@@ -214,6 +220,7 @@ impl Drop for Host {
         for dir in &self.volumes {
             while is_dtfs(dir) && try_tool("umount", &["--lazy", utf8(dir)]).status.success() {}
         }
+        let _ = fs::read_link(self.root().join("run/dtfs/memory")).map(fs::remove_dir_all);
         for (path, _) in mounts_below(self.root.path()).iter().rev() {
             try_tool("umount", &["--lazy", path]);
         }

@@ -15,7 +15,7 @@ use dtfs::backing::compare::CompareOptions;
 use dtfs::journal::{Journal, JournalOptions, TargetId};
 use dtfs::receiver::{ServeOptions, serve};
 use dtfs::sender::{Connect, SenderOptions, SenderState, SenderStatus, SenderThread};
-use dtfs::stack::{Stack, StackOptions};
+use dtfs::stack::{AtimeMode, Stack, StackOptions};
 use dtfs::wire::{Compression, Connection, Peer};
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -23,7 +23,7 @@ use tempfile::TempDir;
 use super::trees;
 
 /// How long a target may take to have everything.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How often a condition is looked at.
 const POLL: Duration = Duration::from_millis(2);
@@ -142,6 +142,7 @@ impl Pair {
         assert!(self.sender.is_none(), "one sender per target");
         let options = SenderOptions {
             target: self.target,
+            access_times: AtimeMode::AtClose,
             label: "data".into(),
             connect: self.connect(),
             compression: Compression::Zstd { level: 1, max_bytes: 64 << 10 },

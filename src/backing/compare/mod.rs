@@ -1,7 +1,7 @@
 //! Compares two real directory trees, attribute by attribute.
 //!
 //! "Equal" means what a target promises: names, types, modes, owners, sizes, content, holes, mtime in nanoseconds,
-//! symlink text, device numbers, xattrs with ACLs, and which names share an inode. Not compared, because no replica can
+//! symlink text, device numbers, xattrs with ACLs, inode flags with projects, and which names share an inode. Not compared, because no replica can
 //! have them: ctime, birth time, inode numbers, sizes of directories, and atime unless asked. dtfs's own `.dtfs` in the
 //! root and `trusted.dtfs.*` are not part of a tree.
 //!

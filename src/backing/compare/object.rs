@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::{CompareOptions, Side, What};
-use crate::sys::{self, Errno, Stat};
+use crate::sys::{self, Errno, InodeFlags, Stat};
 
 /// xattrs that are not part of the tree: dtfs's own, and the label that each host's own policy gives.
 const NOT_COMPARED: [&[u8]; 2] = [b"trusted.dtfs.", b"security.selinux"];
@@ -50,6 +50,17 @@ impl Object {
         sys::readlinkat(self.fd.as_fd(), c"").map_err(|errno| (self.side, errno))
     }
 
+    /// Without those flags that only describe a layout.
+    fn flags(&self) -> Result<InodeFlags, Failure> {
+        let opened = |flags| sys::reopen(self.fd.as_fd(), flags).and_then(|fd| sys::inode_flags_get(fd.as_fd()));
+        let flags = match self.file_type() {
+            libc::S_IFREG => opened(libc::O_RDONLY | libc::O_NOATIME),
+            libc::S_IFDIR => opened(libc::O_RDONLY | libc::O_NOATIME | libc::O_DIRECTORY),
+            _ => sys::inode_flags_of_path(self.fd.as_fd()),
+        };
+        flags.map(InodeFlags::without_layout).map_err(|errno| (self.side, errno))
+    }
+
     fn xattrs(&self) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, Failure> {
         let names = match sys::listxattr(self.fd.as_fd()) {
             Err(Errno::EOPNOTSUPP) => Vec::new(),
@@ -75,6 +86,10 @@ pub(super) fn attributes(
     of_stat(a, b, options, found);
     if a.is_symlink() && a.link_text()? != b.link_text()? {
         found.push(What::LinkText);
+    }
+    let (flags_a, flags_b) = (a.flags()?, b.flags()?);
+    if flags_a != flags_b {
+        found.push(What::Flags { a: flags_a, b: flags_b });
     }
     let (xattrs_a, xattrs_b) = (a.xattrs()?, b.xattrs()?);
     if xattrs_a != xattrs_b {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::base::{Name, Timespec};
-use crate::sys::Errno;
+use crate::sys::{Errno, InodeFlags};
 
 /// One of the two trees.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +53,8 @@ pub enum What {
     Rdev { a: u64, b: u64 },
     /// The xattr of this name: set on one side only, or with another value.
     Xattr { name: Vec<u8> },
+    /// Inode flags, extent size hints or project.
+    Flags { a: InodeFlags, b: InodeFlags },
     /// The names that share this inode are not the same names on both sides.
     HardLinks,
 }
@@ -73,6 +75,7 @@ impl fmt::Display for What {
             What::LinkText => f.write_str("symlink text"),
             What::Rdev { a, b } => write!(f, "device number {a:#x} and {b:#x}"),
             What::Xattr { name } => write!(f, "xattr {}", name.escape_ascii()),
+            What::Flags { a, b } => write!(f, "inode flags {} and {}", flags(a), flags(b)),
             What::HardLinks => f.write_str("hard links: other names share this inode"),
         }
     }
@@ -80,6 +83,11 @@ impl fmt::Display for What {
 
 fn time(time: Timespec) -> String {
     format!("{}.{:09}", time.sec, time.nsec)
+}
+
+fn flags(of: &InodeFlags) -> String {
+    let InodeFlags { flags, xflags, project, extent_size, cow_extent_size } = of;
+    format!("{flags:#x}/{xflags:#x} project {project} extents {extent_size}/{cow_extent_size}")
 }
 
 fn type_name(file_type: u32) -> &'static str {

@@ -3,12 +3,12 @@
 use zerocopy::little_endian::{I64, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::base::{EpochId, Tid, VolumeUuid};
+use crate::base::{ChainDigest, EpochId, Tid, VolumeUuid};
 
 /// Everything in a segment begins at a multiple of this, so that no durable block is ever written again.
 pub(super) const BLOCK: u64 = 4096;
 /// Version of the segment format.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Length of a frame's header; the body follows it.
 pub(super) const FRAME_HEADER: usize = size_of::<RawFrame>();
 /// Longest body of one frame.
@@ -27,6 +27,7 @@ struct RawSegment {
     epoch: [u8; 16],
     segment: U64,
     base_tid: U64,
+    base_digest: [u8; ChainDigest::LEN],
     created_ns: I64,
     segment_bytes: U64,
     reserved: U32,
@@ -42,6 +43,7 @@ struct RawFrame {
     prev_tid: U64,
     first_tid: U64,
     last_tid: U64,
+    digest: [u8; ChainDigest::LEN],
     frame: U32,
     count: U32,
     body_bytes: U32,
@@ -50,14 +52,57 @@ struct RawFrame {
     header_crc: U32,
 }
 
+/// Where a chain of records ends: its last TID, and the digest of all records up to it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ChainEnd {
+    /// The last TID.
+    pub tid: Tid,
+    /// Digest of the records up to it.
+    pub digest: ChainDigest,
+}
+
+/// What a frame holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::journal) enum FrameKind {
+    /// Changes, each with its TID.
+    Records,
+    /// What concerns this journal only, without TIDs: intents, checkpoints, gaps.
+    Local,
+}
+
+impl FrameKind {
+    fn flags(self) -> u32 {
+        match self {
+            FrameKind::Records => 0,
+            FrameKind::Local => 1,
+        }
+    }
+
+    fn from_flags(flags: u32) -> Option<FrameKind> {
+        match flags {
+            0 => Some(FrameKind::Records),
+            1 => Some(FrameKind::Local),
+            _ => None,
+        }
+    }
+
+    /// Whether a frame behind `prev` may say that it has the TIDs from `first` to `last`.
+    fn allows(self, prev: Tid, first: Tid, last: Tid) -> bool {
+        match self {
+            FrameKind::Records => first > prev && last >= first,
+            FrameKind::Local => first == prev && last == prev,
+        }
+    }
+}
+
 /// What the first block of a segment says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct SegmentHeader {
     pub(super) volume: VolumeUuid,
     pub(super) epoch: EpochId,
     pub(super) segment: u64,
-    /// Last TID of the log before this segment.
-    pub(super) base: Tid,
+    /// The end of the log before this segment.
+    pub(super) base: ChainEnd,
     pub(super) created_ns: i64,
     pub(super) segment_bytes: u64,
 }
@@ -68,10 +113,13 @@ pub(super) struct FrameHeader {
     pub(super) segment: u64,
     /// Its number in the segment, from 0.
     pub(super) frame: u32,
+    pub(super) kind: FrameKind,
     /// Last TID of the log before this frame.
     pub(super) prev: Tid,
     pub(super) first: Tid,
     pub(super) last: Tid,
+    /// Digest of the chain of records behind this frame.
+    pub(super) digest: ChainDigest,
     pub(super) count: u32,
     pub(super) body_bytes: u32,
     /// Checksum of the header before: of the frame, or of the segment for the first frame.
@@ -108,7 +156,7 @@ pub(super) struct Link {
     pub(super) segment: u64,
     pub(super) frame: u32,
     pub(super) chain: u32,
-    pub(super) last: Tid,
+    pub(super) end: ChainEnd,
     pub(super) offset: u64,
 }
 
@@ -122,7 +170,8 @@ impl SegmentHeader {
             volume: self.volume.0,
             epoch: self.epoch.0,
             segment: U64::new(self.segment),
-            base_tid: U64::new(self.base.0),
+            base_tid: U64::new(self.base.tid.0),
+            base_digest: self.base.digest.0,
             created_ns: I64::new(self.created_ns),
             segment_bytes: U64::new(self.segment_bytes),
             reserved: U32::new(0),
@@ -150,7 +199,7 @@ impl SegmentHeader {
             volume: VolumeUuid(raw.volume),
             epoch: EpochId(raw.epoch),
             segment: raw.segment.get(),
-            base: Tid(raw.base_tid.get()),
+            base: ChainEnd { tid: Tid(raw.base_tid.get()), digest: ChainDigest(raw.base_digest) },
             created_ns: raw.created_ns.get(),
             segment_bytes: raw.segment_bytes.get(),
         })
@@ -163,7 +212,7 @@ impl SegmentHeader {
             segment: self.segment,
             frame: 0,
             chain: own_checksum(&self.encode()[..size_of::<RawSegment>()]),
-            last: self.base,
+            end: self.base,
             offset: BLOCK,
         }
     }
@@ -173,11 +222,12 @@ impl FrameHeader {
     pub(super) fn encode(&self) -> [u8; FRAME_HEADER] {
         let mut raw = RawFrame {
             magic: FRAME_MAGIC,
-            flags: U32::new(0),
+            flags: U32::new(self.kind.flags()),
             segment: U64::new(self.segment),
             prev_tid: U64::new(self.prev.0),
             first_tid: U64::new(self.first.0),
             last_tid: U64::new(self.last.0),
+            digest: self.digest.0,
             frame: U32::new(self.frame),
             count: U32::new(self.count),
             body_bytes: U32::new(self.body_bytes),
@@ -198,15 +248,15 @@ impl FrameHeader {
         if raw.header_crc.get() != crc_before_last_word(raw.as_bytes()) {
             return Err(HeaderError::Checksum);
         }
-        if raw.flags.get() != 0 {
-            return Err(HeaderError::Version(raw.flags.get()));
-        }
+        let kind = FrameKind::from_flags(raw.flags.get()).ok_or(HeaderError::Version(raw.flags.get()))?;
         let header = FrameHeader {
             segment: raw.segment.get(),
             frame: raw.frame.get(),
+            kind,
             prev: Tid(raw.prev_tid.get()),
             first: Tid(raw.first_tid.get()),
             last: Tid(raw.last_tid.get()),
+            digest: ChainDigest(raw.digest),
             count: raw.count.get(),
             body_bytes: raw.body_bytes.get(),
             chain: raw.chain.get(),
@@ -226,7 +276,7 @@ impl FrameHeader {
         if self.chain != link.chain {
             return Err(HeaderError::Chain);
         }
-        if self.prev != link.last || self.first <= self.prev || self.last < self.first {
+        if self.prev != link.end.tid || !self.kind.allows(self.prev, self.first, self.last) {
             return Err(HeaderError::Tids);
         }
         if self.body_bytes as usize > MAX_BODY {
@@ -241,7 +291,7 @@ impl FrameHeader {
             segment: self.segment,
             frame: self.frame + 1,
             chain: own_checksum(&self.encode()),
-            last: self.last,
+            end: ChainEnd { tid: self.last, digest: self.digest },
             offset: offset + frame_bytes(self.body_bytes as usize),
         }
     }

@@ -4,6 +4,7 @@
 //! before it, and the last file is read to its valid end.
 
 mod files;
+mod history;
 mod layout;
 mod open;
 mod reader;
@@ -16,7 +17,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -27,7 +28,8 @@ use files::{SegmentDir, SegmentFile};
 use layout::Link;
 
 pub(super) use files::sync_parent;
-pub(super) use layout::frame_bytes;
+pub use layout::ChainEnd;
+pub(super) use layout::{FrameKind, frame_bytes};
 pub use reader::{Chunk, SegmentReader};
 
 /// Free files that are kept for the next segments.
@@ -79,6 +81,8 @@ pub struct SegmentLog {
     index: Arc<Mutex<Index>>,
     /// Writes and syncs of frames so far.
     calls: AtomicU64,
+    /// Segments from this number on are kept.
+    kept_from: AtomicU64,
 }
 
 struct Writer {
@@ -97,7 +101,8 @@ struct Writer {
 /// The segments that hold records, oldest first; the last one is open. Never empty.
 struct Index {
     segments: VecDeque<Segment>,
-    durable: Tid,
+    /// What is on the disk.
+    durable: ChainEnd,
 }
 
 struct Segment {
@@ -117,8 +122,18 @@ impl SegmentLog {
         self.index.lock().last()
     }
 
+    /// Last TID that was appended and the digest of the chain up to it.
+    pub fn chain_end(&self) -> ChainEnd {
+        self.writer.lock().link.end
+    }
+
     /// Last TID that is on the disk.
     pub fn durable_tid(&self) -> Tid {
+        self.index.lock().durable.tid
+    }
+
+    /// The end of the chain that is on the disk.
+    pub fn durable_end(&self) -> ChainEnd {
         self.index.lock().durable
     }
 
@@ -152,6 +167,21 @@ impl SegmentLog {
         SegmentReader::new(Arc::clone(&self.index), after)
     }
 
+    /// From now on no segment from `no` on is freed.
+    pub(super) fn keep_from(&self, no: u64) {
+        self.kept_from.store(no, Ordering::Relaxed);
+    }
+
+    fn may_go(&self, index: &Index) -> bool {
+        let kept = self.kept_from.load(Ordering::Relaxed);
+        index.segments.len() > 1 && index.segments[0].no < kept
+    }
+
+    /// Segments that are begun from now on belong to `epoch`.
+    pub(super) fn set_epoch(&mut self, epoch: EpochId) {
+        self.epoch = epoch;
+    }
+
     /// Number of the oldest segment.
     pub(super) fn first_segment(&self) -> u64 {
         self.index.lock().segments.front().map_or(0, |s| s.no)
@@ -165,7 +195,7 @@ impl SegmentLog {
     /// The last TID of the sealed segment that is dropped next, when there is one.
     pub(super) fn oldest_sealed_end(&self) -> Option<Tid> {
         let index = self.index.lock();
-        (index.segments.len() > 1).then(|| index.segments[0].last)
+        self.may_go(&index).then(|| index.segments[0].last)
     }
 
     /// The last TID of the segment that holds the first record after `place`.
@@ -183,7 +213,7 @@ impl SegmentLog {
             no: segment.no,
             file: files::segment_name(segment.no),
             epoch: segment.epoch,
-            base: segment.start.last,
+            base: segment.start.end,
             last: segment.last,
             bytes: segment.end,
             sealed: match at == open {
@@ -201,6 +231,6 @@ impl Index {
     }
 
     fn oldest(&self) -> Tid {
-        self.segments.front().map_or(Tid::ZERO, |s| s.start.last)
+        self.segments.front().map_or(Tid::ZERO, |s| s.start.end.tid)
     }
 }

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 
 use super::files::{SegmentDir, SegmentFile, segment_name};
 use super::layout::{BLOCK, HeaderError, Link, SegmentHeader};
-use super::{Index, LogOptions, MOST_FREE, Segment, SegmentLog, Writer, scan};
-use crate::base::{EpochId, Tid, Timespec, VolumeUuid};
+use super::{ChainEnd, Index, LogOptions, MOST_FREE, Segment, SegmentLog, Writer, scan};
+use crate::base::{EpochId, Timespec, VolumeUuid};
 use crate::journal::error::JournalError;
 
 impl SegmentLog {
@@ -37,14 +37,14 @@ impl SegmentLog {
         check_sequence(&dir, &segments)?;
         let free = open_free(&dir, &listing.free, &options);
         if segments.is_empty() {
-            return begin(dir, volume, epoch, options, free, (1, Tid::ZERO));
+            return begin(dir, volume, epoch, options, free, (1, ChainEnd::default()));
         }
         seal_all_but_last(&mut segments);
         let Some(last) = segments.back_mut() else {
-            return begin(dir, volume, epoch, options, free, (1, Tid::ZERO));
+            return begin(dir, volume, epoch, options, free, (1, ChainEnd::default()));
         };
         let link = scan::find_end(&last.file, last.start)?;
-        last.last = link.last;
+        last.last = link.end.tid;
         last.end = link.offset;
         let file = Arc::clone(&last.file);
         // What the last life wrote but did not sync may be in the page cache only.
@@ -63,7 +63,7 @@ impl SegmentLog {
         volume: VolumeUuid,
         epoch: EpochId,
         options: LogOptions,
-        base: Tid,
+        base: ChainEnd,
     ) -> Result<SegmentLog, JournalError> {
         let dir = SegmentDir::open(dir)?;
         let listing = dir.list()?;
@@ -77,12 +77,12 @@ impl SegmentLog {
     }
 
     /// The header of a segment that begins now.
-    pub(super) fn new_header(&self, no: u64, base: Tid) -> SegmentHeader {
+    pub(super) fn new_header(&self, no: u64, base: ChainEnd) -> SegmentHeader {
         header(self.volume, self.epoch, &self.options, no, base)
     }
 }
 
-fn header(volume: VolumeUuid, epoch: EpochId, options: &LogOptions, segment: u64, base: Tid) -> SegmentHeader {
+fn header(volume: VolumeUuid, epoch: EpochId, options: &LogOptions, segment: u64, base: ChainEnd) -> SegmentHeader {
     SegmentHeader {
         volume,
         epoch,
@@ -99,7 +99,7 @@ fn begin(
     epoch: EpochId,
     options: LogOptions,
     mut free: Vec<SegmentFile>,
-    (no, base): (u64, Tid),
+    (no, base): (u64, ChainEnd),
 ) -> Result<SegmentLog, JournalError> {
     let file = match free.pop() {
         Some(file) => file,
@@ -121,7 +121,7 @@ fn assemble(
     writer: Writer,
     segments: VecDeque<Segment>,
 ) -> SegmentLog {
-    let durable = writer.link.last;
+    let durable = writer.link.end;
     SegmentLog {
         dir,
         volume,
@@ -130,12 +130,13 @@ fn assemble(
         writer: Mutex::new(writer),
         index: Arc::new(Mutex::new(Index { segments, durable })),
         calls: AtomicU64::new(0),
+        kept_from: AtomicU64::new(u64::MAX),
     }
 }
 
 /// The index entry of a segment without frames.
 pub(super) fn new_segment(epoch: EpochId, start: Link, file: Arc<SegmentFile>) -> Segment {
-    Segment { no: start.segment, epoch, start, last: start.last, end: BLOCK, file }
+    Segment { no: start.segment, epoch, start, last: start.end.tid, end: BLOCK, file }
 }
 
 fn open_segment(dir: &SegmentDir, no: u64, volume: VolumeUuid) -> Result<Segment, JournalError> {
@@ -167,7 +168,7 @@ fn check_sequence(dir: &SegmentDir, segments: &VecDeque<Segment>) -> Result<(), 
     for (before, after) in segments.iter().zip(segments.iter().skip(1)) {
         let what = match after.no == before.no + 1 {
             false => "the segment is missing".to_owned(),
-            true if after.start.last < before.start.last => "the segment after it begins before it".to_owned(),
+            true if after.start.end.tid < before.start.end.tid => "the segment after it begins before it".to_owned(),
             true => continue,
         };
         return Err(JournalError::Damaged {
@@ -182,7 +183,7 @@ fn check_sequence(dir: &SegmentDir, segments: &VecDeque<Segment>) -> Result<(), 
 /// A sealed segment ends where the next one says that the log was.
 fn seal_all_but_last(segments: &mut VecDeque<Segment>) {
     for at in 1..segments.len() {
-        segments[at - 1].last = segments[at].start.last;
+        segments[at - 1].last = segments[at].start.end.tid;
         segments[at - 1].end = segments[at - 1].file.capacity;
     }
 }

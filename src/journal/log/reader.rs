@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::files::SegmentFile;
 use super::layout::{FrameHeader, HeaderError, Link};
-use super::{Index, scan};
+use super::{FrameKind, Index, scan};
 use crate::base::{Tid, faults};
 use crate::journal::error::JournalError;
 use crate::record::Header;
@@ -32,7 +32,7 @@ impl Index {
     fn readable(&self) -> Tid {
         match (faults::skipped("journal.durable_only"), self.segments.back()) {
             (true, Some(open)) => open.last,
-            _ => self.durable,
+            _ => self.durable.tid,
         }
     }
 }
@@ -137,16 +137,16 @@ impl SegmentReader {
         let index = self.index.lock();
         let trimmed = JournalError::Trimmed { oldest: index.oldest() };
         let Some(place) = &mut self.place else {
-            let found = index.segments.iter().rev().find(|s| s.start.last <= at);
+            let found = index.segments.iter().rev().find(|s| s.start.end.tid <= at);
             let segment = found.ok_or(trimmed)?;
             self.place = Some(Place { file: Arc::clone(&segment.file), link: segment.start });
-            return Ok(segment.last > segment.start.last);
+            return Ok(segment.last > segment.start.end.tid);
         };
         let no = place.link.segment;
         let Some(here) = index.segments.iter().position(|s| s.no == no) else {
             return Err(trimmed);
         };
-        if place.link.last < index.segments[here].last {
+        if place.link.end.tid < index.segments[here].last {
             return Ok(true);
         }
         let Some(next) = index.segments.get(here + 1) else {
@@ -154,7 +154,7 @@ impl SegmentReader {
         };
         place.file = Arc::clone(&next.file);
         place.link = next.start;
-        Ok(next.last > next.start.last)
+        Ok(next.last > next.start.end.tid)
     }
 
     /// Reads the frame at the place, or steps over it when it is not wanted.
@@ -169,7 +169,7 @@ impl SegmentReader {
             what: cause.to_string(),
         };
         let header = scan::frame_header(&place.file, &place.link)?.map_err(damaged)?;
-        if header.last > self.after {
+        if header.kind == FrameKind::Records && header.last > self.after {
             let body = scan::frame_body(&place.file, &header, offset)?.map_err(damaged)?;
             self.held = Some(Held { header, body, from: 0, path: place.file.path.clone(), offset });
         }

@@ -3,8 +3,9 @@
 use nix::errno::Errno;
 
 use super::files::SegmentFile;
-use super::layout::{BLOCK, FRAME_HEADER, FrameHeader, HeaderError, Link, SegmentHeader};
+use super::layout::{BLOCK, FRAME_HEADER, FrameHeader, FrameKind, HeaderError, Link, SegmentHeader};
 use crate::journal::error::JournalError;
+use crate::record::chain;
 
 /// Reads and checks the first block. The inner result tells a wrong block from a disk that cannot be read.
 pub(super) fn segment_header(file: &SegmentFile) -> Result<Result<SegmentHeader, HeaderError>, JournalError> {
@@ -51,14 +52,23 @@ pub(super) fn frame_body(
     }
 }
 
+/// Whether the records of a frame lead from the digest before it to the one that it names.
+fn continues(header: &FrameHeader, link: &Link, body: &[u8]) -> bool {
+    match header.kind {
+        FrameKind::Local => header.digest == link.end.digest,
+        FrameKind::Records => chain(link.end.digest, body) == Ok(header.digest),
+    }
+}
+
 /// Walks the frames from `link` to the first that is not one: where the segment ends.
 pub(super) fn find_end(file: &SegmentFile, mut link: Link) -> Result<Link, JournalError> {
     loop {
         let Ok(header) = frame_header(file, &link)? else {
             return Ok(link);
         };
-        if frame_body(file, &header, link.offset)?.is_err() {
-            return Ok(link);
+        match frame_body(file, &header, link.offset)? {
+            Ok(body) if continues(&header, &link, &body) => {}
+            _ => return Ok(link),
         }
         link = header.link(link.offset);
     }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::{Chunk, LogOptions, SegmentLog};
-use crate::base::{EpochId, Oid, Space, Tid, VolumeUuid};
+use super::{ChainEnd, Chunk, FrameKind, LogOptions, SegmentLog};
+use crate::base::{ChainDigest, EpochId, Oid, Space, Tid, VolumeUuid};
 use crate::journal::JournalError;
 use crate::record::{Draft, Encoded, Op, Record, RecordIter};
 
@@ -260,7 +260,7 @@ fn a_reset_log_begins_at_its_base() {
     let dir = TempDir::new().unwrap();
     let log = open(dir.path()).unwrap();
     (0..40).for_each(|_| append(&log, 1, 1, 4000).unwrap());
-    log.reset(Tid(1000)).unwrap();
+    log.reset(ChainEnd::anew(Tid(1000))).unwrap();
     assert_eq!((log.last_tid(), log.oldest_kept(), log.durable_tid()), (Tid(1000), Tid(1000), Tid(1000)));
     append(&log, 1, 2, 10).unwrap();
     drop(log);
@@ -281,7 +281,7 @@ fn a_missing_or_foreign_segment_is_an_error() {
     assert!(matches!(other, Err(JournalError::Foreign { found, .. }) if found == VOLUME));
     fs::remove_file(dir.path().join("00000002.seg")).unwrap();
     assert!(matches!(open(dir.path()), Err(JournalError::Damaged { path, .. }) if path.ends_with("00000002.seg")));
-    let log = SegmentLog::open_anew(dir.path(), VOLUME, EPOCH, SMALL, Tid(77)).unwrap();
+    let log = SegmentLog::open_anew(dir.path(), VOLUME, EPOCH, SMALL, ChainEnd::anew(Tid(77))).unwrap();
     assert_eq!(log.end().segment, 5);
     append(&log, 1, 1, 0).unwrap();
     assert_eq!(read_all(&log, Tid(77), ALL, 100), [Tid(78)]);
@@ -301,7 +301,7 @@ fn damage_in_a_durable_frame_is_named() {
 }
 
 fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/journal/golden/segment-v1.bin")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/journal/golden/segment-v2.bin")
 }
 
 /// The format on disk. `DTFS_BLESS=1` writes the file anew; a difference means that old journals cannot be read.
@@ -310,6 +310,7 @@ fn the_bytes_of_a_segment_are_those_of_the_golden_file() {
     let dir = TempDir::new().unwrap();
     let log = open(dir.path()).unwrap();
     append(&log, 1, 2, 0).unwrap();
+    log.append_local(1, b"local record").unwrap();
     append(&log, 5, 1, 40).unwrap();
     let bytes = fs::read(dir.path().join("00000001.seg")).unwrap();
     let bytes = &bytes[..log.end().offset as usize];
@@ -335,4 +336,60 @@ fn free_files_never_share_a_name() {
     };
     assert_eq!((count("seg"), count("free")), (1, log.writer.lock().free.len()));
     assert_eq!(read_all(&log, Tid(19), ALL, 1 << 20), [Tid(20)]);
+}
+
+#[test]
+fn every_place_has_the_digest_of_the_records_up_to_it() {
+    let dir = TempDir::new().unwrap();
+    let log = open(dir.path()).unwrap();
+    for (jump, count) in [(1, 3), (1, 1), (10, 5), (1, 120), (1 << 32, 4), (1, 1)] {
+        append(&log, jump, count, 300).unwrap();
+        log.append_local(1, b"only for this journal").unwrap();
+    }
+    let mut reader = log.reader(Tid::ZERO).unwrap();
+    let (mut digest, mut places) = (ChainDigest::START, vec![(Tid::ZERO, ChainDigest::START)]);
+    while let Some(chunk) = reader.next_chunk(ALL, 1).unwrap() {
+        digest = crate::record::chain(digest, &chunk.body).unwrap();
+        places.push((chunk.last, digest));
+    }
+    assert_eq!(places.len(), 135);
+    for (tid, digest) in &places {
+        assert_eq!(log.digest_at(*tid).unwrap(), Some(*digest), "{tid}");
+    }
+    // Inside a jump nothing happened.
+    assert_eq!(log.digest_at(Tid(9)).unwrap(), Some(places[4].1));
+    assert_eq!(log.digest_at(Tid(1 << 40)).unwrap(), None);
+    assert_eq!(log.chain_end(), ChainEnd { tid: log.last_tid(), digest });
+    let end = log.chain_end();
+    drop(log);
+    let log = open(dir.path()).unwrap();
+    assert_eq!((log.chain_end(), log.durable_end()), (end, end));
+    log.trim_upto(places[100].0).unwrap();
+    assert_eq!(log.digest_at(Tid(2)).unwrap(), None);
+}
+
+#[test]
+fn a_scan_meets_every_frame_from_its_place_on() {
+    let dir = TempDir::new().unwrap();
+    let log = open(dir.path()).unwrap();
+    let mut frames = Vec::new();
+    for no in 0..80_u64 {
+        let at = log.end();
+        match no % 3 {
+            0 => log.append_local(1, &no.to_le_bytes()).map(drop).unwrap(),
+            _ => append(&log, 1, 2, 900).unwrap(),
+        }
+        frames.push((at, no % 3 == 0));
+    }
+    assert!(log.end().segment > 3);
+    for from in [0, 17, 60, 79] {
+        let mut met = Vec::new();
+        log.scan(frames[from].0, |_, kind, _| {
+            met.push(kind == FrameKind::Local);
+            Ok(())
+        })
+        .unwrap();
+        let wanted: Vec<bool> = frames[from..].iter().map(|(_, local)| *local).collect();
+        assert_eq!(met, wanted, "from frame {from}");
+    }
 }

@@ -5,11 +5,21 @@ use std::sync::atomic::Ordering;
 
 use super::layout::{BLOCK, FRAME_HEADER, FrameHeader, MAX_BODY, frame_bytes};
 use super::open::new_segment;
-use super::{MOST_FREE, Position, Room, Segment, SegmentLog, Writer};
+use super::{ChainEnd, FrameKind, MOST_FREE, Position, Room, Segment, SegmentLog, Writer};
 use crate::base::Tid;
 use crate::journal::error::JournalError;
+use crate::record::{DecodeError, chain};
 
 const PADDING: [u8; BLOCK as usize] = [0; BLOCK as usize];
+
+/// A frame that is to be appended.
+struct NewFrame {
+    kind: FrameKind,
+    first: Tid,
+    /// The chain behind it.
+    end: ChainEnd,
+    count: u32,
+}
 
 impl SegmentLog {
     /// Longest body that one frame of this log takes.
@@ -32,26 +42,64 @@ impl SegmentLog {
         count: u32,
         parts: &[&[u8]],
     ) -> Result<Position, JournalError> {
-        let body: usize = parts.iter().map(|part| part.len()).sum();
         let mut writer = self.writer.lock();
         writer.check()?;
-        self.check_frame(&writer, prev, first, last, body)?;
+        if prev != writer.link.end.tid || first <= prev || last < first {
+            return Err(JournalError::Order { prev, expected: writer.link.end.tid });
+        }
+        self.check_body(parts)?;
+        let mut digest = writer.link.end.digest;
+        for part in parts {
+            digest = chain(digest, part).map_err(|cause| self.refused(&writer, cause))?;
+        }
+        let frame = NewFrame { kind: FrameKind::Records, first, end: ChainEnd { tid: last, digest }, count };
+        self.append_frame(&mut writer, &frame, parts)
+    }
+
+    /// Appends one frame of `count` local records, encoded one behind the other in `body`. Where it begins is returned.
+    ///
+    /// # Errors
+    /// As [`SegmentLog::append`].
+    pub(in crate::journal) fn append_local(&self, count: u32, body: &[u8]) -> Result<Position, JournalError> {
+        let mut writer = self.writer.lock();
+        writer.check()?;
+        let end = writer.link.end;
+        let frame = NewFrame { kind: FrameKind::Local, first: end.tid, end, count };
+        self.append_frame(&mut writer, &frame, &[body])
+    }
+
+    fn refused(&self, writer: &Writer, cause: DecodeError) -> JournalError {
+        JournalError::Record { path: writer.file.path.clone(), offset: writer.link.offset, cause }
+    }
+
+    fn check_body(&self, parts: &[&[u8]]) -> Result<usize, JournalError> {
+        let body = parts.iter().map(|part| part.len()).sum();
+        match self.max_body() {
+            most if body > most => Err(JournalError::TooLarge { bytes: body, most }),
+            _ => Ok(body),
+        }
+    }
+
+    fn append_frame(&self, writer: &mut Writer, frame: &NewFrame, parts: &[&[u8]]) -> Result<Position, JournalError> {
+        let body = self.check_body(parts)?;
         if writer.link.offset + frame_bytes(body) > writer.file.capacity {
-            self.next_segment(&mut writer)?;
+            self.next_segment(writer)?;
         }
         let crc = parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part));
         let header = FrameHeader {
             segment: writer.link.segment,
             frame: writer.link.frame,
-            prev,
-            first,
-            last,
-            count,
+            kind: frame.kind,
+            prev: writer.link.end.tid,
+            first: frame.first,
+            last: frame.end.tid,
+            digest: frame.end.digest,
+            count: frame.count,
             body_bytes: body as u32,
             chain: writer.link.chain,
             body_crc: crc,
         };
-        self.write_frame(&mut writer, &header, parts)
+        self.write_frame(writer, &header, parts)
     }
 
     /// Makes every frame durable; returns the last durable TID.
@@ -62,7 +110,7 @@ impl SegmentLog {
         let mut writer = self.writer.lock();
         writer.check()?;
         self.sync_file(&mut writer)?;
-        Ok(writer.link.last)
+        Ok(writer.link.end.tid)
     }
 
     /// System calls that wrote or synced frames since the log was opened.
@@ -118,7 +166,7 @@ impl SegmentLog {
     ///
     /// # Errors
     /// `Io`; `Failed`.
-    pub fn reset(&self, base: Tid) -> Result<(), JournalError> {
+    pub fn reset(&self, base: ChainEnd) -> Result<(), JournalError> {
         let mut writer = self.writer.lock();
         writer.check()?;
         self.need_free(&mut writer)?;
@@ -128,22 +176,12 @@ impl SegmentLog {
         }
         std::fs::remove_file(&writer.file.path).map_err(crate::journal::error::std_io("remove", &writer.file.path))?;
         self.dir.sync()?;
-        writer.link.last = base;
+        writer.link.end = base;
         self.begin_segment(&mut writer)?;
         let mut index = self.index.lock();
         index.segments.pop_front();
         index.durable = base;
         Ok(())
-    }
-
-    fn check_frame(&self, writer: &Writer, prev: Tid, first: Tid, last: Tid, body: usize) -> Result<(), JournalError> {
-        if prev != writer.link.last || first <= prev || last < first {
-            return Err(JournalError::Order { prev, expected: writer.link.last });
-        }
-        match self.max_body() {
-            most if body > most => Err(JournalError::TooLarge { bytes: body, most }),
-            _ => Ok(()),
-        }
     }
 
     fn write_frame(
@@ -168,7 +206,7 @@ impl SegmentLog {
         writer.link = header.link(offset);
         let mut index = self.index.lock();
         if let Some(open) = index.segments.back_mut() {
-            open.last = writer.link.last;
+            open.last = writer.link.end.tid;
             open.end = writer.link.offset;
         }
         Ok(Position { segment: header.segment, offset })
@@ -181,7 +219,7 @@ impl SegmentLog {
             writer.latch(synced)?;
             writer.unsynced = false;
         }
-        self.index.lock().durable = writer.link.last;
+        self.index.lock().durable = writer.link.end;
         Ok(())
     }
 
@@ -198,7 +236,7 @@ impl SegmentLog {
             Some(file) => file,
             None => self.dir.create_free(writer.unused_number(), self.options.segment_bytes)?,
         };
-        let header = self.new_header(writer.link.segment + 1, writer.link.last);
+        let header = self.new_header(writer.link.segment + 1, writer.link.end);
         let activated = self.dir.activate(file, &header);
         let file = Arc::new(writer.latch(activated)?);
         writer.file = Arc::clone(&file);
@@ -221,7 +259,7 @@ impl SegmentLog {
     /// Takes the oldest segment out of the index when it is sealed and ends by `tid`. Readers see it no more.
     fn take_oldest(&self, tid: Tid) -> Option<Segment> {
         let mut index = self.index.lock();
-        match index.segments.len() > 1 && index.segments[0].last <= tid {
+        match self.may_go(&index) && index.segments[0].last <= tid {
             true => index.segments.pop_front(),
             false => None,
         }

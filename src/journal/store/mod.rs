@@ -1,5 +1,6 @@
 //! `state.db`: everything of a volume that is small and transactional. SCHEMA.md has the tables.
 
+mod epochs;
 mod events;
 mod overflow;
 mod schema;
@@ -15,9 +16,11 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use super::error::{JournalError, sql};
 use crate::base::{faults, open_database};
 
+pub use epochs::EpochRow;
+pub(super) use epochs::put_epoch;
 pub(super) use events::put_event;
 pub use events::{EventRow, Level};
-pub(super) use overflow::{Collapsed, collapse};
+pub(super) use overflow::{Collapsed, collapse, put_suspects};
 pub(super) use segments::{Sealed, SegmentRow};
 pub use targets::{TargetId, TargetRow};
 pub(super) use targets::{all_targets, lose_place};

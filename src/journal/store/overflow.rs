@@ -43,6 +43,22 @@ pub(in crate::journal) fn collapse(
     Ok(Collapsed::WholeTree)
 }
 
+/// After a crash: what `changes` tells of may differ between the tree and what targets were told, so `target` compares it.
+pub(in crate::journal) fn put_suspects(
+    tx: &Transaction<'_>,
+    target: TargetId,
+    changes: &Changes,
+) -> rusqlite::Result<()> {
+    for (oid, change) in changes.in_order() {
+        match change.what {
+            // It may be there already, and need not be what it was born as.
+            What::Born => merge(tx, target, oid, &Change { what: What::Anywhere, ..*change })?,
+            _ => merge(tx, target, oid, change)?,
+        }
+    }
+    Ok(())
+}
+
 /// Adds what changed of one object to the rows that are there. Every row it touches gets a new id: it may be under way,
 /// read before the change, and its end must not take the change with it.
 fn merge(tx: &Transaction<'_>, target: TargetId, oid: Oid, change: &Change) -> rusqlite::Result<()> {

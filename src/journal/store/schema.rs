@@ -17,9 +17,18 @@ CREATE TABLE segment (
     file      TEXT    NOT NULL,
     epoch     BLOB    NOT NULL,
     first_tid INTEGER NOT NULL,
+    digest    BLOB    NOT NULL,
     last_tid  INTEGER NOT NULL,
     bytes     INTEGER NOT NULL,
     state     TEXT    NOT NULL CHECK (state IN ('open', 'sealed', 'free'))
+);
+CREATE TABLE epoch (
+    number     INTEGER PRIMARY KEY,
+    id         BLOB    NOT NULL UNIQUE,
+    parent     BLOB,
+    fork_tid   INTEGER NOT NULL,
+    fork_digest BLOB   NOT NULL,
+    created_ns INTEGER NOT NULL
 );
 CREATE TABLE target (
     id          INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -1,10 +1,11 @@
 //! The segment index: which segment files there are and what they hold.
 
-use rusqlite::Transaction;
+use rusqlite::{OptionalExtension, Transaction};
 
 use super::{Store, from_sql, to_sql};
-use crate::base::{EpochId, Tid};
+use crate::base::{ChainDigest, EpochId, Tid};
 use crate::journal::error::JournalError;
+use crate::journal::log::ChainEnd;
 
 /// Rows of trimmed segments that are kept for the record.
 const MOST_FREE_ROWS: i64 = 1024;
@@ -18,8 +19,8 @@ pub(in crate::journal) struct SegmentRow {
     pub(in crate::journal) file: String,
     /// The epoch in which it was begun.
     pub(in crate::journal) epoch: EpochId,
-    /// Every record in it has a higher TID than this.
-    pub(in crate::journal) base: Tid,
+    /// The end of the chain before it.
+    pub(in crate::journal) base: ChainEnd,
     /// Last TID in it.
     pub(in crate::journal) last: Tid,
     /// Bytes of it that hold frames, header included.
@@ -43,6 +44,17 @@ impl Store {
         self.write("segment index", |tx| put_segments(tx, rows))
     }
 
+    /// The digest at the beginning of a segment whose records follow `tid`, also of one that is trimmed.
+    pub(in crate::journal) fn digest_before_segment(&self, tid: Tid) -> Result<Option<ChainDigest>, JournalError> {
+        self.read("segment index", |connection| {
+            connection
+                .query_row("SELECT digest FROM segment WHERE first_tid = ?1 LIMIT 1", [to_sql(tid.0 + 1)], |row| {
+                    row.get(0).map(ChainDigest)
+                })
+                .optional()
+        })
+    }
+
     /// The highest last TID of a sealed segment that was not freed.
     pub(in crate::journal) fn sealed_end(&self) -> Result<Tid, JournalError> {
         self.read("segment index", |connection| {
@@ -58,15 +70,16 @@ pub(in crate::journal) fn put_segments(tx: &Transaction<'_>, rows: &[SegmentRow]
     let first = rows.first().map_or(u64::MAX >> 1, |row| row.no);
     tx.execute("UPDATE segment SET state = 'free' WHERE no < ?1", [to_sql(first)])?;
     let mut statement = tx.prepare_cached(
-        "INSERT OR REPLACE INTO segment (no, file, epoch, first_tid, last_tid, bytes, state)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT OR REPLACE INTO segment (no, file, epoch, first_tid, digest, last_tid, bytes, state)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?;
     for row in rows {
         statement.execute((
             to_sql(row.no),
             &row.file,
             &row.epoch.0[..],
-            to_sql(row.base.0 + 1),
+            to_sql(row.base.tid.0 + 1),
+            &row.base.digest.0[..],
             to_sql(row.last.0),
             to_sql(row.bytes),
             match row.sealed {

@@ -123,18 +123,26 @@ impl Store {
     /// # Errors
     /// `Sqlite`.
     pub fn work_renew(&self, target: TargetId, work: &[NewWork]) -> Result<(), JournalError> {
-        self.write("renew work", |tx| {
-            let mut older = tx.prepare_cached(
-                "DELETE FROM work WHERE target = ?1 AND oid = ?2 AND kind = ?3 AND \"offset\" = ?4
-                 RETURNING created_tid",
-            )?;
-            for row in work {
-                let key = (target.0, &row.oid.to_bytes()[..], kind_code(row.kind), to_sql(row.offset));
-                let created: Option<i64> = older.query_row(key, |found| found.get(0)).optional()?;
-                let created_tid = created.map_or(row.created_tid, |old| row.created_tid.min(Tid(from_sql(old))));
-                put_work(tx, target, &[NewWork { created_tid, ..*row }])?;
+        self.write("renew work", |tx| work.iter().try_for_each(|row| renew_work(tx, target, row).map(drop)))
+    }
+
+    /// Queues one object for comparison by every target that has a place, with an event that says `why`, in one
+    /// transaction. A row that is there already gets a new id, as by [`Store::work_renew`], and no further event.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn work_doubt(&self, oid: Oid, created_tid: Tid, why: &str) -> Result<(), JournalError> {
+        let (kind, reason) = (WorkKind::Object, WorkReason::Verify);
+        let row = NewWork { oid, kind, reason, offset: 0, len: 0, created_tid };
+        self.write("doubt", |tx| {
+            let mut known = true;
+            for target in all_targets(tx)?.iter().filter(|target| target.mirrored) {
+                known &= renew_work(tx, target.id, &row)?;
             }
-            Ok(())
+            if known {
+                return Ok(());
+            }
+            put_event(tx, Level::Warning, None, &format!("object {oid}: {why}: every target compares it"))
         })
     }
 
@@ -231,6 +239,19 @@ pub(in crate::journal) fn put_work(
         ))?;
     }
     Ok(inserted)
+}
+
+/// As [`put_work`] for one row, but one that is there already is replaced and gets a new id. Returns whether it was.
+fn renew_work(tx: &Transaction<'_>, target: TargetId, row: &NewWork) -> rusqlite::Result<bool> {
+    let mut older = tx.prepare_cached(
+        "DELETE FROM work WHERE target = ?1 AND oid = ?2 AND kind = ?3 AND \"offset\" = ?4
+         RETURNING created_tid",
+    )?;
+    let key = (target.0, &row.oid.to_bytes()[..], kind_code(row.kind), to_sql(row.offset));
+    let created: Option<i64> = older.query_row(key, |found| found.get(0)).optional()?;
+    let created_tid = created.map_or(row.created_tid, |old| row.created_tid.min(Tid(from_sql(old))));
+    put_work(tx, target, &[NewWork { created_tid, ..*row }])?;
+    Ok(created.is_some())
 }
 
 /// As [`put_work`], but a row that is there already is replaced and gets a new id: it may be under way, read before the

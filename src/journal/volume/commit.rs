@@ -1,14 +1,20 @@
 //! Group commit: whoever must wait writes everything that waits, in one go.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
+use super::hot::Asked;
 use super::mark::{self, Mark};
-use super::ring::{Batch, Gate, Leader, Ring};
+use super::ring::{Batch, Committer, Gate, Leader, Ring};
+use super::shared::Durable;
 use super::{Core, Journal};
-use crate::base::Tid;
-use crate::journal::error::JournalError;
+use crate::base::{Tid, faults};
+use crate::journal::error::{JournalError, io};
+use crate::journal::local::{INTENT_BYTES, Local};
+use crate::journal::log::Position;
+use crate::record::FieldWriter;
 
 /// How long a clean stop waits for changes that are under way.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
@@ -20,17 +26,7 @@ impl Journal {
     /// # Errors
     /// `Failed`: the records may or may not be on the disk, and the volume takes no more changes.
     pub fn commit(&self, upto: Tid) -> Result<(), JournalError> {
-        let core = &*self.core;
-        let mut ring = core.ring.lock();
-        let upto = upto.min(ring.last);
-        while ring.durable < upto {
-            ring.sound()?;
-            match ring.leader {
-                Leader::None => core.lead_commit(&mut ring),
-                Leader::Busy => core.done.wait(&mut ring),
-            }
-        }
-        Ok(())
+        self.core.commit_upto(upto)
     }
 
     /// Takes no more changes, commits everything and writes down that the log ends here, so that the next open need not
@@ -57,18 +53,34 @@ impl Journal {
             core.store.write("clean stop", |tx| mark.put(tx, mark::Stop::Clean))
         });
         core.end_lead(&mut ring);
+        if written.is_ok() {
+            core.shared.remove();
+        }
         written
     }
 }
 
 impl Core {
+    pub(super) fn commit_upto(&self, upto: Tid) -> Result<(), JournalError> {
+        let mut ring = self.ring.lock();
+        let upto = upto.min(ring.last);
+        while ring.durable < upto {
+            ring.sound()?;
+            match ring.leader {
+                Leader::None => self.lead_commit(&mut ring),
+                Leader::Busy => self.done.wait(&mut ring),
+            }
+        }
+        Ok(())
+    }
+
     /// Waits until no change is under way, committing what comes.
     fn wait_unused(&self) -> Result<(), JournalError> {
         let until = Instant::now() + CLOSE_PATIENCE;
         let mut ring = self.ring.lock();
         while ring.in_use() {
             ring.sound()?;
-            if ring.pending() > 0 && ring.leader == Leader::None {
+            if ring.has_work() && ring.leader == Leader::None {
                 self.lead_commit(&mut ring);
             } else if self.space.wait_until(&mut ring, until).timed_out() {
                 return Err(JournalError::Failed { reason: "changes are still under way".to_owned() });
@@ -92,7 +104,7 @@ impl Core {
         ring.leader = Leader::None;
         self.done.notify_all();
         self.space.notify_all();
-        if ring.rolled || ring.pending() > 0 && ring.resting {
+        if ring.rolled || ring.has_intents() || ring.has_work() && ring.committer == Committer::Resting {
             self.work.notify_one();
         }
     }
@@ -100,21 +112,21 @@ impl Core {
     /// Commits everything that waits. The ring is unlocked meanwhile; nobody may be leading.
     pub(super) fn lead_commit(&self, ring: &mut MutexGuard<'_, Ring>) {
         ring.leader = Leader::Busy;
-        let mut batch = ring.take_batch();
+        let batch = ring.take_batch();
         let result = MutexGuard::unlocked(ring, || {
             let before = self.log.end().segment;
             let written = self.write_batch(&batch);
-            // Freed here and not under the lock: it may be megabytes in thousands of pieces.
-            drop(std::mem::take(&mut batch.records));
-            written.map(|()| (self.log.room(), self.log.end().segment != before))
+            written.map(|end| (self.log.room(), end, end.segment != before))
         });
         match result {
-            Ok((room, rolled)) => {
+            Ok((room, end, rolled)) => {
                 ring.settle(&batch);
+                self.shared.settle(batch.end, Durable { tid: self.log.durable_tid(), end });
                 ring.room = room;
                 ring.rolled |= rolled;
+                self.want_checkpoint_when_long(ring, end);
             }
-            Err(error) => self.fail(ring, &error),
+            Err(error) => self.fail(ring, &error.to_string()),
         }
         ring.last_commit = Some(Instant::now());
         self.end_lead(ring);
@@ -130,18 +142,21 @@ impl Core {
     }
 
     /// Latches the volume: nothing is recorded, acknowledged or trimmed any more.
-    fn fail(&self, ring: &mut MutexGuard<'_, Ring>, error: &JournalError) {
-        tracing::error!(%error, "the journal has failed");
-        ring.failed.get_or_insert_with(|| error.to_string());
+    pub(super) fn fail(&self, ring: &mut MutexGuard<'_, Ring>, reason: &str) {
+        tracing::error!(reason, "the journal has failed");
+        self.shared.set_failed();
+        ring.failed.get_or_insert_with(|| reason.to_owned());
     }
 
-    fn write_batch(&self, batch: &Batch) -> Result<(), JournalError> {
+    /// Returns where the log ends then.
+    fn write_batch(&self, batch: &Batch) -> Result<Position, JournalError> {
+        self.write_intents(&batch.intents)?;
         let most = self.log.max_body();
         let mut parts: Vec<&[u8]> = Vec::with_capacity(batch.records.len());
         let mut bytes = 0;
         let mut tid = Tid(batch.first.0 - 1);
-        for record in &batch.records {
-            let record = record.bytes();
+        for extent in &batch.records {
+            let record = self.shared.record(*extent);
             if bytes + record.len() > most {
                 self.write_frame(&parts, tid)?;
                 parts.clear();
@@ -152,7 +167,21 @@ impl Core {
             tid = tid.next();
         }
         self.write_frame(&parts, tid)?;
-        self.log.sync().map(drop)
+        self.log.sync()?;
+        batch.intents.iter().for_each(|asked| self.hot.confirm(asked));
+        Ok(self.log.end())
+    }
+
+    /// Appends the intents as one frame, or several in a log of small segments.
+    fn write_intents(&self, intents: &[Asked]) -> Result<(), JournalError> {
+        let most = self.log.max_body() / INTENT_BYTES;
+        for part in intents.chunks(most) {
+            faults::point("journal.intent").map_err(io("append intents", Path::new("log")))?;
+            let mut body = FieldWriter::default();
+            part.iter().for_each(|asked| Local::Intent(asked.intent).encode(&mut body));
+            self.log.append_local(part.len() as u32, &body.0)?;
+        }
+        Ok(())
     }
 
     /// Appends records with the TIDs that end with `last`.
@@ -176,7 +205,7 @@ impl Core {
             } else if ring.rolled {
                 ring.rolled = false;
                 MutexGuard::unlocked(&mut ring, || self.housekeep());
-            } else if ring.pending() == 0 {
+            } else if !ring.has_work() {
                 self.rest(&mut ring);
             } else {
                 self.commit_when_due(&mut ring);
@@ -192,9 +221,9 @@ impl Core {
                 self.work.wait_until(ring, due);
             }
             _ => {
-                ring.resting = true;
+                ring.committer = Committer::Resting;
                 self.work.wait(ring);
-                ring.resting = false;
+                ring.committer = Committer::Active;
             }
         }
     }
@@ -202,7 +231,8 @@ impl Core {
     fn commit_when_due(&self, ring: &mut MutexGuard<'_, Ring>) {
         let due = ring.last_commit.map(|last| last + self.options.commit_interval);
         match due {
-            Some(due) if Instant::now() < due => {
+            // Who posted an intent is about to need it.
+            Some(due) if Instant::now() < due && !ring.has_intents() => {
                 self.work.wait_until(ring, due);
             }
             _ => self.lead_commit(ring),

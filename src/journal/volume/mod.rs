@@ -1,15 +1,22 @@
 //! A source's journal: the ring that gives TIDs, group commit, the log and the store together.
 
+mod change;
+mod checkpoint;
 mod commit;
+mod hot;
 mod mark;
 mod open;
+mod recover;
 mod reserve;
 mod retention;
 mod ring;
+mod shared;
+mod slots;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -21,12 +28,19 @@ use parking_lot::{Condvar, Mutex};
 
 use super::error::JournalError;
 use super::log::{Chunk, SegmentLog, SegmentReader};
-use super::store::Store;
-use crate::base::{EpochId, Space, Tid, VolumeUuid};
+use super::store::{EpochRow, Store};
+use crate::base::{ChainDigest, EpochId, Oid, Position, Space, Tid, VolumeUuid};
+use checkpoint::Checkpoints;
+use hot::HotSet;
 use ring::Ring;
+use shared::Shared;
+use slots::Slots;
 
+pub use change::InFlight;
+pub use checkpoint::{Checkpointer, SyncTree};
 pub use open::LastStop;
 pub use reserve::Reservation;
+pub use slots::UnderWay;
 
 /// Sizes and times.
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +117,15 @@ struct Core {
     done: Condvar,
     /// The committer has something to do. With `ring`.
     work: Condvar,
+    /// A checkpoint is due. With `ring`.
+    checkpoint_due: Condvar,
+    /// What survives a kill.
+    shared: Shared,
+    slots: Slots,
+    hot: HotSet,
+    checkpoints: Checkpoints,
+    /// Protects the list of objects without a name that are held open. Rank: a leaf.
+    orphans: Mutex<HashSet<Oid>>,
     /// That the log fills was said; only the committer asks.
     warned: AtomicBool,
     /// Only for its lock, which ends with it.
@@ -129,6 +152,40 @@ impl Journal {
     /// Every record up to here is on the disk.
     pub fn durable_tid(&self) -> Tid {
         self.core.ring.lock().durable
+    }
+
+    /// The end of what is durable: epoch, TID and digest of the chain of records up to it.
+    pub fn position(&self) -> Position {
+        // The TIDs of a jump count although the log ends before them: nothing lies between.
+        let given = self.durable_tid();
+        let end = self.core.log.durable_end();
+        Position { epoch: self.core.identity.epoch, tid: given.max(end.tid), digest: end.digest }
+    }
+
+    /// Digest of the chain of records up to `tid`; `None` when that is no longer, or not yet, known. Where a segment ended
+    /// and where an epoch began is known for long after the records are gone.
+    ///
+    /// # Errors
+    /// `Sqlite`; `Io`, `Damaged` or `Record` when the place cannot be read.
+    pub fn digest_at(&self, tid: Tid) -> Result<Option<ChainDigest>, JournalError> {
+        let log = &self.core.log;
+        if tid >= log.oldest_kept() {
+            let durable = self.durable_tid();
+            return log.digest_at(if tid <= durable { tid.min(log.durable_tid()) } else { tid });
+        }
+        if let Some(digest) = self.core.store.digest_before_segment(tid)? {
+            return Ok(Some(digest));
+        }
+        let forks = self.core.store.epochs()?;
+        Ok(forks.iter().find(|epoch| epoch.fork.tid == tid).map(|epoch| epoch.fork.digest))
+    }
+
+    /// The volume's epochs, oldest first; the last one is current.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn epochs(&self) -> Result<Vec<EpochRow>, JournalError> {
+        self.core.store.epochs()
     }
 
     /// Waits until something after `tid` is durable, the journal fails or closes, or `timeout` has passed. Returns the

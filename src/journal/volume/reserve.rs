@@ -2,11 +2,14 @@
 
 use std::path::Path;
 
-use super::ring::{Gate, Lack, Leader, Share};
+use parking_lot::MutexGuard;
+
+use super::hot::Asked;
+use super::ring::{Committer, Gate, INTENTS_ROOM, Lack, Leader, Ring, Share};
 use super::{Core, Journal};
 use crate::base::{Tid, faults};
 use crate::journal::error::{JournalError, io};
-use crate::journal::log::frame_bytes;
+use crate::journal::local::Intent;
 use crate::record::Draft;
 
 /// Room in ring and log for one record. Dropped without [`Reservation::commit`], it gives the room back.
@@ -14,6 +17,8 @@ pub struct Reservation<'a> {
     core: &'a Core,
     share: Share,
     state: State,
+    /// Whether the room for its intents is still there.
+    intents: State,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,50 +38,119 @@ impl Journal {
     pub fn reserve(&self, bytes: usize) -> Result<Reservation<'_>, JournalError> {
         faults::point("journal.reserve").map_err(io("reserve", Path::new("ring")))?;
         let core = &*self.core;
-        let share = Share { bytes, disk: frame_bytes(bytes) };
+        let share = Share::of(bytes).with(INTENTS_ROOM);
         let mut ring = core.ring.lock();
-        let most = core.log.max_body().min(ring.most_bytes);
+        let most = core.log.max_body().min(ring.most_bytes - Share::of(0).bytes);
         if bytes > most {
             return Err(JournalError::TooLarge { bytes, most });
         }
         loop {
-            ring.open()?;
-            if ring.gate == Gate::Blocked {
-                core.space.wait(&mut ring);
-                continue;
+            core.take_room(&mut ring, share)?;
+            if ring.gate != Gate::Blocked {
+                break;
             }
-            match ring.take_room(share) {
-                Ok(()) => break,
-                Err(_) if ring.leader == Leader::Busy => core.done.wait(&mut ring),
-                Err(Lack::Segment) => core.lead_prepare(&mut ring)?,
-                Err(Lack::Commit) if ring.pending() > 0 => core.lead_commit(&mut ring),
-                Err(Lack::Commit) => core.space.wait(&mut ring),
-            }
+            ring.give_back(share);
+            core.space.wait(&mut ring);
         }
-        Ok(Reservation { core, share, state: State::Held })
+        drop(ring);
+        Ok(Reservation { core, share, state: State::Held, intents: State::Held })
     }
 }
 
 impl Reservation<'_> {
     /// Gives the change its TID and queues its record for the next group commit. The caller holds the object's lock, so
     /// that the order of TIDs is the order of the changes. Does not wait for a disk.
-    pub fn commit(mut self, draft: Draft) -> Tid {
-        debug_assert!(draft.len_bytes() <= self.share.bytes, "more than reserved");
+    pub fn commit(mut self, mut draft: Draft<'_>) -> Tid {
+        let len = draft.len_bytes();
+        debug_assert!(Share::of(len).bytes <= self.share.bytes, "more than reserved");
         self.state = State::Used;
         // Room is reserved for the longest record that the change may need; what this one does not need is free again.
-        let needed = Share { bytes: draft.len_bytes(), disk: frame_bytes(draft.len_bytes()) };
-        let mut ring = self.core.ring.lock();
+        let needed = Share::of(len);
+        let core = self.core;
+        let mut ring = core.ring.lock();
         ring.give_back(self.share);
         ring.take(needed);
-        let tid = ring.push(draft, needed);
-        let wake = std::mem::take(&mut ring.resting);
+        let (tid, time_ns, extent) = ring.push(&core.shared, len, needed);
+        let resting = std::mem::replace(&mut ring.committer, Committer::Active) == Committer::Resting;
         drop(ring);
-        if wake {
-            self.core.work.notify_one();
+        draft.finish(tid, time_ns);
+        core.shared.fill(extent, &draft.parts());
+        if resting {
+            core.work.notify_one();
         }
         // Whoever waits for room may lead a commit now.
-        self.core.space.notify_one();
+        core.space.notify_one();
         tid
+    }
+
+    /// Returns when the intents are durable: then the objects may be changed, until a checkpoint begins. The caller holds
+    /// no lock. Waits for our own disk, and for a checkpoint when too many objects are hot.
+    ///
+    /// # Errors
+    /// `Failed`; then nothing may be changed.
+    pub fn announce(&mut self, intents: &[Intent]) -> Result<(), JournalError> {
+        if faults::skipped("rule.intents") {
+            return Ok(());
+        }
+        let core = self.core;
+        let mut ring = core.ring.lock();
+        core.wait_cooler(&mut ring)?;
+        let asked: Vec<Asked> = intents.iter().filter_map(|intent| core.hot.ask(*intent)).collect();
+        if !asked.is_empty() {
+            let share = match self.share.disk >= INTENTS_ROOM.disk && self.intents == State::Held {
+                true => {
+                    self.intents = State::Used;
+                    self.share.disk -= INTENTS_ROOM.disk;
+                    INTENTS_ROOM
+                }
+                // A generation began between: rare, and little.
+                false => core.take_room(&mut ring, INTENTS_ROOM).map(|()| INTENTS_ROOM)?,
+            };
+            ring.push_intents(&asked, share);
+        }
+        let upto = ring.intents_given;
+        while ring.intents_durable < upto {
+            ring.sound()?;
+            match ring.leader {
+                Leader::None => core.lead_commit(&mut ring),
+                Leader::Busy => core.done.wait(&mut ring),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Journal {
+    /// Sends intents on their way without waiting, where there is room at once: somebody is about to change the objects.
+    pub fn prefetch(&self, intents: &[Intent]) {
+        let core = &*self.core;
+        let mut ring = core.ring.lock();
+        if ring.open().is_err() || core.is_hot_set_full() || ring.take_room(INTENTS_ROOM).is_err() {
+            return;
+        }
+        let asked: Vec<Asked> = intents.iter().filter_map(|intent| core.hot.ask(*intent)).collect();
+        if asked.is_empty() {
+            return ring.give_back(INTENTS_ROOM);
+        }
+        ring.push_intents(&asked, INTENTS_ROOM);
+        drop(ring);
+        core.work.notify_one();
+    }
+}
+
+impl Core {
+    /// Takes room, waiting for our own disk and for nothing else.
+    pub(super) fn take_room(&self, ring: &mut MutexGuard<'_, Ring>, share: Share) -> Result<(), JournalError> {
+        loop {
+            ring.open()?;
+            match ring.take_room(share) {
+                Ok(()) => return Ok(()),
+                Err(_) if ring.leader == Leader::Busy => self.done.wait(ring),
+                Err(Lack::Segment) => self.lead_prepare(ring)?,
+                Err(Lack::Commit) if ring.has_work() => self.lead_commit(ring),
+                Err(Lack::Commit) => self.space.wait(ring),
+            }
+        }
     }
 }
 

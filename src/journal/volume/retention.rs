@@ -96,6 +96,8 @@ impl Core {
         self.block_at_cap();
         while self.options.when_full == WhenFull::Degrade && self.is_above(FULL_PERCENT) {
             let Some(end) = self.log.oldest_sealed_end() else {
+                // The rest is what a recovery would read.
+                self.want_checkpoint(&mut self.ring.lock());
                 return Ok(());
             };
             self.collapse_upto(end)?;
@@ -128,6 +130,10 @@ impl Core {
         if self.options.when_full == WhenFull::Block {
             let full = self.log.bytes_used() >= self.options.cap_bytes;
             let mut ring = self.ring.lock();
+            if full {
+                // What a recovery would read is kept, too.
+                self.want_checkpoint(&mut ring);
+            }
             ring.gate = match ring.gate {
                 Gate::Closed => Gate::Closed,
                 _ if full => Gate::Blocked,

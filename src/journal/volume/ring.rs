@@ -2,10 +2,17 @@
 
 use std::time::Instant;
 
+use super::hot::Asked;
+use super::shared::{Extent, Shared};
 use crate::base::{Tid, Timespec};
 use crate::journal::error::JournalError;
-use crate::journal::log::Room;
-use crate::record::{Draft, Encoded};
+use crate::journal::log::{Room, frame_bytes};
+
+/// What an extent of the ring takes beside its record.
+const PREFIX_BYTES: usize = 8;
+
+/// Room on disk for the intents of one change, in a frame of their own.
+pub(super) const INTENTS_ROOM: Share = Share { bytes: 0, disk: 4096 };
 
 /// Room that a record takes.
 #[derive(Clone, Copy, Default, Debug)]
@@ -25,6 +32,15 @@ pub(super) enum Leader {
     Busy,
 }
 
+/// What the committer does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Committer {
+    /// It commits, or looks at the clock.
+    Active,
+    /// It waits for a record, without a deadline.
+    Resting,
+}
+
 /// Whether changes are taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Gate {
@@ -39,9 +55,21 @@ pub(super) enum Gate {
 /// The state under the ring's lock.
 pub(super) struct Ring {
     /// Records with the TIDs that end with `last`, in order.
-    pending: Vec<Encoded>,
+    pending: Vec<Extent>,
+    /// Behind the last of them, counted in bytes since the ring was made.
+    head: u64,
     /// The room of the records in `pending`.
     pending_share: Share,
+    /// Intents that wait, and their room.
+    intents: Vec<Asked>,
+    intents_share: Share,
+    /// Intents given, and those of them that are durable.
+    pub(super) intents_given: u64,
+    pub(super) intents_durable: u64,
+    /// Threads that make checkpoints.
+    pub(super) checkpointers: usize,
+    /// A checkpoint is due before its time.
+    pub(super) checkpoint_wanted: bool,
     /// Last TID given.
     pub(super) last: Tid,
     /// Last durable TID.
@@ -55,8 +83,7 @@ pub(super) struct Ring {
     pub(super) leader: Leader,
     /// When the last commit ended.
     pub(super) last_commit: Option<Instant>,
-    /// The committer waits for a record, without a deadline.
-    pub(super) resting: bool,
+    pub(super) committer: Committer,
     /// The log has gone on to another segment since the committer looked.
     pub(super) rolled: bool,
     /// The first failure of the log.
@@ -69,7 +96,11 @@ pub(super) struct Ring {
 
 /// What one group commit writes.
 pub(super) struct Batch {
-    pub(super) records: Vec<Encoded>,
+    pub(super) records: Vec<Extent>,
+    pub(super) intents: Vec<Asked>,
+    intents_upto: u64,
+    /// Where the ring is free up to when they are durable.
+    pub(super) end: u64,
     pub(super) first: Tid,
     pub(super) last: Tid,
     share: Share,
@@ -89,6 +120,13 @@ impl Ring {
     pub(super) fn new(last: Tid, most_bytes: usize, room: Room) -> Ring {
         Ring {
             pending: Vec::new(),
+            head: 0,
+            intents: Vec::new(),
+            intents_share: Share::default(),
+            intents_given: 0,
+            intents_durable: 0,
+            checkpointers: 0,
+            checkpoint_wanted: false,
             pending_share: Share::default(),
             last,
             durable: last,
@@ -97,7 +135,7 @@ impl Ring {
             room,
             leader: Leader::None,
             last_commit: None,
-            resting: false,
+            committer: Committer::Active,
             rolled: false,
             failed: None,
             gate: Gate::Open,
@@ -156,39 +194,71 @@ impl Ring {
         self.used.bytes > 0 || self.used.disk > 0
     }
 
-    /// Gives the draft the next TID. `share` was taken before.
-    pub(super) fn push(&mut self, draft: Draft, share: Share) -> Tid {
+    /// Gives the next TID and an extent for a record of `len` bytes; `share` was taken before. The record is to be finished
+    /// with these and put there, without the ring's lock.
+    pub(super) fn push(&mut self, shared: &Shared, len: usize, share: Share) -> (Tid, i64, Extent) {
         self.last = self.last.next();
-        let record = draft.seal(self.last, Timespec::now().as_nanos());
-        self.pending.push(record);
+        shared.set_last(self.last);
+        let (extent, head) = shared.take(self.head, len);
+        self.head = head;
+        self.pending.push(extent);
         self.pending_share.add(share);
-        self.last
+        (self.last, Timespec::now().as_nanos(), extent)
     }
 
-    /// Number of records that wait.
-    pub(super) fn pending(&self) -> usize {
-        self.pending.len()
+    /// Queues intents; `share` was taken before.
+    pub(super) fn push_intents(&mut self, asked: &[Asked], share: Share) {
+        self.intents.extend_from_slice(asked);
+        self.intents_given += asked.len() as u64;
+        self.intents_share.add(share);
+    }
+
+    /// Whether anything waits.
+    pub(super) fn has_work(&self) -> bool {
+        !self.pending.is_empty() || !self.intents.is_empty()
+    }
+
+    /// Whether intents wait, which somebody may wait for.
+    pub(super) fn has_intents(&self) -> bool {
+        !self.intents.is_empty()
     }
 
     /// Takes everything that waits.
     pub(super) fn take_batch(&mut self) -> Batch {
         let records = std::mem::take(&mut self.pending);
+        let mut share = std::mem::take(&mut self.pending_share);
+        share.add(std::mem::take(&mut self.intents_share));
         Batch {
-            first: Tid(self.last.0 - records.len() as u64 + 1),
+            first: Tid(self.last.0 + 1 - records.len() as u64),
             last: self.last,
-            share: std::mem::take(&mut self.pending_share),
+            end: self.head,
+            share,
             records,
+            intents: std::mem::take(&mut self.intents),
+            intents_upto: self.intents_given,
         }
     }
 
     /// The batch is on the disk.
     pub(super) fn settle(&mut self, batch: &Batch) {
         self.durable = batch.last;
+        self.intents_durable = batch.intents_upto;
         self.used.sub(batch.share);
     }
 }
 
 impl Share {
+    /// Room for a record of `len` bytes.
+    pub(super) fn of(len: usize) -> Share {
+        Share { bytes: len + PREFIX_BYTES, disk: frame_bytes(len) }
+    }
+
+    /// Both.
+    pub(super) fn with(mut self, other: Share) -> Share {
+        self.add(other);
+        self
+    }
+
     fn add(&mut self, other: Share) {
         self.bytes += other.bytes;
         self.disk += other.disk;

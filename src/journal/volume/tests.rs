@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::ring::Gate;
-use super::{Journal, JournalOptions, LastStop, WhenFull};
+use super::{Journal, JournalOptions, LastStop, SyncTree, WhenFull};
 use crate::base::{Oid, Tid};
 use crate::journal::{JournalError, NewWork, TargetId, WorkKind, WorkReason};
 use crate::record::{Draft, Op, RecordIter};
@@ -29,9 +29,11 @@ fn open(dir: &TempDir) -> (Arc<Journal>, LastStop) {
     Journal::open(dir.path(), options()).unwrap()
 }
 
-fn draft(payload: usize) -> Draft {
+static PAYLOAD: [u8; 64 << 10] = [1; 64 << 10];
+
+fn draft(payload: usize) -> Draft<'static> {
     let op = Op::Write { offset: 0, attrs: Default::default() };
-    Draft::new(Oid::ROOT, &op, &vec![1; payload])
+    Draft::new(Oid::ROOT, &op, &PAYLOAD[..payload])
 }
 
 fn change(journal: &Journal, payload: usize) -> Tid {
@@ -45,6 +47,12 @@ fn fill_to(journal: &Journal, no: u64) {
         change(journal, 20_000);
         journal.commit(journal.last_tid()).unwrap();
     }
+    checkpoint(journal);
+}
+
+fn checkpoint(journal: &Journal) {
+    let sync: SyncTree = Box::new(|| Ok(()));
+    journal.checkpoint(&sync).unwrap();
 }
 
 fn target_at(journal: &Journal, name: &str, base: Tid) -> TargetId {
@@ -69,9 +77,9 @@ fn eventually(mut done: impl FnMut() -> bool) {
     }
 }
 
-fn unclean_reason(stop: LastStop) -> String {
+fn damage(stop: LastStop) -> String {
     match stop {
-        LastStop::Unclean { reason } => reason,
+        LastStop::Damaged { reason } => reason,
         other => panic!("{other:?}"),
     }
 }
@@ -183,7 +191,7 @@ fn trimming_waits_for_the_slowest_target() {
     journal.trim().unwrap();
     assert_eq!(journal.bytes_used(), options().segment_bytes);
     drop(journal);
-    assert_eq!(unclean_reason(open(&dir).1), "the last stop was not clean");
+    assert_eq!(open(&dir).1, LastStop::Killed { records: 0, objects: 0 });
 }
 
 #[test]
@@ -218,7 +226,7 @@ fn above_the_cap_the_slowest_target_gets_work_keeps_its_place_and_nobody_waits()
     assert!(fs::read_dir(dir.path().join("seg")).unwrap().count() <= 9);
     drop(journal);
     let (journal, stop) = Journal::open(dir.path(), options).unwrap();
-    assert_eq!(unclean_reason(stop), "the last stop was not clean");
+    assert_eq!(stop, LastStop::Killed { records: 0, objects: 0 });
     assert!(journal.store().target("slow").unwrap().unwrap().covered >= row.covered);
 }
 
@@ -245,6 +253,7 @@ fn changes_wait_at_the_cap_where_that_is_asked_for() {
     let cap_bytes = 4 * options().segment_bytes;
     let options = JournalOptions { cap_bytes, when_full: WhenFull::Block, ..options() };
     let (journal, _) = Journal::open(dir.path(), options).unwrap();
+    let _checkpoints = journal.start_checkpoints(Box::new(|| Ok(()))).unwrap();
     let slow = target_at(&journal, "slow", Tid::ZERO);
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| fill_to(&journal, 9));

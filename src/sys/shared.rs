@@ -1,0 +1,114 @@
+//! A file as memory that outlives the process: what is stored is in the kernel's page cache at once.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+
+use super::{Errno, Result};
+
+/// A file that is mapped whole, shared (mmap(2), MAP_SHARED). Its space must be allocated: a page that the filesystem
+/// cannot provide would end the process (SIGBUS).
+///
+/// Words are atomic. Of bytes the owner sees to it that a range is not written while someone reads it: the mapping is a
+/// means of keeping bytes, not of passing them between threads.
+pub struct SharedMap {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to the value and is not tied to a thread; who may touch which range is said above.
+unsafe impl Send for SharedMap {}
+// SAFETY: as for Send; words are atomic.
+unsafe impl Sync for SharedMap {}
+
+impl SharedMap {
+    /// Maps the first `len` bytes of `file`.
+    ///
+    /// # Errors
+    /// As mmap(2).
+    pub fn new(file: BorrowedFd<'_>, len: usize) -> Result<SharedMap> {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), len, access, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+        if base == libc::MAP_FAILED {
+            return Err(Errno::last());
+        }
+        NonNull::new(base.cast()).map(|base| SharedMap { base, len }).ok_or(Errno::EINVAL)
+    }
+
+    /// Its length in bytes.
+    pub fn len_bytes(&self) -> usize {
+        self.len
+    }
+
+    /// The word at byte `at`, a multiple of 8.
+    ///
+    /// # Panics
+    /// Outside of the mapping, or unaligned.
+    pub fn word(&self, at: usize) -> &AtomicU64 {
+        assert!(at.is_multiple_of(8) && at < self.len && self.len - at >= 8, "word {at} of {}", self.len);
+        // SAFETY: inside the mapping, which lives as long as `self`; aligned, because the mapping begins at a page; any
+        // bits are a valid u64.
+        unsafe { &*self.base.as_ptr().add(at).cast::<AtomicU64>() }
+    }
+
+    /// The bytes from `at` on. Nobody may write them meanwhile.
+    ///
+    /// # Panics
+    /// Outside of the mapping.
+    pub fn bytes(&self, at: usize, len: usize) -> &[u8] {
+        self.check(at, len);
+        // SAFETY: inside the mapping, which lives as long as `self`; that it is not written is the owner's promise.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(at), len) }
+    }
+
+    /// Stores `bytes` at `at`. Nobody else may read or write them meanwhile.
+    ///
+    /// # Panics
+    /// Outside of the mapping.
+    pub fn store(&self, at: usize, bytes: &[u8]) {
+        self.check(at, bytes.len());
+        // SAFETY: inside the mapping, and `bytes` cannot lie in it while this range is the caller's alone.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.as_ptr().add(at), bytes.len()) }
+    }
+
+    fn check(&self, at: usize, len: usize) {
+        assert!(at <= self.len && self.len - at >= len, "{len} bytes at {at} of {}", self.len);
+    }
+}
+
+impl Drop for SharedMap {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `new` and nothing borrowed from it is left.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    #[test]
+    fn what_is_stored_is_in_the_file() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(8192).unwrap();
+        let map = SharedMap::new(file.as_fd(), 8192).unwrap();
+        map.store(5000, b"some bytes");
+        map.word(16).store(0x0102, Ordering::Release);
+        drop(map);
+        let mut bytes = vec![0; 8192];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).unwrap();
+        assert_eq!((&bytes[5000..5010], &bytes[16..18]), (&b"some bytes"[..], &[2, 1][..]));
+    }
+
+    #[test]
+    #[should_panic(expected = "bytes at")]
+    fn nothing_outside_is_touched() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        SharedMap::new(file.as_fd(), 4096).unwrap().store(4090, b"too long");
+    }
+}
