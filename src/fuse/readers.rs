@@ -21,11 +21,11 @@ use parking_lot::{Condvar, Mutex};
 use super::worker;
 
 /// How long no worker may wait for requests before another one is called.
-const TICK: Duration = Duration::from_millis(1);
+const TICK: Duration = Duration::from_millis(2);
 /// How often the end of the connection is looked for while there are no requests.
 const IDLE_TICK: Duration = Duration::from_millis(250);
 /// Ticks without a request after which the watch takes it easy.
-const IDLE_AFTER: u32 = 50;
+const IDLE_AFTER: u32 = 25;
 /// Without slow requests for so long, one worker less waits.
 const CALM: Duration = Duration::from_secs(1);
 
