@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Conformance at full length: pjdfstest and fsx on the mount of a replicated volume and on the bare directory, for ext4,
-# xfs and btrfs; then source and target are compared. Differences that are known stand in src/stack/SEMANTICS.md.
+# xfs and btrfs; a directory of a million entries that is listed while half of it goes; then source and target are
+# compared. Differences that are known stand in src/stack/SEMANTICS.md.
 # DTFS_SEEDS and DTFS_OPS ask for other numbers than 5 and 200,000. `scripts/posix.sh tools` only installs the suites,
 # below target/tools.
 set -euo pipefail
@@ -27,4 +28,4 @@ need_packages "${DTFS_NEEDS_BUILD[@]}" "${DTFS_NEEDS_TEST[@]}"
 install_tools
 [ "${1:-}" = tools ] && exit 0
 [ "$(id -u)" -eq 0 ] || { echo "posix: root is needed: the tests mount filesystems" >&2; exit 1; }
-exec cargo test --locked --test posix -- --include-ignored --nocapture --test-threads=1 "$@"
+exec cargo test --locked --test posix --test large_directory -- --include-ignored --nocapture --test-threads=1 "$@"

@@ -16,7 +16,7 @@ use dtfs::base::Tid;
 use dtfs::fuse::{MountedVolume, Unmount};
 use dtfs::journal::{Journal, JournalOptions};
 use dtfs::stack::TimeChange::Keep;
-use dtfs::stack::{AttrChange, Caller, NodeId, Stack, StackOptions};
+use dtfs::stack::{AttrChange, Caller, NodeId, Privileges, Stack, StackOptions, WriteMode};
 
 const FILES: u64 = 50;
 
@@ -173,4 +173,37 @@ fn the_journal_costs_few_system_calls_under_load() {
     let (calls, records) = (journal.log_calls() - before, m.last().0 - first.0);
     assert_eq!(records, 20_000);
     assert!(calls * 20 <= records, "{calls} calls for {records} records");
+}
+
+/// Safety costs a change of a hot object no system call: intents, slots and the ring are memory.
+#[test]
+fn a_change_of_a_hot_object_makes_no_system_call_for_the_journal() {
+    let dir = tempfile::tempdir().unwrap();
+    let behind = dir.path().join("tree");
+    fs::create_dir(&behind).unwrap();
+    // So long that nothing is committed unless somebody waits.
+    let options = JournalOptions { commit_interval: Duration::from_secs(600), ..JournalOptions::default() };
+    let (journal, _) = Journal::open(&dir.path().join("j"), options).unwrap();
+    let stack = Stack::new(Tree::open(&behind).unwrap(), journal.clone(), StackOptions::default()).unwrap();
+    let caller = Caller::daemon();
+    let (entry, opened) = stack.create(&caller, NodeId::ROOT, b"file", 0o600, libc::O_RDWR).unwrap();
+    journal.commit(journal.last_tid()).unwrap();
+    let mode = WriteMode { flags: libc::O_RDWR, privileges: Privileges::Keep };
+    let write = |at: u64| stack.write(&caller, entry.node, opened.file, at * 4096, &[7; 4096], mode).unwrap();
+    write(0);
+    let (before, calls) = (journal.log_calls(), thread_calls());
+    for at in 0..1000 {
+        write(at);
+    }
+    let made = thread_calls().zip(calls).map(|(now, then)| now - then);
+    assert_eq!(journal.log_calls(), before);
+    assert_eq!(journal.last_tid(), Tid(1002));
+    // One pwrite and one fstat each, by the kernel's own count of what this thread wrote.
+    assert_eq!(made, Some(1000), "writes by this thread");
+}
+
+/// Calls of write(2) and its kin that this thread has made (proc(5), /proc/PID/task/TID/io, syscw).
+fn thread_calls() -> Option<u64> {
+    let io = fs::read_to_string("/proc/thread-self/io").ok()?;
+    io.lines().find_map(|line| line.strip_prefix("syscw: ")?.parse().ok())
 }

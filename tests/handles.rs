@@ -11,9 +11,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use dtfs::backing::Tree;
 use dtfs::sys::{self, Errno, RawHandle};
 use support::host::Host;
-use support::scratch::{FileSystem, Scratch};
+use support::process::tool;
+use support::scratch::{FileSystem, Scratch, utf8};
 use support::trees;
 
 fn handle_of(path: &Path) -> RawHandle {
@@ -184,4 +186,18 @@ fn dead_handles_open_nothing_on_xfs() {
 #[test]
 fn dead_handles_open_nothing_on_btrfs() {
     dead_handles_open_nothing(FileSystem::Btrfs);
+}
+
+/// xfs lists each under two names; who removes all that are listed would meet the second one gone.
+#[test]
+fn an_access_control_list_is_one_xattr_on_every_filesystem() {
+    for kind in [FileSystem::Ext4, FileSystem::Xfs, FileSystem::Btrfs] {
+        let scratch = Scratch::new(kind);
+        let dir = scratch.dir("tree");
+        tool("setfacl", &["-m", "u:1000:r", utf8(&dir)]);
+        let tree = Tree::open(&dir).unwrap();
+        let names: Vec<_> =
+            tree.xattrs(tree.root(), b"trusted.dtfs.").unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, [b"system.posix_acl_access"], "{kind:?}");
+    }
 }

@@ -14,7 +14,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use dtfs::backing::Tree;
-use dtfs::fuse::{MountedVolume, Unmount, Unmounted, dead_mount_at};
+use dtfs::fuse::{Agreed, MountedVolume, Unmount, Unmounted, dead_mount_at};
 use dtfs::journal::{Journal, JournalOptions};
 use dtfs::stack::{Stack, StackOptions};
 use dtfs::sys::{self, Errno};
@@ -192,6 +192,16 @@ fn owners_umask_and_default_acl_are_those_of_the_backing_filesystem() {
     // The default ACL takes the place of the umask.
     assert_eq!((fact("acl/d"), fact("acl/f")), (0o770, 0o660));
     assert!(!as_user(&format!("echo x > {at}/acl/../none/f")));
+}
+
+#[test]
+fn what_was_agreed_with_the_kernel_is_kept_in_the_volume_s_state() {
+    let m = Mounted::new();
+    let text = m.stack.connection().unwrap().expect("it is there as soon as the mount is");
+    let agreed: Agreed = text.parse().unwrap();
+    assert_eq!(agreed.version.0, 7);
+    assert!(agreed.wanted != 0 && agreed.wanted & !agreed.offered == 0, "{text}");
+    assert!(agreed.max_write >= 128 << 10 && agreed.read_ahead <= agreed.offered_read_ahead, "{text}");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use support::host::{Answer, Host, is_dtfs};
-use support::process::wait_until;
+use support::process::{tool, try_tool, wait_until};
 use support::scratch::utf8;
 use support::trees::contents;
 use tempfile::TempDir;
@@ -33,6 +33,22 @@ fn refused(host: &Host, args: &[&str], code: i32, reason: &str) -> Answer {
     assert!(answer.stderr.contains(reason), "dtfs {args:?} does not say \"{reason}\": {answer:#?}");
     assert_eq!(host.config(), before, "dtfs {args:?} was refused and changed the configuration");
     answer
+}
+
+/// A filesystem mounted at a directory until this is dropped.
+struct InnerMount(PathBuf);
+
+impl InnerMount {
+    fn new(at: &Path) -> InnerMount {
+        tool("mount", &["-t", "tmpfs", "tmpfs", utf8(at)]);
+        InnerMount(at.to_owned())
+    }
+}
+
+impl Drop for InnerMount {
+    fn drop(&mut self) {
+        try_tool("umount", &["--lazy", utf8(&self.0)]);
+    }
 }
 
 /// Both ways to make a directory a volume refuse it alike.
@@ -90,6 +106,36 @@ fn what_another_dtfs_has_mounted_is_refused() {
     refused_as_volume(&other, &dir, REFUSED, "mounted");
     assert_eq!(fs::read(dir.join("file")).unwrap(), b"the user's own", "the first mount is unharmed");
     host.stop();
+}
+
+#[test]
+fn a_directory_with_mounts_below_is_refused_unless_they_are_ignored() {
+    let (scratch, dir) = user_dir("dir");
+    let (inner, target) = (dir.join("below/inner"), scratch.path().join("target"));
+    fs::create_dir_all(&inner).unwrap();
+    let mounted = InnerMount::new(&inner);
+    fs::write(inner.join("on the inner one"), "not of the volume").unwrap();
+    let mut host = Host::new();
+    host.define_volume("data", &dir);
+    host.start();
+    let refused = host.run(&["mounts", "mount", "--all"]);
+    assert_eq!(refused.code, REFUSED, "{refused:#?}");
+    assert!(refused.stdout.contains(utf8(&inner)), "the inner mount is named: {refused:#?}");
+    assert!(refused.stdout.contains("submounts=ignore"), "the remedy is named: {refused:#?}");
+    host.must(&["mounts", "remove", utf8(&dir)]);
+    host.must(&["mounts", "add", utf8(&dir), "-o", "volume=data,submounts=ignore"]);
+    host.must(&["mounts", "mount", "--all"]);
+    assert!(is_dtfs(&dir), "mounted over it");
+    assert_eq!(fs::read_dir(&inner).unwrap().count(), 0, "what the inner mount covers");
+    fs::write(inner.join("covered"), "of the volume").unwrap();
+    host.define_target("data", &target);
+    host.wait("data", 60);
+    assert_eq!(fs::read(target.join("below/inner/covered")).unwrap(), b"of the volume");
+    assert!(host.log().contains(utf8(&inner)), "the log names what is hidden");
+    host.stop();
+    assert_eq!(fs::read(inner.join("on the inner one")).unwrap(), b"not of the volume");
+    drop(mounted);
+    assert_eq!(fs::read(inner.join("covered")).unwrap(), b"of the volume");
 }
 
 #[test]

@@ -82,17 +82,30 @@ fn sync(fd: BorrowedFd<'_>) -> Result<()> {
     crate::base::faults::step("backing.syncfs", || sys::syncfs(fd))
 }
 
+/// What xfs calls the two access control lists on its disk. It lists them under these names too (fs/xfs/xfs_xattr.c), and
+/// whoever removes one name of the two has removed the other.
+const XFS_ACLS: [&[u8]; 2] = [b"trusted.SGI_ACL_FILE", b"trusted.SGI_ACL_DEFAULT"];
+
 impl Tree {
     /// Opens the directory `path`; below a dead FUSE mount, which stays there, the directory that this hides.
     ///
     /// # Errors
     /// [`BackingError`] when it is no directory, holds mounts below, or lies on a filesystem without known handles.
     pub fn open(path: &Path) -> std::result::Result<Tree, BackingError> {
+        match Tree::open_below_mounts(path)? {
+            (tree, inner) if inner.is_empty() => Ok(tree),
+            (_, inner) => Err(BackingError::InnerMounts { path: path.to_owned(), inner }),
+        }
+    }
+
+    /// As [`Tree::open`], but where other filesystems are mounted below, the tree is what they cover: its private clone of
+    /// the mount is without them. Names them.
+    ///
+    /// # Errors
+    /// As [`Tree::open`], except for the mounts.
+    pub fn open_below_mounts(path: &Path) -> std::result::Result<(Tree, Vec<PathBuf>), BackingError> {
         let io = |what| move |errno| BackingError::Io { path: path.to_owned(), what, errno };
         let inner = inner_mounts(path).map_err(io("read mountinfo"))?;
-        if !inner.is_empty() {
-            return Err(BackingError::InnerMounts { path: path.to_owned(), inner });
-        }
         let text = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(|_| io("open")(Errno::EINVAL))?;
         let cwd = nix::fcntl::AT_FDCWD;
         let clone = match sys::openat(cwd, &text, libc::O_RDONLY | libc::O_DIRECTORY, 0) {
@@ -112,7 +125,7 @@ impl Tree {
         let format = HandleFormat::learn(magic, &handle).map_err(unsupported)?;
         let root_key = format.unpack(&handle).map_err(unsupported)?;
         let dev = sys::fstat(root.as_fd()).map_err(io("stat"))?.dev;
-        Ok(Tree { root, sync_fd, format, root_key, dev })
+        Ok((Tree { root, sync_fd, format, root_key, dev }, inner))
     }
 
     /// The root directory, open for reading.
@@ -217,14 +230,15 @@ impl Tree {
         sys::openat(fd, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0).map(DirStream::new)
     }
 
-    /// All xattrs of the object behind `fd`, without those that only dtfs uses.
+    /// All xattrs of the object behind `fd`, without those that only dtfs uses, each once.
     ///
     /// # Errors
     /// As listxattr(2) and getxattr(2).
     pub fn xattrs(&self, fd: BorrowedFd<'_>, reserved_prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
+        let is_xfs = matches!(self.format, HandleFormat::Xfs);
         let mut out = Vec::new();
         for name in sys::listxattr(fd).or_else(no_xattrs)? {
-            if name.starts_with(reserved_prefix) {
+            if name.starts_with(reserved_prefix) || is_xfs && XFS_ACLS.contains(&&name[..]) {
                 continue;
             }
             let text = std::ffi::CString::new(name.clone()).map_err(|_| Errno::EIO)?;

@@ -97,6 +97,13 @@ fn put(name: &str, armed: Armed) {
     ANY_ARMED.store(true, Ordering::Relaxed);
 }
 
+/// Disarms one point.
+pub fn disarm(name: &str) {
+    if let Some(points) = POINTS.lock().as_mut() {
+        points.remove(name);
+    }
+}
+
 /// Disarms every point.
 pub fn disarm_all() {
     *POINTS.lock() = None;

@@ -31,6 +31,17 @@ pub enum OpenFiles {
     Allow,
 }
 
+/// What to do about other filesystems that are mounted below the path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Submounts {
+    /// `submounts=refuse`: refuse the mount and name them, because it would hide them.
+    #[default]
+    Refuse,
+    /// `submounts=ignore`: mount over them. The volume holds the directories that they cover.
+    Ignore,
+}
+
 /// The options of one entry, as far as they are written.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct MountOptions {
@@ -40,6 +51,8 @@ pub struct MountOptions {
     pub access_times: AccessTimes,
     /// `allow-open`.
     pub open_files: OpenFiles,
+    /// `submounts=refuse` or `submounts=ignore`.
+    pub submounts: Submounts,
     /// `store=DIR`: the journal lies there and not below dtfs's state directory.
     pub store: Option<PathBuf>,
 }
@@ -68,7 +81,7 @@ pub enum OptionProblem {
     },
 }
 
-const KNOWN: [&str; 5] = ["volume=", "atime", "norepatime", "allow-open", "store="];
+const KNOWN: [&str; 6] = ["volume=", "atime", "norepatime", "allow-open", "submounts=", "store="];
 
 impl OptionProblem {
     /// What to do next.
@@ -76,7 +89,8 @@ impl OptionProblem {
         match self {
             OptionProblem::Unknown { suggestion: Some(word), .. } => format!("did you mean \"{word}\"?"),
             OptionProblem::Unknown { suggestion: None, .. } => {
-                "known options: volume=NAME, atime, norepatime, allow-open, store=DIR".to_owned()
+                "known options: volume=NAME, atime, norepatime, allow-open, submounts=refuse|ignore, store=DIR"
+                    .to_owned()
             }
             OptionProblem::Repeated(_) => "keep one of them".to_owned(),
             OptionProblem::Value { .. } => "correct the value or remove the option".to_owned(),
@@ -121,8 +135,13 @@ impl MountOptions {
                 let name = VolumeName::new(name).map_err(|e: NameProblem| OptionProblem::value(option, e))?;
                 self.volume = Some(name);
             }
+            ("submounts", Some("refuse")) => self.submounts = Submounts::Refuse,
+            ("submounts", Some("ignore")) => self.submounts = Submounts::Ignore,
+            ("submounts", Some(_)) => return Err(OptionProblem::value(option, "it takes refuse or ignore")),
             ("store", Some(dir)) => self.store = Some(store_dir(option, dir)?),
-            ("volume" | "store", None) => return Err(OptionProblem::value(option, "it needs \"=\" and a value")),
+            ("volume" | "store" | "submounts", None) => {
+                return Err(OptionProblem::value(option, "it needs \"=\" and a value"));
+            }
             ("atime" | "norepatime" | "allow-open", Some(_)) => {
                 return Err(OptionProblem::value(option, "it takes no value"));
             }
@@ -158,6 +177,9 @@ impl fmt::Display for MountOptions {
         if self.open_files == OpenFiles::Allow {
             f.write_str(",allow-open")?;
         }
+        if self.submounts == Submounts::Ignore {
+            f.write_str(",submounts=ignore")?;
+        }
         match &self.store {
             Some(store) => write!(f, ",store={}", escape(&store.to_string_lossy())),
             None => Ok(()),
@@ -171,7 +193,7 @@ mod tests {
 
     #[test]
     fn round_trips() {
-        let text = "atime,volume=data,allow-open,store=/x\\040y\\054z";
+        let text = "atime,volume=data,allow-open,submounts=ignore,store=/x\\040y\\054z";
         let options: MountOptions = text.parse().unwrap();
         assert_eq!(options.store.as_deref(), Some(Path::new("/x y,z")));
         assert_eq!(options.to_string(), text);
@@ -189,7 +211,9 @@ mod tests {
     #[test]
     fn contradictions_and_bad_values() {
         assert!(matches!("atime,norepatime".parse::<MountOptions>(), Err(OptionProblem::Repeated(_))));
-        for bad in ["volume", "volume=", "volume=a/b", "store=x", "store=/a/../b", "atime=yes"] {
+        for bad in
+            ["volume", "volume=", "volume=a/b", "store=x", "store=/a/../b", "atime=yes", "submounts", "submounts=no"]
+        {
             assert!(matches!(bad.parse::<MountOptions>(), Err(OptionProblem::Value { .. })), "{bad}");
         }
     }

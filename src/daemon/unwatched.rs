@@ -107,8 +107,7 @@ impl Volume {
         let queued = live.unwatched.are_queued();
         live.unwatched = Changes::Unknown;
         if let (true, Some(moment)) = (queued, moment) {
-            let suspects: Vec<u8> = live.suspects.keys().flat_map(|oid| oid.to_bytes()).collect();
-            self.journal.store().meta_set(SUSPECTS, &suspects)?;
+            self.keep_suspects(&live.suspects)?;
             moment.store(self.journal.store())?;
             live.unwatched = Changes::Queued;
         }
@@ -150,12 +149,21 @@ impl Volume {
         // Without a mount there is nothing to bypass: the next scan finds everything.
         let now = if live.mounted.is_some() { now } else { Suspects::new() };
         let before = std::mem::replace(&mut live.suspects, now.clone());
+        if !before.keys().eq(now.keys()) {
+            // Also for a daemon that is killed: they are looked at after the next mount.
+            self.keep_suspects(&now)?;
+        }
         let mut all = before.clone();
         all.extend(now.clone());
         self.compare(all.keys().copied())?;
         live.senders.values().for_each(|sender| sender.nudge().work_added());
         drop(live);
         self.tell_suspects(&before, &now)
+    }
+
+    fn keep_suspects(&self, suspects: &Suspects) -> Result<(), VolumeError> {
+        let oids: Vec<u8> = suspects.keys().flat_map(|oid| oid.to_bytes()).collect();
+        Ok(self.journal.store().meta_set(SUSPECTS, &oids)?)
     }
 
     fn compare(&self, objects: impl Iterator<Item = Oid>) -> Result<(), VolumeError> {

@@ -13,12 +13,12 @@ use super::unwatched::{Changes, Suspects};
 use super::watched::Moment;
 use crate::backing::{BackingError, Tree, TreeView};
 use crate::config::{
-    AccessTimes, Adoption, JournalFull, MountEntry, OpenFiles, Paths, TargetEntry, TargetName, TargetUrl, VolumeFile,
-    VolumeName,
+    AccessTimes, Adoption, JournalFull, MountEntry, OpenFiles, Paths, Submounts, TargetEntry, TargetName, TargetUrl,
+    VolumeFile, VolumeName,
 };
 use crate::control::{ExitCode, Failure, Opener};
 use crate::fuse::{MountError, MountedVolume, Unmount, Unmounted};
-use crate::journal::{Journal, JournalError, JournalOptions, LastStop, WhenFull};
+use crate::journal::{Journal, JournalError, JournalOptions, LastStop, Level, WhenFull};
 use crate::record::MAX_RECORD_BYTES;
 use crate::sender::{SenderOptions, SenderThread};
 use crate::stack::{AtimeMode, Stack, StackError, StackOptions};
@@ -33,6 +33,7 @@ pub(super) struct Volume {
     /// Where the journal lies.
     pub(super) store_dir: PathBuf,
     options: StackOptions,
+    submounts: Submounts,
     /// Protects what changes when the volume is mounted or its targets are edited. Rank: the first of the daemon's locks;
     /// held across mount, unmount and the start of a sender, never across a wait for a target.
     live: Mutex<Live>,
@@ -133,11 +134,19 @@ impl From<VolumeError> for Failure {
             VolumeError::OpenFiles { .. } => failure.with_remedy(
                 "end these programs, or mount with --allow-open: then the files are compared until they are closed",
             ),
-            VolumeError::Backing(BackingError::InnerMounts { .. }) => {
-                failure.with_remedy("unmount them first, and mount them again on top")
-            }
+            VolumeError::Backing(BackingError::InnerMounts { .. }) => failure.with_remedy(
+                "unmount them first, and mount them again on top; or choose submounts=ignore: they stay out",
+            ),
             _ => failure,
         }
+    }
+}
+
+/// The tree at `path`, and the filesystems mounted below that its mount will hide.
+fn open_tree(path: &Path, submounts: Submounts) -> Result<(Tree, Vec<PathBuf>), BackingError> {
+    match submounts {
+        Submounts::Refuse => Tree::open(path).map(|tree| (tree, Vec::new())),
+        Submounts::Ignore => Tree::open_below_mounts(path),
     }
 }
 
@@ -151,7 +160,7 @@ impl Volume {
             },
             ..StackOptions::default()
         };
-        let tree = Tree::open(&entry.path)?;
+        let (tree, hidden) = open_tree(&entry.path, entry.options.submounts)?;
         let store = entry.options.store.clone().unwrap_or_else(|| paths.volume_state(&entry.volume));
         let io = |cause| VolumeError::Io { path: entry.path.clone(), cause };
         let memory = memory_file(paths, &entry.volume).map_err(io)?;
@@ -180,9 +189,11 @@ impl Volume {
             paths: paths.clone(),
             store_dir: store,
             options,
+            submounts: entry.options.submounts,
             live: Mutex::new(live),
         });
         volume.tell(&last_stop);
+        volume.tell_hidden(&hidden);
         volume.set_targets(&file.targets)?;
         Ok(volume)
     }
@@ -200,6 +211,17 @@ impl Volume {
                 tracing::warn!(volume = %self.name, %reason, "the journal is damaged: every target is compared");
             }
         }
+    }
+
+    /// The operator chose that they do not count; what they hold is still not to be missed in silence.
+    fn tell_hidden(&self, hidden: &[PathBuf]) {
+        if hidden.is_empty() {
+            return;
+        }
+        let list = hidden.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+        tracing::warn!(volume = %self.name, %list, "filesystems mounted below the path are not part of the volume");
+        let text = format!("not part of the volume, and hidden by its mount: {list}");
+        let _ = self.journal.store().event(Level::Warning, None, &text);
     }
 
     pub(super) fn live(&self) -> MutexGuard<'_, Live> {
@@ -278,7 +300,9 @@ impl Volume {
         live.senders.clear();
         // The new stack goes on with the same list; the old one has no more to say.
         live.stack.flush_inodes();
-        live.stack = Stack::new(Tree::open(&self.path)?, self.journal.clone(), self.options)?;
+        let (tree, hidden) = open_tree(&self.path, self.submounts)?;
+        live.stack = Stack::new(tree, self.journal.clone(), self.options)?;
+        self.tell_hidden(&hidden);
         self.remember_inodes(&live.stack);
         self.start_senders(live, &file.targets)
     }

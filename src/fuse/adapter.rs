@@ -63,8 +63,8 @@ impl Adapter {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        init::agree(config);
-        Ok(())
+        let agreed = init::agree(config);
+        self.stack.remember_connection(&agreed.to_string())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

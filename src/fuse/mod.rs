@@ -15,4 +15,5 @@ mod requests;
 mod waiting;
 mod worker;
 
+pub use init::Agreed;
 pub use mount::{MountError, MountedVolume, Unmount, Unmounted, canonical, dead_mount_at, detach, detach_dead};

@@ -1,10 +1,11 @@
 //! The journal: a volume's changes in one order, durable, and the state that decides what may be forgotten.
 //!
 //! Records lie in segment files (SEGMENTS.md), one frame per group commit; everything small and transactional lies in
-//! SQLite (SCHEMA.md).
+//! SQLite (SCHEMA.md); what a kill must not take lies in memory that outlives the process (MEMORY.md).
 //!
 //! Invariants:
 //! - A TID is given under the ring's lock, so the order of TIDs is the order of the log.
+//! - Nothing is changed before its intent is durable, since the last checkpoint began; a change under way fills a slot.
 //! - A change reserves room before the backing tree is touched; whoever holds a [`Reservation`] can record its change.
 //! - Readers see durable records only: otherwise a crash would leave a target ahead of its source.
 //! - A torn end is found, never guessed. A log that ends below what was known to be durable is damage.

@@ -71,6 +71,11 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 }
 
 impl Header {
+    /// Whether this can be the end of an object: unlink, rename or gone.
+    pub fn may_end_an_object(&self) -> bool {
+        matches!(self.kind, 3 | 4 | 23)
+    }
+
     /// Reads and checks the header (and the fields' checksum) of the record at the start of `bytes`.
     ///
     /// # Errors

@@ -221,7 +221,7 @@ impl<'a> Session<'a> {
             next => next?,
         };
         let Some(next) = next else { return Ok(false) };
-        let bytes = match faults::skipped("sender.batch") && matches!(next.message, Message::Records { .. }) {
+        let bytes = match matches!(next.message, Message::Records { .. }) && faults::skipped("sender.batch") {
             true => 0,
             false => self.writer.send(&next.message)?,
         };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Stack;
 use super::inodes::Inodes;
+use super::mutation::Touch;
 use super::opens::Handle;
 use super::types::{Entry, FileId, NodeId, Object, ObjectFd, kind};
 use crate::backing::Found;
@@ -70,6 +71,9 @@ impl Stack {
             let new = self.nodes.count(found.key);
             if let Some(inodes) = self.inodes.get().filter(|_| new) {
                 inodes.learn(found.key);
+            }
+            if self.storm.rages() {
+                self.expect(Touch::Attributes(found.key));
             }
         }
         Ok(Entry {

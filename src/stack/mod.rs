@@ -32,6 +32,7 @@ mod remove;
 mod rename;
 mod setattr;
 mod statfs;
+mod storm;
 mod sync;
 #[cfg(test)]
 mod tests;
@@ -50,6 +51,7 @@ use self::descriptors::Descriptors;
 use self::inodes::Inodes;
 use self::nodes::NodeTable;
 use self::opens::OpenTable;
+use self::storm::Storm;
 pub use self::types::{
     AtimeMode, AttrChange, Caching, Caller, Closing, Entry, FileId, Listed, NodeId, Opened, Privileges, Room,
     StackOptions,
@@ -60,6 +62,8 @@ use crate::base::{ObjectGuard, ObjectKey, ObjectLocks, Oid, Space, Tid, Timespec
 use crate::journal::{Checkpointer, Journal, JournalError, SyncTree};
 pub use crate::sys::{Errno, FileSystemStat, Result, Stat, TimeChange};
 
+/// Key of the volume's state under which the mount's connection is described.
+const CONNECTION: &str = "connection";
 /// Longest transfer of one request.
 pub const MAX_TRANSFER_BYTES: usize = crate::record::MAX_PAYLOAD_BYTES;
 
@@ -100,6 +104,7 @@ pub struct Stack {
     /// rename lock.
     walk: Mutex<()>,
     opens: OpenTable,
+    storm: Storm,
     options: StackOptions,
     failed: AtomicBool,
 }
@@ -136,6 +141,7 @@ impl Stack {
             inodes: OnceLock::new(),
             walk: Mutex::new(()),
             opens: OpenTable::new(u32::from_le_bytes(random_bytes())),
+            storm: Storm::new(),
             options,
             failed: AtomicBool::new(false),
         }))
@@ -157,6 +163,24 @@ impl Stack {
         if let Some(inodes) = self.inodes.get() {
             inodes.flush();
         }
+    }
+
+    /// Keeps what was agreed with the kernel for the mount that is being made, where another process life finds it.
+    ///
+    /// # Errors
+    /// When the volume's state cannot be written.
+    pub fn remember_connection(&self, agreed: &str) -> std::io::Result<()> {
+        let store = self.journal.store();
+        store.meta_set(CONNECTION, agreed.as_bytes()).map_err(std::io::Error::other)
+    }
+
+    /// What was agreed with the kernel for the last mount of this volume.
+    ///
+    /// # Errors
+    /// When the volume's state cannot be read.
+    pub fn connection(&self) -> std::io::Result<Option<String>> {
+        let stored = self.journal.store().meta_get(CONNECTION).map_err(std::io::Error::other)?;
+        Ok(stored.and_then(|bytes| String::from_utf8(bytes).ok()))
     }
 
     /// Makes a checkpoint: everything up to now is durable, in the tree and in the journal.

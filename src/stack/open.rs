@@ -93,18 +93,26 @@ impl Stack {
         Ok(())
     }
 
-    /// The open file behind `id`. A handle from before this process is opened again from node and flags.
+    /// The open file behind `id`, good for what `flags` ask for. A handle from before this process is opened again from
+    /// node and flags; again when a later request says that it was open for writing.
     ///
     /// # Errors
     /// EBADF for a directory; ESTALE when the object is gone.
     pub(super) fn file(&self, id: FileId, node: NodeId, flags: i32) -> Result<Arc<OpenFile>> {
         match self.opens.get(id) {
-            Some(Handle::File(file)) if file.node == node => return Ok(file),
+            Some(Handle::File(file)) if file.node == node && file.serves(flags) => return Ok(file),
             Some(Handle::Dir(_)) => return Err(Errno::EBADF),
             Some(Handle::File(_)) | None => {}
         }
         let file = Arc::new(self.open_file(node, flags)?);
         let _object = self.locks.lock(&[file.key]);
+        // Another request for the same handle may have been quicker.
+        if let Some(Handle::File(there)) = self.opens.get(id)
+            && there.node == node
+            && there.serves(flags)
+        {
+            return Ok(there);
+        }
         file.atime_is(sys::fstat(file.fd())?.atime);
         self.opens.insert_as(id, Handle::File(file.clone()));
         Ok(file)
@@ -116,6 +124,9 @@ impl Stack {
     /// As open(2); ESTALE when the directory is gone.
     pub fn opendir(&self, node: NodeId) -> Result<FileId> {
         let dir = self.open_dir(node)?;
+        if self.storm.rages() {
+            self.expect(Touch::Entries(dir.key));
+        }
         Ok(self.opens.insert(Handle::Dir(Arc::new(dir))))
     }
 

@@ -23,6 +23,8 @@ pub(super) struct OpenFile {
     pub(super) backing: BackingMode,
     /// Whether the kernel may read through this handle, which moves the access time.
     reads: bool,
+    /// Whether the backing descriptor is open for writing.
+    writes: bool,
 }
 
 /// How the backing descriptor treats the offset of a write.
@@ -44,11 +46,17 @@ impl OpenFile {
             recorded_atime: AtomicI64::new(0),
             backing,
             reads: flags & libc::O_ACCMODE != libc::O_WRONLY,
+            writes: flags & libc::O_ACCMODE != libc::O_RDONLY,
         }
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+
+    /// Whether it can do what `flags` (of open(2)) ask for.
+    pub(super) fn serves(&self, flags: i32) -> bool {
+        self.writes || flags & libc::O_ACCMODE == libc::O_RDONLY
     }
 
     /// Says which access time the records know.
@@ -142,15 +150,21 @@ impl OpenTable {
         id
     }
 
-    /// Enters a handle under the number that the kernel already uses for it.
+    /// Enters a handle under the number that the kernel already uses for it. For a file the caller holds the object's lock.
     pub(super) fn insert_as(&self, id: FileId, handle: Handle) {
-        if let Handle::File(file) = &handle {
+        let file = match &handle {
+            Handle::File(file) => Some(file.clone()),
+            Handle::Dir(_) => None,
+        };
+        let old = self.handle_shard(id.0).lock().insert(id.0, handle);
+        if let Some(file) = file {
+            let again = matches!(old, Some(Handle::File(old)) if old.key == file.key);
             let mut shard = self.holder_shard(file.key).lock();
             let holders = shard.entry(file.key).or_default();
-            holders.handles += 1;
-            holders.last = Arc::downgrade(file);
+            // Opened again for more: the kernel still closes it once.
+            holders.handles += u64::from(!again);
+            holders.last = Arc::downgrade(&file);
         }
-        self.handle_shard(id.0).lock().insert(id.0, handle);
     }
 
     pub(super) fn get(&self, id: FileId) -> Option<Handle> {

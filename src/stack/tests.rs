@@ -375,6 +375,77 @@ fn a_handle_of_another_process_life_is_opened_again() {
     assert_eq!(std::fs::read(bench.path("file")).unwrap(), b"jello");
 }
 
+/// What a connection that was taken over may send first on a handle, in any order: none of it knows the handle.
+#[test]
+fn every_op_on_an_unknown_handle_opens_it_again_or_does_no_harm() {
+    let bench = Bench::new();
+    let (entry, _) = bench.file("file", b"hello");
+    let (s, node) = (&bench.stack, entry.node);
+    let open = s.in_use().1;
+    let old = FileId(42);
+    s.flush(old).unwrap();
+    s.release(old);
+    s.releasedir(FileId(41));
+    assert_eq!(s.getattr(node, Some(old)).unwrap().size, 5);
+    assert_eq!(s.in_use().1, open, "nothing was opened for those");
+    // For reading first, then for writing: the same handle, and one release ends it.
+    s.fsync(node, old, false).unwrap();
+    assert_eq!(s.lseek(node, old, 0, libc::SEEK_HOLE), Ok(5));
+    s.write(&root(), node, old, 5, b" you", plain()).unwrap();
+    s.fallocate(&root(), node, old, 0, 0, 4096).unwrap();
+    assert_eq!(s.copy_file_range(&root(), (node, FileId(44), 0), (node, old, 9), 5), Ok(5));
+    s.setattr(&root(), node, Some(FileId(45)), &AttrChange { size: Some(12), ..AttrChange::default() }).unwrap();
+    let get_flags = 0x8008_6601;
+    let flags = s.ioctl(&root(), node, FileId(46), get_flags, &[]);
+    assert!(flags.is_ok() || flags == Err(Errno::ENOTTY), "{flags:?}");
+    assert_eq!(std::fs::read(bench.path("file")).unwrap(), b"hello youhel");
+    assert_eq!(s.in_use().1, open + 2, "the handle, and the one that was copied from");
+    s.release(old);
+    s.release(FileId(44));
+    assert_eq!(s.in_use().1, open);
+    // Nothing counts it as open any more: the last name takes the object with it.
+    let ((), records) = bench.records_of(|s| s.unlink(&root(), ROOT, b"file").unwrap());
+    assert!(matches!(one(records).1, Op::Unlink { fate: Fate::Kept, .. }), "its creator still has it open");
+}
+
+#[test]
+fn an_unknown_directory_handle_goes_on_at_its_offset() {
+    let bench = Bench::new();
+    (0..100).for_each(|i| std::fs::write(bench.path(&format!("f{i:02}")), b"").unwrap());
+    let s = &bench.stack;
+    let list = |id: FileId, offset: u64| {
+        let mut seen = Vec::new();
+        let mut take = |listed: &Listed<'_>| {
+            seen.push((listed.name.to_vec(), listed.next_offset));
+            Room::Taken
+        };
+        s.readdir(id, ROOT, offset, &mut take).unwrap();
+        seen
+    };
+    let whole = list(s.opendir(ROOT).unwrap(), 0);
+    let middle = whole.len() / 2;
+    assert_eq!(list(FileId(42), whole[middle].1), whole[middle + 1..]);
+    s.fsyncdir(ROOT, FileId(43), false).unwrap();
+    s.releasedir(FileId(42));
+    s.releasedir(FileId(43));
+}
+
+#[test]
+fn requests_that_meet_on_an_unknown_handle_open_it_once() {
+    let bench = Bench::new();
+    let (entry, opened) = bench.file("file", b"hello");
+    let s = &bench.stack;
+    s.release(opened);
+    std::thread::scope(|scope| {
+        for at in 0..8 {
+            scope.spawn(move || s.write(&root(), entry.node, FileId(42), at, b"x", plain()).unwrap());
+        }
+    });
+    s.release(FileId(42));
+    let ((), records) = bench.records_of(|s| s.unlink(&root(), ROOT, b"file").unwrap());
+    assert!(matches!(one(records).1, Op::Unlink { fate: Fate::Gone, .. }), "nobody has it open any more");
+}
+
 #[test]
 fn listing_goes_on_where_it_was_while_entries_go() {
     let bench = Bench::new();

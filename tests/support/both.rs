@@ -98,6 +98,10 @@ impl Both {
         &self.bare
     }
 
+    pub(crate) fn pair_mut(&mut self) -> &mut Pair {
+        &mut self.pair
+    }
+
     /// Runs `scenario` in a new directory `name` on both sides; everyone may enter and write there.
     pub(crate) fn same(&self, name: &str, scenario: impl Fn(&Path, &mut Facts)) {
         let run = |root: &Path| {

@@ -35,6 +35,8 @@ pub(crate) struct Host {
     output: TempDir,
     daemon: Option<Process>,
     volumes: Vec<PathBuf>,
+    /// Fault points of every daemon.
+    faults: String,
     commands: AtomicU32,
 }
 
@@ -43,7 +45,13 @@ impl Host {
     pub(crate) fn new() -> Host {
         assert!(Path::new("/dev/fuse").exists(), "these tests mount: /dev/fuse is needed");
         let scratch = || tempfile::Builder::new().prefix("dtfs-host-").tempdir().expect("a temporary directory");
-        Host { root: scratch(), output: scratch(), daemon: None, volumes: Vec::new(), commands: AtomicU32::new(0) }
+        let (root, output, commands) = (scratch(), scratch(), AtomicU32::new(0));
+        Host { root, output, daemon: None, volumes: Vec::new(), faults: String::new(), commands }
+    }
+
+    /// Gives the daemons that are started from now on, and their targets, these fault points (`base::faults`).
+    pub(crate) fn arm_faults(&mut self, spec: &str) {
+        self.faults = spec.to_owned();
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -74,7 +82,7 @@ impl Host {
 
     /// Starts the daemon and returns when it answers.
     pub(crate) fn start(&mut self) {
-        self.start_with_faults("");
+        self.start_with_faults(&self.faults.clone());
     }
 
     /// As [`Host::start`], with these fault points armed (`DTFS_FAULTS`).
@@ -113,11 +121,51 @@ impl Host {
         }
     }
 
+    pub(crate) fn daemon_pid(&self) -> i32 {
+        self.daemon.as_ref().expect("the daemon runs").pid()
+    }
+
+    /// Stops the daemon's time.
+    pub(crate) fn freeze(&self) -> Frozen {
+        let daemon = self.daemon.as_ref().expect("the daemon runs");
+        daemon.signal(Signal::SIGSTOP);
+        Frozen(Pid::from_raw(daemon.pid()))
+    }
+
+    /// Kills every target process; returns when they are gone.
+    pub(crate) fn kill9_servers(&self) {
+        for pid in self.servers() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            wait_until("the killed target process", STOP_LIMIT, || is_gone(pid).then_some(()));
+        }
+    }
+
+    /// What lives in memory is gone, as when the system goes down. The daemon does not run.
+    pub(crate) fn lose_memory(&self) {
+        let run = self.root().join("run/dtfs");
+        let _ = fs::read_link(run.join("memory")).map(fs::remove_dir_all);
+        for entry in fs::read_dir(run).expect("the runtime directory") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_some_and(|kind| kind == "memory") {
+                fs::remove_file(path).expect("a file of the daemon's");
+            }
+        }
+    }
+
     /// Kills the daemon as the kernel would.
     pub(crate) fn kill9(&mut self) {
         let mut daemon = self.daemon.take().expect("the daemon runs");
         daemon.signal(Signal::SIGKILL);
         daemon.wait("the killed daemon", STOP_LIMIT);
+    }
+
+    /// As [`Host::kill9`]; returns when its target processes have ended as well, each by itself.
+    pub(crate) fn kill9_and_wait(&mut self) {
+        let servers = self.servers();
+        self.kill9();
+        for pid in servers {
+            wait_until("a target process without a source", STOP_LIMIT, || is_gone(pid).then_some(()));
+        }
     }
 
     /// The `dtfs serve` processes of this host's sessions.
@@ -224,6 +272,25 @@ impl Drop for Host {
         for (path, _) in mounts_below(self.root.path()).iter().rev() {
             try_tool("umount", &["--lazy", path]);
         }
+    }
+}
+
+/// Whether all threads of a process have ended, so that it holds no file any more; its number may be left, for whoever
+/// waits for it.
+fn is_gone(pid: i32) -> bool {
+    let dir = PathBuf::from(format!("/proc/{pid}"));
+    let Ok(stat) = fs::read_to_string(dir.join("stat")) else { return true };
+    let is_zombie = stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X']));
+    is_zombie && fs::read_dir(dir.join("task")).map_or(0, Iterator::count) <= 1
+}
+
+/// A daemon whose time stands still until this is dropped, also by a panic: programs on its mount could not even be killed.
+pub(crate) struct Frozen(Pid);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // It is our child and not reaped yet, so nobody else can be hit.
+        let _ = kill(self.0, Signal::SIGCONT);
     }
 }
 

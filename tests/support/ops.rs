@@ -116,13 +116,22 @@ pub(crate) struct Worker {
 
 impl Worker {
     pub(crate) fn new(dir: &Path, seed: u64, number: u64) -> Worker {
-        let root = File::open(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display())).into();
+        let root = File::open(dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+        Worker::at(root.into(), seed, number)
+    }
+
+    pub(crate) fn at(root: OwnedFd, seed: u64, number: u64) -> Worker {
         // Far apart, so that two workers of neighbouring seeds do not run the same sequence.
         Worker { root, prng: Prng::new(seed.wrapping_mul(1_000_003) ^ (number << 48)), number, seed }
     }
 
     /// Does `count` operations. Returns how often each kind succeeded.
     pub(crate) fn run(&mut self, count: u64) -> BTreeMap<&'static str, u64> {
+        self.run_until(count, &[])
+    }
+
+    /// As [`Worker::run`], and ends with the first operation that answers one of `ends`.
+    pub(crate) fn run_until(&mut self, count: u64, ends: &[Errno]) -> BTreeMap<&'static str, u64> {
         let mut done = BTreeMap::new();
         let total: u64 = OPS.iter().map(|op| op.1).sum();
         for index in 0..count {
@@ -135,6 +144,7 @@ impl Worker {
             let &(name, _, also, op) = chosen.expect("a ticket is below the sum of the weights");
             match op(self) {
                 Ok(()) => *done.entry(name).or_default() += 1,
+                Err(errno) if ends.contains(&errno) => break,
                 Err(errno) if RACES.contains(&errno) || also.contains(&errno) => {}
                 Err(errno) => panic!("seed {}, worker {}, operation {index}, {name}: {errno}", self.seed, self.number),
             }

@@ -33,6 +33,15 @@ const TIGHT_SEGMENT: u64 = 512 << 10;
 /// Most bytes of a [`Pair::tight`] journal.
 pub(crate) const TIGHT_CAP: u64 = 5 * TIGHT_SEGMENT;
 
+/// How a source ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Crash {
+    /// By kill -9.
+    Kill,
+    /// With the whole system.
+    PowerLoss,
+}
+
 /// The sessions that were opened, for cutting them and for waiting until they are over.
 #[derive(Default)]
 struct Sessions {
@@ -137,6 +146,49 @@ impl Pair {
         }
     }
 
+    /// Ends tree and journal as `how` does; `meanwhile` is done while nothing runs. The sender is stopped.
+    pub(crate) fn crash(&mut self, how: Crash, meanwhile: impl FnOnce()) {
+        self.stop();
+        drop(self.stack.take().expect("the stack is open"));
+        if how == Crash::PowerLoss {
+            fs::remove_file(self.root.path().join("journal/memory")).expect("the memory of the journal");
+        }
+        meanwhile();
+        self.open();
+    }
+
+    /// Waits until the target has applied what is durable.
+    pub(crate) fn wait_for_durable(&self) {
+        let journal = self.stack().journal();
+        let sender = self.sender.as_ref().expect("the sender runs");
+        sender.flush();
+        let store = journal.store();
+        let reached = || {
+            let row = store.target_by_id(self.target).expect("the store").expect("the target");
+            row.applied >= journal.durable_tid()
+        };
+        let until = Instant::now() + PATIENCE;
+        while !reached() {
+            assert!(Instant::now() < until, "the target does not get there:\n{}", self.explain());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// As [`Pair::reopen`] after a clean stop; `between` sees every file closed. Where the journal does not open, the
+    /// reason; it can be called again then.
+    pub(crate) fn try_reopen(&mut self, between: impl FnOnce(&Path)) -> Result<(), String> {
+        self.stop();
+        if let Some(stack) = self.stack.take() {
+            stack.journal().close_clean().expect("a clean stop");
+        }
+        between(self.root.path());
+        let (journal, _) =
+            Journal::open(&self.root.path().join("journal"), self.options).map_err(|error| error.to_string())?;
+        let tree = Tree::open(&self.source()).expect("a tree");
+        self.stack = Some(Stack::new(tree, journal, StackOptions::default()).map_err(|error| error.to_string())?);
+        Ok(())
+    }
+
     /// Starts the sender.
     pub(crate) fn start(&mut self) {
         assert!(self.sender.is_none(), "one sender per target");
@@ -218,15 +270,23 @@ impl Pair {
         let journal = self.stack().journal();
         journal.commit(journal.last_tid()).expect("a commit");
         let sender = self.sender.as_ref().expect("the sender runs");
-        let until = Instant::now() + PATIENCE;
-        sender.flush();
+        if !self.try_wait(PATIENCE) {
+            panic!("the target does not get there:\n{}", self.explain());
+        }
+        assert_eq!(sender.status().blocked, 0, "objects are blocked: {:?}", sender.status());
+    }
+
+    /// Whether the target has everything before `patience` is over.
+    pub(crate) fn try_wait(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        self.sender.as_ref().expect("the sender runs").flush();
         while !self.is_consistent() {
             if Instant::now() > until {
-                panic!("the target does not get there:\n{}", self.explain());
+                return false;
             }
             std::thread::sleep(POLL);
         }
-        assert_eq!(sender.status().blocked, 0, "objects are blocked: {:?}", sender.status());
+        true
     }
 
     /// Waits, and panics unless both trees are equal.
@@ -324,7 +384,7 @@ fn clear_flags(dir: &Path) {
 }
 
 /// Copies plain files and directories.
-fn copy_dir(from: &Path, to: &Path) {
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a directory");
     for entry in fs::read_dir(from).expect("a readable directory") {
         let entry = entry.expect("an entry");

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -35,6 +35,11 @@ impl Process {
 
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.pid()), signal).expect("the child is there until it is reaped");
+    }
+
+    /// Its standard input and output, which were asked for as pipes.
+    pub(crate) fn pipes(&mut self) -> (ChildStdin, ChildStdout) {
+        (self.0.stdin.take().expect("a pipe to it"), self.0.stdout.take().expect("a pipe from it"))
     }
 
     /// Its exit status when it has ended.
@@ -99,7 +104,8 @@ fn children(pid: i32) -> Vec<i32> {
 
 /// Mount points at or below `dir`, as (path, filesystem type), in the order of mounting.
 pub(crate) fn mounts_below(dir: &Path) -> Vec<(String, String)> {
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
+    // The thread's and not the process's: a rig has mounts of its own.
+    let table = fs::read_to_string("/proc/thread-self/mountinfo").expect("/proc is mounted");
     let entries = table.lines().filter_map(|line| {
         let (left, right) = line.split_once(" - ")?;
         let path = left.split(' ').nth(4)?.replace("\\040", " ");

@@ -16,7 +16,8 @@ pub(crate) enum FileSystem {
 }
 
 impl FileSystem {
-    fn make(self, image: &str) {
+    /// Makes one on `image`, a file or a device.
+    pub(crate) fn make(self, image: &str) {
         match self {
             FileSystem::Ext4 => tool("mkfs.ext4", &["-q", "-F", "-m", "0", image]),
             FileSystem::Xfs => tool("mkfs.xfs", &["-q", image]),
@@ -24,7 +25,7 @@ impl FileSystem {
         };
     }
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             FileSystem::Ext4 => "ext4",
             FileSystem::Xfs => "xfs",
@@ -59,9 +60,8 @@ impl Scratch {
         let point = dir.path().join("mnt");
         fs::create_dir(&point).expect("a mount point");
         tool("mount", &["-t", kind.name(), &device.0, utf8(&point)]);
-        let scratch = Scratch { mount: Mounted(point), _device: device, _dir: dir };
-        scratch.keep_holes(kind);
-        scratch
+        keep_holes(kind, &device);
+        Scratch { mount: Mounted(point), _device: device, _dir: dir }
     }
 
     /// The root of the filesystem.
@@ -75,15 +75,15 @@ impl Scratch {
         fs::create_dir(&path).expect("a new directory");
         path
     }
+}
 
-    /// ext4 turns up to 32 KiB around a write into a preallocated range from "unwritten" into zeros, when the timing of
-    /// writeback has it so. Equal histories would then end with unequal hole maps.
-    fn keep_holes(&self, kind: FileSystem) {
-        if kind == FileSystem::Ext4 {
-            let device = Path::new(&self._device.0).file_name().expect("a device has a name");
-            let knob = Path::new("/sys/fs/ext4").join(device).join("extent_max_zeroout_kb");
-            fs::write(&knob, "0").unwrap_or_else(|error| panic!("{}: {error}", knob.display()));
-        }
+/// ext4 turns up to 32 KiB around a write into a preallocated range from "unwritten" into zeros, when the timing of
+/// writeback has it so. Equal histories would then end with unequal hole maps.
+pub(crate) fn keep_holes(kind: FileSystem, device: &LoopDevice) {
+    if kind == FileSystem::Ext4 {
+        let device = Path::new(&device.0).file_name().expect("a device has a name");
+        let knob = Path::new("/sys/fs/ext4").join(device).join("extent_max_zeroout_kb");
+        fs::write(&knob, "0").unwrap_or_else(|error| panic!("{}: {error}", knob.display()));
     }
 }
 
@@ -99,15 +99,28 @@ impl Drop for Mounted {
     }
 }
 
-struct LoopDevice(String);
+/// A loop device over a file.
+pub(crate) struct LoopDevice(String);
 
 impl LoopDevice {
-    fn attach(image: &Path) -> LoopDevice {
-        let args = ["--find", "--show", utf8(image)];
+    pub(crate) fn attach(image: &Path) -> LoopDevice {
+        LoopDevice::attach_with(image, &[])
+    }
+
+    /// With options of losetup(8).
+    pub(crate) fn attach_with(image: &Path, options: &[&str]) -> LoopDevice {
+        let args = [options, &["--find", "--show", utf8(image)]].concat();
         // Tests run beside each other: another may take the free device between look-up and use.
         let found = (0..20).map(|_| try_tool("losetup", &args)).find(|output| output.status.success());
         let output = found.expect("losetup gives a loop device (needs root and /dev/loop-control)");
         LoopDevice(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+}
+
+impl LoopDevice {
+    /// Its node in /dev.
+    pub(crate) fn path(&self) -> &str {
+        &self.0
     }
 }
 

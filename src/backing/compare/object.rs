@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::{CompareOptions, Side, What};
 use crate::sys::{self, Errno, InodeFlags, Stat};
 
-/// xattrs that are not part of the tree: dtfs's own, and the label that each host's own policy gives.
-const NOT_COMPARED: [&[u8]; 2] = [b"trusted.dtfs.", b"security.selinux"];
+/// xattrs that are not part of the tree: dtfs's own, the label that each host's own policy gives, and the second name under
+/// which xfs lists an access control list.
+const NOT_COMPARED: [&[u8]; 3] = [b"trusted.dtfs.", b"security.selinux", b"trusted.SGI_ACL_"];
 
 /// A failed system call and the side it was made on.
 pub(super) type Failure = (Side, Errno);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::files::SegmentFile;
-use super::layout::{ChainEnd, FrameHeader, FrameKind, HeaderError, Link};
+use super::layout::{BLOCK, ChainEnd, FrameHeader, FrameKind, HeaderError, Link};
 use super::{Position, SegmentLog, scan};
 use crate::base::{ChainDigest, Tid};
 use crate::journal::error::JournalError;
@@ -82,6 +82,33 @@ impl SegmentLog {
                 }
                 Ok(Walk::On)
             })?;
+        }
+        Ok(())
+    }
+}
+
+impl SegmentLog {
+    /// Writes everything from `from` on once more and makes it durable. After a sync that failed, pages that never reached
+    /// the disk count as clean: only another write gets them there.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(in crate::journal) fn write_again(&self, from: Position) -> Result<(), JournalError> {
+        const PIECE: u64 = 1 << 20;
+        let segments: Vec<_> = {
+            let index = self.index.lock();
+            let later = index.segments.iter().filter(|segment| segment.no >= from.segment);
+            later.map(|segment| (Arc::clone(&segment.file), segment.no, segment.end)).collect()
+        };
+        for (file, no, end) in segments {
+            let mut at = if no == from.segment { from.offset / BLOCK * BLOCK } else { 0 };
+            while at < end {
+                let mut piece = vec![0; PIECE.min(end - at) as usize];
+                file.read(&mut piece, at)?;
+                file.write(&[&piece], at)?;
+                at += piece.len() as u64;
+            }
+            file.sync()?;
         }
         Ok(())
     }

@@ -63,6 +63,14 @@ struct Doubt {
     newer: Option<(Position, Vec<Intent>)>,
 }
 
+/// What of it is asked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    All,
+    /// Only who may have ended without a record: the rest of a log that lost nothing is certain.
+    Orphans,
+}
+
 /// How far the memory of the last life can be used.
 enum Memory {
     Left(Left),
@@ -115,7 +123,15 @@ impl Found<'_> {
             return Err(damage(reason));
         }
         let same_boot = self.same_boot()?;
-        let memory = self.memory()?;
+        let memory = match self.memory()? {
+            Some(left) if left.failed => {
+                // What that life wrote last may be in the page cache only, which calls it clean.
+                log.write_again(left.durable.end)?;
+                Memory::Gone
+            }
+            Some(left) => Memory::Left(left),
+            None => Memory::Gone,
+        };
         let ends_right = *mark == Mark::of(&log, mark.tid);
         let outcome = match (stop, memory) {
             (Stop::Clean, _) if !ends_right => {
@@ -123,7 +139,7 @@ impl Found<'_> {
             }
             (Stop::Clean, _) if same_boot => self.settle_clean(known, &log),
             (Stop::Clean, _) => {
-                let doubt = self.doubt(&log)?;
+                let doubt = self.doubt(&log, Wanted::All)?;
                 match doubt.changes.len() {
                     0 => self.settle_clean(known, &log),
                     _ => self.settle_power_loss(known, &mut log, doubt),
@@ -134,7 +150,7 @@ impl Found<'_> {
             }
             (Stop::Open, Memory::Left(left)) => self.settle_kill(known, &log, &left),
             (Stop::Open, Memory::Gone) => {
-                let doubt = self.doubt(&log)?;
+                let doubt = self.doubt(&log, Wanted::All)?;
                 self.settle_power_loss(known, &mut log, doubt)
             }
         };
@@ -151,13 +167,12 @@ impl Found<'_> {
         Ok(life.is_some_and(|life| boot_id().is_ok_and(|boot| boot == life.boot)))
     }
 
-    fn memory(&self) -> Result<Memory, JournalError> {
+    /// What the last life left, if all of it is what a life can have left.
+    fn memory(&self) -> Result<Option<Left>, JournalError> {
         let life = self.store.meta_get(LIFE)?.and_then(|bytes| life_from(self.identity.volume, &bytes));
         let usable = self.same_boot()? && !faults::skipped("rule.memory_survives");
         let left = life.filter(|_| usable).and_then(|life| Shared::left_by(self.memory, &life));
-        // What a life that had failed wrote last may be nowhere but in the page cache.
-        let sound = |left: &Left| !left.failed && left.slots.iter().all(|slot| oids_of(slot).is_some());
-        Ok(left.filter(sound).map_or(Memory::Gone, Memory::Left))
+        Ok(left.filter(|left| left.slots.iter().all(|slot| oids_of(slot).is_some())))
     }
 
     /// Objects that a crash ended come to their end at the targets too.
@@ -180,7 +195,7 @@ impl Found<'_> {
         let mut changes = Changes::default();
         let under_way: HashSet<Oid> = left.slots.iter().filter_map(oids_of).flatten().collect();
         under_way.iter().for_each(|oid| changes.suspect(*oid, last));
-        let doubt = self.doubt(log)?;
+        let doubt = self.doubt(log, Wanted::Orphans)?;
         doubt.orphans.iter().for_each(|oid| changes.suspect(*oid, last));
         let (objects, text) = (under_way.len(), kill_text(records, under_way.len()));
         self.write(log, last, |tx| {
@@ -271,14 +286,14 @@ impl Found<'_> {
     }
 
     /// What is not certain in the tree, going by the log from the last checkpoint on.
-    fn doubt(&self, log: &SegmentLog) -> Result<Doubt, Failure> {
+    fn doubt(&self, log: &SegmentLog, wanted: Wanted) -> Result<Doubt, Failure> {
         let known = Checkpoint::load(self.store)?.unwrap_or_default();
         let oldest = Position { segment: log.first_segment(), offset: 0 };
         let mut from = known.from.max(oldest);
         let mut since = Vec::new();
         loop {
             let mut doubt = Doubt { orphans: self.orphans()?.into_iter().collect(), ..Doubt::default() };
-            let read = log.scan(from, |_, kind, body| doubt.read(from, kind, body));
+            let read = log.scan(from, |_, kind, body| doubt.read((from, wanted), kind, body));
             match read {
                 Err(error @ (JournalError::Damaged { .. } | JournalError::Record { .. })) => {
                     return Err(Failure::Damage(error.to_string(), log.last_tid()));
@@ -299,7 +314,7 @@ impl Found<'_> {
 }
 
 impl Doubt {
-    fn read(&mut self, from: Position, kind: FrameKind, body: &[u8]) -> Result<(), JournalError> {
+    fn read(&mut self, (from, wanted): (Position, Wanted), kind: FrameKind, body: &[u8]) -> Result<(), JournalError> {
         let record = |cause| JournalError::Record { path: Path::new("log").to_owned(), offset: from.offset, cause };
         if kind == FrameKind::Local {
             for local in Local::decode_all(body).map_err(record)? {
@@ -311,7 +326,15 @@ impl Doubt {
             }
             return Ok(());
         }
-        for change in RecordIter::new(body) {
+        let mut rest = body;
+        while !rest.is_empty() {
+            let header = Header::parse(rest).map_err(record)?;
+            let (this, behind) = rest.split_at(header.len_bytes);
+            rest = behind;
+            if wanted == Wanted::Orphans && !header.may_end_an_object() {
+                continue;
+            }
+            let Some(change) = RecordIter::new(this).next() else { break };
             let change = change.map_err(record)?;
             self.changes.note(&change);
             match &change.op {
@@ -348,7 +371,8 @@ impl From<JournalError> for Failure {
 /// Appends the records that a kill left in memory and that are not in the log; returns how many.
 fn append_left(log: &SegmentLog, records: &[Vec<u8>]) -> Result<usize, JournalError> {
     let mut appended = 0;
-    for record in records {
+    let survive = !faults::skipped("rule.ring_survives");
+    for record in records.iter().filter(|_| survive) {
         let header = Header::parse(record).map_err(|cause| JournalError::Record {
             path: Path::new("memory").to_owned(),
             offset: 0,

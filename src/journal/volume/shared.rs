@@ -1,5 +1,5 @@
 //! The memory that outlives the process: records that are not in the log yet, and the changes that are under way. After a
-//! kill the next open finds there what the log and the tree do not say. SHARED.md has the layout.
+//! kill the next open finds there what the log and the tree do not say. MEMORY.md has the layout.
 //!
 //! Invariants:
 //! - The file is used again only by the same boot, for the same journal, by the very next life: `state.db` names it.
@@ -278,7 +278,7 @@ impl Shared {
         let (mut records, mut last) = (Vec::new(), Tid::ZERO);
         while at < head {
             let place = (at % capacity) as usize;
-            if place % 8 != 0 {
+            if !place.is_multiple_of(8) {
                 return None;
             }
             let prefix = self.map.word(RING_AT + place).load(Ordering::Acquire);

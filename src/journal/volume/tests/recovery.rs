@@ -156,6 +156,24 @@ fn what_is_touched_while_a_checkpoint_runs_is_in_doubt_after_it() {
 }
 
 #[test]
+fn a_checkpoint_that_cannot_sync_fails_the_volume_and_what_it_holds_is_in_doubt() {
+    let dir = TempDir::new().unwrap();
+    let (journal, _) = open(&dir);
+    let target = target_at(&journal, "a", Tid::ZERO);
+    change_of(&journal, 3);
+    let sync: SyncTree = Box::new(|| Err(nix::errno::Errno::EIO));
+    assert!(journal.checkpoint(&sync).is_err());
+    assert!(journal.failed().unwrap().contains("syncfs"));
+    assert!(matches!(journal.reserve(10), Err(JournalError::Failed { .. })));
+    assert!(journal.close_clean().is_err());
+    drop(journal);
+    let (journal, stop) = open(&dir);
+    assert!(matches!(stop, LastStop::PowerLoss { suspects: 1, .. }), "{stop:?}");
+    assert_eq!(compared(&journal, target), [3]);
+    assert_eq!(journal.failed(), None);
+}
+
+#[test]
 fn memory_that_is_damaged_or_another_lifes_counts_as_gone() {
     for (offset, bytes) in [(3, [0x5a; 4]), (40, [0x5a; 4]), (60, [1; 4]), (4096, [0xff; 4]), (8192, [0xff; 4])] {
         let dir = TempDir::new().unwrap();
@@ -203,6 +221,26 @@ fn objects_without_a_name_end_with_the_life_that_held_them() {
         assert!(compared(&journal, target).contains(&11), "{crash}");
         assert!(!compared(&journal, target).contains(&12), "{crash}");
     }
+}
+
+/// `DTFS_RECORDS=1000000` measures what a restart after a kill costs.
+#[test]
+fn a_kill_is_recovered_from_quickly_however_long_the_log_is() {
+    let records: u64 = std::env::var("DTFS_RECORDS").map_or(50_000, |text| text.parse().unwrap());
+    let dir = TempDir::new().unwrap();
+    let (journal, _) = Journal::open(dir.path(), JournalOptions::default()).unwrap();
+    target_at(&journal, "holds everything", Tid::ZERO);
+    for _ in 0..records {
+        change(&journal, 64);
+    }
+    drop(journal);
+    let began = std::time::Instant::now();
+    let (journal, stop) = Journal::open(dir.path(), JournalOptions::default()).unwrap();
+    let took = began.elapsed();
+    println!("{records} records: open again after {took:?}");
+    assert!(matches!(stop, LastStop::Killed { .. }), "{stop:?}");
+    assert_eq!(journal.last_tid(), Tid(records));
+    assert!(took < Duration::from_secs(if records > 100_000 { 1 } else { 5 }), "{took:?}");
 }
 
 #[test]

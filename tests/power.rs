@@ -1,0 +1,190 @@
+//! Power cuts of the source, of the target, of both at one moment, on recorded disks: whatever part of the unflushed
+//! writes a disk kept, both trees end equal, and what fsync promised holds.
+//!
+//! `DTFS_SEED` repeats a seed, `DTFS_CUTS` sets how many cuts each filesystem lives through.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics with the reason")]
+
+mod support;
+
+use std::rc::Rc;
+
+use dtfs::backing::compare::compare_trees;
+use support::host::Frozen;
+use support::power::{JournalOn, Machine, Victim};
+use support::prng::Prng;
+use support::recorder::Cut;
+use support::scratch::FileSystem;
+use support::storm::{Books, Storm, worker_was_asked};
+use support::trees;
+
+const WAIT_SECONDS: u32 = 120;
+const KEEPERS: u64 = 2;
+const CHAOS: u64 = 1;
+/// A broken rule that so many cuts do not show is not seen.
+const CONTROL_CUTS: u64 = 20;
+
+#[test]
+fn storm_worker() {
+    worker_was_asked();
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+/// One history of a machine: `cuts` times work, a cut, recovery and a look at everything.
+struct Rig {
+    machine: Machine,
+    books: Rc<Books>,
+    /// What the target had acknowledged and does not have after a cut.
+    lost_place: Option<String>,
+    prng: Prng,
+    context: String,
+}
+
+impl Rig {
+    fn new(kind: FileSystem, journal: JournalOn, faults: &str) -> Rig {
+        let seed = number("DTFS_SEED").unwrap_or(1);
+        let context = format!("{kind:?}, {journal:?}, seed {seed} (DTFS_SEED repeats it)");
+        println!("{context}");
+        let mut machine = Machine::new(kind, journal);
+        trees::fill(&machine.tree.join("quiet"), 200);
+        machine.host.arm_faults(faults);
+        machine.host.start_and_mount();
+        machine.host.define_target("data", &machine.target);
+        machine.host.wait("data", WAIT_SECONDS);
+        Rig { machine, books: Rc::new(Books::new(KEEPERS)), lost_place: None, prng: Prng::new(seed), context }
+    }
+
+    /// Work, a cut, recovery. What is wrong afterwards.
+    fn round(&mut self, number: u64, victim: Victim) -> Vec<String> {
+        let storm_seed = self.prng.next();
+        let books = self.books.clone();
+        let mut storm = Storm::start(&self.machine.tree, &books, CHAOS, storm_seed);
+        storm.reach(20 + self.prng.below(100));
+        let frozen = self.machine.lose_power(victim, self.prng.below(60) as usize);
+        let cuts = self.recover(victim, storm, frozen);
+        self.context = format!("{}; {number}: {victim:?} {cuts:?}", self.context);
+        let mut broken = self.books.broken(&self.machine.tree);
+        broken.extend(self.lost_place.take());
+        self.machine.host.wait("data", WAIT_SECONDS);
+        println!("{number}: {victim:?}, {} promises, {cuts:?}", self.books.count());
+        broken
+    }
+
+    /// Programs on a source that died end before its disks can go; on one that lives they go on.
+    fn recover(&mut self, victim: Victim, storm: Storm<'_>, frozen: Option<Frozen>) -> Vec<Cut> {
+        let machine = &mut self.machine;
+        let living = match &frozen {
+            Some(_) => Some(storm),
+            None => {
+                storm.end_with_mount();
+                None
+            }
+        };
+        let cuts = machine.restore(victim, &mut self.prng);
+        let (acknowledged, held) = machine.positions();
+        if held.received < acknowledged.received || held.applied < acknowledged.applied {
+            self.lost_place = Some(format!("{acknowledged:?} was acknowledged, {held:?} is there"));
+        }
+        machine.power_on(frozen);
+        if let Some(storm) = living {
+            storm.kill();
+        }
+        cuts
+    }
+
+    fn sound_round(&mut self, number: u64, victim: Victim) {
+        let broken = self.round(number, victim);
+        assert!(broken.is_empty(), "{}: promises are broken:\n{}", self.context, broken.join("\n"));
+        trees::assert_equal_but_holes(&self.machine.tree, &self.machine.target, &self.context);
+    }
+}
+
+/// Negative control: with `fault` in the daemon, the same rig must find something wrong.
+fn must_fail(journal: JournalOn, victims: &[Victim], fault: &str) {
+    let mut rig = Rig::new(FileSystem::Ext4, journal, fault);
+    for cut in 0..CONTROL_CUTS {
+        let broken = rig.round(cut, victims[cut as usize % victims.len()]);
+        let report = compare_trees(&rig.machine.tree, &rig.machine.target, &trees::BUT_HOLES).unwrap();
+        if !broken.is_empty() || !report.is_equal() {
+            println!("{fault}: found after {} cuts: {} promises, {report}", cut + 1, broken.len());
+            return;
+        }
+    }
+    panic!("{fault}: {CONTROL_CUTS} cuts, and nothing was found: the rig is blind");
+}
+
+#[test]
+fn control_fsync_is_left_out() {
+    must_fail(JournalOn::SameDisk, &[Victim::Source], "backing.fsync=skip");
+}
+
+#[test]
+fn control_a_target_acknowledges_before_its_fsync() {
+    must_fail(JournalOn::SameDisk, &[Victim::Target], "receiver.fdatasync=skip");
+}
+
+/// An object in doubt is not on the list of those that are compared.
+#[test]
+fn control_intents_are_left_out() {
+    must_fail(JournalOn::OwnDisk, &[Victim::Source], "rule.intents=skip");
+}
+
+/// A target can then hold what the source lost, and nobody knows.
+#[test]
+fn control_records_are_sent_before_they_are_durable() {
+    must_fail(JournalOn::OwnDisk, &[Victim::Source], "journal.durable_only=skip,rule.intents=skip");
+}
+
+fn live_through(kind: FileSystem, journal: JournalOn, victims: &[Victim], cuts: u64) {
+    // Nothing was changed past the mount: what the journal has in doubt must be enough.
+    let mut rig = Rig::new(kind, journal, "daemon.scan=skip");
+    for cut in 0..number("DTFS_CUTS").unwrap_or(cuts) {
+        rig.sound_round(cut, victims[cut as usize % victims.len()]);
+    }
+    let log = rig.machine.host.log();
+    assert!(!log.contains("is damaged"), "a power cut was taken for damage:\n{log}");
+    let noticed = victims == [Victim::Target] || log.contains("power loss: what is in doubt");
+    assert!(noticed, "no power cut of the source was noticed:\n{log}");
+    rig.machine.host.stop();
+}
+
+#[test]
+fn a_source_loses_power_on_ext4() {
+    live_through(FileSystem::Ext4, JournalOn::SameDisk, &[Victim::Source], 4);
+}
+
+#[test]
+fn a_source_loses_power_on_xfs() {
+    live_through(FileSystem::Xfs, JournalOn::SameDisk, &[Victim::Source], 3);
+}
+
+#[test]
+fn a_source_loses_power_on_btrfs() {
+    live_through(FileSystem::Btrfs, JournalOn::SameDisk, &[Victim::Source], 3);
+}
+
+#[test]
+fn a_target_loses_power_on_ext4() {
+    live_through(FileSystem::Ext4, JournalOn::SameDisk, &[Victim::Target], 4);
+}
+
+#[test]
+fn a_target_loses_power_on_xfs() {
+    live_through(FileSystem::Xfs, JournalOn::SameDisk, &[Victim::Target], 3);
+}
+
+#[test]
+fn a_target_loses_power_on_btrfs() {
+    live_through(FileSystem::Btrfs, JournalOn::SameDisk, &[Victim::Target], 3);
+}
+
+/// Tree and journal on two disks that lose power at one moment, and now and then the target with them.
+#[test]
+fn two_disks_lose_power_at_one_moment() {
+    let victims = [Victim::Source, Victim::Both, Victim::Target];
+    live_through(FileSystem::Ext4, JournalOn::OwnDisk, &victims, 4);
+    live_through(FileSystem::Xfs, JournalOn::OwnDisk, &victims, 3);
+    live_through(FileSystem::Btrfs, JournalOn::OwnDisk, &victims, 3);
+}
