@@ -7,6 +7,7 @@ applications, with and without a target, and beside bindfs and mergerfs."""
 
 import argparse
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -61,6 +62,20 @@ class Host:
 
     def wait(self, volume):
         self.run("wait", volume, "--timeout", "3600")
+
+    def requests(self):
+        """Requests of the kernel that the daemon answered, all volumes together."""
+        volumes = json.loads(self.run("status", "--json").stdout)["volumes"]
+        return sum(volume["requests"] for volume in volumes)
+
+    def usage(self):
+        """Seconds of processor time and context switches of the daemon's threads."""
+        seconds = switches = 0
+        for task in pathlib.Path(f"/proc/{self.daemon.pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                seconds += int((task / "schedstat").read_text().split()[0]) / 1e9
+                switches += sum(map(int, re.findall(r"voluntary_ctxt_switches:\s+(\d+)", (task / "status").read_text())))
+        return seconds, switches
 
     def peak_mib(self):
         """Peak resident memory of the daemon and of the target process of its only session."""
@@ -323,6 +338,40 @@ def measure_memory(binary, scratch, options):
         raise SystemExit("bench: more than 256 MiB")
 
 
+def stat_again(directory, options):
+    make_files(directory, options)
+    for i in range(options.files):
+        os.stat(directory / f"f{i}")
+        os.chmod(directory / f"f{i}", 0o600)
+
+
+def remove_tree(directory, options):
+    untar(directory, options)
+    subprocess.run(["rm", "-rf", directory / "tree"], check=True)
+
+
+COSTS = [("untar", untar), ("untar + rm -rf", remove_tree), ("create + stat + chmod of many files", stat_again)]
+
+
+def measure_cost(binary, scratch, options):
+    """What a request costs the daemon, its journal included: counters of the kernel, which other work on the machine
+    disturbs less than it does a clock."""
+    print(f"{'per request of the kernel':<50} {'requests':>10} {'CPU us':>10} {'switches':>8}")
+    with Ext4(scratch) as disk:
+        for directory in (disk / "volume", disk / "host"):
+            directory.mkdir()
+        with Host(binary, disk / "host") as host:
+            host.define("bench", disk / "volume")
+            host.start()
+            for title, workload in COSTS:
+                before, (seconds, switches) = host.requests(), host.usage()
+                measure_place("mount", disk / "volume", "cost of " + title, workload, options)
+                count, (seconds_after, switches_after) = host.requests() - before, host.usage()
+                microseconds = (seconds_after - seconds) / count * 1e6
+                per_request = (switches_after - switches) / count
+                print(f"{title:<50} {count:>10} {microseconds:>10.1f} {per_request:>8.2f}", flush=True)
+
+
 def show(title, pairs):
     """Medians of both sides, and the median of the rounds' ratios with the span of them."""
     before, ours = (statistics.median(pair[side] for pair in pairs) for side in (0, 1))
@@ -369,6 +418,7 @@ def main():
 def measure_basic(scratch, options):
     print(f"{'seconds':<50} {'native':>10} {'dtfs':>10} {'ratio':>8}  span")
     measure_mount(options.binary, scratch, options)
+    measure_cost(options.binary, scratch, options)
     unpacked = scratch / "unpacked"
     unpacked.mkdir()
     subprocess.run(["tar", "-x", "-f", options.archive, "-C", unpacked], check=True)

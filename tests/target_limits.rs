@@ -106,7 +106,7 @@ fn an_inbox_stays_below_its_cap() {
     }
     pair.wait_equal("all of it");
     // The cap, one segment on its way out, and free files.
-    assert!(most <= 24 << 20 | 6 * (16 << 20), "the inbox had {most} bytes");
+    assert!(most <= (24 << 20) + 6 * (16 << 20), "the inbox had {most} bytes");
 }
 
 /// A call that fails at one point, with an errno that has a meaning and with one that nobody knows.

@@ -123,6 +123,7 @@ fn status_is_a_table() {
         last_tid: Tid(5),
         durable_tid: Tid(5),
         journal_bytes: 100,
+        requests: 0,
         suspects: Vec::new(),
         targets: vec![target],
     };

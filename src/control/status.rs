@@ -35,6 +35,9 @@ pub struct VolumeStatus {
     pub durable_tid: Tid,
     /// Bytes that the journal takes on disk.
     pub journal_bytes: u64,
+    /// Requests of the kernel that were answered since it was mounted; with the processor's time of the daemon, what one costs.
+    #[serde(default)]
+    pub requests: u64,
     /// Who can write behind the mount's back, through files that were open before it. No target is consistent until they
     /// are closed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -189,6 +192,7 @@ mod tests {
             last_tid: Tid(u64::MAX),
             durable_tid: Tid(16),
             journal_bytes: 1,
+            requests: 2,
             suspects: Vec::new(),
             targets: Vec::new(),
         };

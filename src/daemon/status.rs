@@ -5,6 +5,7 @@ use super::volumes::Volumes;
 use crate::base::{Tid, Timespec};
 use crate::config::{MountEntry, TargetName, VolumeName};
 use crate::control::{Failure, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
+use crate::fuse::MountedVolume;
 use crate::journal::{TargetRow, WorkReason};
 use crate::sender::{SenderState, SenderStatus};
 
@@ -52,6 +53,7 @@ fn closed_volume(volumes: &Volumes, entry: &MountEntry) -> VolumeStatus {
         last_tid: Tid::ZERO,
         durable_tid: Tid::ZERO,
         journal_bytes: 0,
+        requests: 0,
         suspects: Vec::new(),
         targets: Vec::new(),
     }
@@ -74,6 +76,7 @@ fn open_volume(volume: &Volume) -> Result<VolumeStatus, Failure> {
         last_tid: volume.journal.last_tid(),
         durable_tid: volume.journal.durable_tid(),
         journal_bytes: volume.journal.bytes_used(),
+        requests: live.mounted.as_ref().map_or(0, MountedVolume::answered),
         suspects: live.suspects.values().cloned().collect(),
         targets,
     })

@@ -125,6 +125,12 @@ impl MountedVolume {
         self.requests.all()
     }
 
+    /// How many requests of the kernel were answered so far.
+    pub fn answered(&self) -> u64 {
+        let counts = self.requests.all();
+        counts.iter().filter(|(kind, _)| **kind != "forget").map(|(_, count)| count).sum()
+    }
+
     /// Whether requests are still served; false after an unmount by anyone.
     pub fn is_serving(&self) -> bool {
         let session = self.session.lock();

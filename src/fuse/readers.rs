@@ -21,11 +21,11 @@ use parking_lot::{Condvar, Mutex};
 use super::worker;
 
 /// How long no worker may wait for requests before another one is called.
-const TICK: Duration = Duration::from_millis(1);
+const TICK: Duration = Duration::from_millis(2);
 /// How often the end of the connection is looked for while there are no requests.
 const IDLE_TICK: Duration = Duration::from_millis(250);
 /// Ticks without a request after which the watch takes it easy.
-const IDLE_AFTER: u32 = 50;
+const IDLE_AFTER: u32 = 25;
 /// Without slow requests for so long, one worker less waits.
 const CALM: Duration = Duration::from_secs(1);
 
@@ -64,6 +64,8 @@ struct State {
     most: usize,
     /// Requests so far.
     served: u64,
+    /// A slow one came since the watch looked.
+    slow: bool,
     watch: Watch,
 }
 
@@ -81,7 +83,8 @@ pub(super) struct Turn<'r>(&'r Readers);
 impl Readers {
     /// For `workers` workers that are about to wait for requests from `device`.
     pub(super) fn new(device: OwnedFd, workers: usize) -> Readers {
-        let state = State { reading: workers, parked: 0, calls: 0, most: 1, served: 0, watch: Watch::Asleep };
+        let state =
+            State { reading: workers, parked: 0, calls: 0, most: 1, served: 0, slow: false, watch: Watch::Asleep };
         Readers { device, state: Mutex::new(state), called: Condvar::new(), tick: Condvar::new() }
     }
 
@@ -93,6 +96,11 @@ impl Readers {
         if state.watch == Watch::Asleep {
             state.watch = Watch::Awake;
             self.tick.notify_one();
+        }
+        if pace == Pace::Slow {
+            // Two wait from now on: the one that is called stays, and the next slow request calls nobody.
+            state.slow = true;
+            state.most = state.most.max(2);
         }
         if state.lacks_reader() {
             match pace {
@@ -191,9 +199,12 @@ impl Readers {
         let stands = state.served == seen.served;
         seen.served = state.served;
         seen.idle = if stands { seen.idle + 1 } else { 0 };
+        let slow = std::mem::take(&mut state.slow);
         if stands && state.lacks_reader() {
             self.call(state);
             state.most = (state.most * 2).min(state.parked + state.reading + 1);
+            seen.last_slow = Instant::now();
+        } else if slow {
             seen.last_slow = Instant::now();
         } else if state.most > 1 && seen.last_slow.elapsed() > CALM {
             state.most -= 1;

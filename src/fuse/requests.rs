@@ -48,7 +48,7 @@ impl Kind {
     pub(super) fn pace(self) -> Pace {
         match self {
             Kind::Forget | Kind::Getattr | Kind::Flush | Kind::Release | Kind::Statfs => Pace::Quick,
-            Kind::Read | Kind::Fsync | Kind::Fsyncdir | Kind::CopyFileRange | Kind::Fallocate => Pace::Slow,
+            Kind::Fsync | Kind::Fsyncdir => Pace::Slow,
             _ => Pace::Usual,
         }
     }

@@ -46,10 +46,8 @@ pub(super) struct Mailbox {
 
 #[derive(Default)]
 struct Waiting {
-    stop: bool,
-    durable: bool,
-    flush: bool,
-    work: bool,
+    /// By [`Call`].
+    called: [bool; 4],
     heard: VecDeque<Message>,
     last_heard: Option<Instant>,
     ended: Option<WireError>,
@@ -65,14 +63,7 @@ pub(super) struct Flood;
 impl Mailbox {
     /// Wakes the session.
     pub(super) fn call(&self, call: Call) {
-        let mut waiting = self.waiting.lock();
-        match call {
-            Call::Stop => waiting.stop = true,
-            Call::Durable => waiting.durable = true,
-            Call::Flush => waiting.flush = true,
-            Call::Work => waiting.work = true,
-        }
-        drop(waiting);
+        self.waiting.lock().called[call as usize] = true;
         self.arrived.notify_all();
     }
 
@@ -161,7 +152,7 @@ fn replaces(new: &Ack, last: &Ack) -> bool {
 impl Waiting {
     fn take(&mut self) -> Option<Event> {
         // Stopping stays: whoever asks next is to know it too.
-        if self.stop {
+        if self.called[Call::Stop as usize] {
             return Some(Event::Stop);
         }
         if let Some(message) = self.heard.pop_front() {
@@ -170,9 +161,8 @@ impl Waiting {
         if let Some(error) = self.ended.take() {
             return Some(Event::Ended(error));
         }
-        let flags =
-            [(&mut self.durable, Event::Durable), (&mut self.work, Event::Work), (&mut self.flush, Event::Flush)];
-        flags.into_iter().find_map(|(flag, event)| std::mem::take(flag).then_some(event))
+        let calls = [(Call::Durable, Event::Durable), (Call::Work, Event::Work), (Call::Flush, Event::Flush)];
+        calls.into_iter().find_map(|(call, event)| std::mem::take(&mut self.called[call as usize]).then_some(event))
     }
 }
 

@@ -479,15 +479,22 @@ struct Watcher {
 
 /// How long the end of a session may have to wait for its watcher.
 const WATCH: Duration = Duration::from_millis(50);
+/// A change after a pause is sent at once. While changes follow each other a batch goes out this often: a program that
+/// calls fsync makes each of its changes durable alone, and the target would sync for each of them too.
+const PACE: Duration = Duration::from_millis(20);
 
 impl Watcher {
     fn spawn(journal: Arc<Journal>, mailbox: Arc<Mailbox>, mut after: Tid, breaker: Breaker) -> Watcher {
         let (stop, broken) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (stopped, cut) = (stop.clone(), broken.clone());
         let handle = std::thread::spawn(move || {
+            let mut said: Option<Instant> = None;
             while !stopped.load(Ordering::Relaxed) && journal.failed().is_none() {
                 let durable = journal.wait_durable_past(after, WATCH);
                 if durable > after {
+                    // What is durable when the pace allows the next batch goes with it.
+                    std::thread::sleep(said.map_or(Duration::ZERO, |said| PACE.saturating_sub(said.elapsed())));
+                    said = Some(Instant::now());
                     mailbox.call(Call::Durable);
                 }
                 after = durable;

@@ -104,6 +104,10 @@ pub fn connect_local(
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;
+    // It works on the same processors as the programs whose changes it follows, and they come first.
+    if let Err(errno) = crate::sys::put_behind(child.id()) {
+        tracing::debug!(%errno, "the target's process runs at the common priority");
+    }
     let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(io::Error::other("the child has no pipes"));
     };

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 
@@ -18,12 +19,18 @@ use crate::sys;
 const NOCOW: u32 = 0x0080_0000;
 const ZEROS: &[u8] = &[0; 1 << 20];
 
+/// How far ahead of the end blocks are written, when frames are small: they are when programs wait for each of them.
+const AHEAD: u64 = 256 << 10;
+const SMALL_FRAME: u64 = 16 << 10;
+
 /// An open segment file.
 pub(super) struct SegmentFile {
     fd: OwnedFd,
     pub(super) path: PathBuf,
     /// Its size, all of it allocated.
     pub(super) capacity: u64,
+    /// Up to here its blocks are known to have been written, so that writing there changes data and no block map.
+    written: AtomicU64,
 }
 
 /// The directory that holds them.
@@ -84,7 +91,7 @@ impl SegmentDir {
         let path = self.path.join(name);
         let fd = sys::openat(self.fd.as_fd(), &c_name(name, &path)?, libc::O_RDWR, 0).map_err(io("open", &path))?;
         let stat = sys::fstat(fd.as_fd()).map_err(io("stat", &path))?;
-        Ok(SegmentFile { fd, path, capacity: stat.size })
+        Ok(SegmentFile { fd, path, capacity: stat.size, written: AtomicU64::new(0) })
     }
 
     /// A new file of `bytes`, allocated, named as free with the number `no`. Leaves nothing behind when it fails.
@@ -96,7 +103,7 @@ impl SegmentDir {
         set_nocow(fd.as_fd());
         let allocated =
             faults::point("journal.allocate").and_then(|()| allocate(fd.as_fd(), bytes)).map_err(io("allocate", &path));
-        let file = SegmentFile { fd, path, capacity: bytes };
+        let file = SegmentFile { fd, path, capacity: bytes, written: AtomicU64::new(0) };
         match allocated {
             Ok(()) => Ok(file),
             Err(error) => {
@@ -163,6 +170,21 @@ impl SegmentFile {
         faults::point("journal.pwrite")
             .and_then(|()| sys::pwritev_all(self.fd.as_fd(), parts, offset))
             .map_err(io("write", &self.path))
+    }
+
+    /// Zeros to write behind a frame that ends at `end`, where nothing was written before.
+    ///
+    /// The first write to an allocated block changes the file's block map, and fdatasync then waits for the filesystem's
+    /// own journal; a later one does not, and takes half the time. So the blocks of the next small frames are written with
+    /// the first one that comes to them. Behind the end of the log nobody reads, and zeros are what stands there anyway.
+    pub(super) fn ahead(&self, start: u64, end: u64) -> &'static [u8] {
+        if end <= self.written.load(Ordering::Relaxed) {
+            return &[];
+        }
+        let small = end - start <= SMALL_FRAME;
+        let ahead = if small { AHEAD.min(self.capacity.saturating_sub(end)) } else { 0 };
+        self.written.store(end + ahead, Ordering::Relaxed);
+        &ZEROS[..ahead as usize]
     }
 
     /// Makes what was written durable.

@@ -194,10 +194,11 @@ impl SegmentLog {
         let encoded = header.encode();
         let body = header.body_bytes as usize;
         let padding = frame_bytes(body) as usize - FRAME_HEADER - body;
-        let mut all = Vec::with_capacity(parts.len() + 2);
+        let mut all = Vec::with_capacity(parts.len() + 3);
         all.push(&encoded[..]);
         all.extend_from_slice(parts);
         all.push(&PADDING[..padding]);
+        all.push(writer.file.ahead(offset, offset + frame_bytes(body)));
         self.calls.fetch_add(1, Ordering::Relaxed);
         let written = writer.file.write(&all, offset);
         writer.latch(written)?;

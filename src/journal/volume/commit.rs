@@ -7,7 +7,7 @@ use parking_lot::MutexGuard;
 
 use super::hot::Asked;
 use super::mark::{self, Mark};
-use super::ring::{Batch, Gate, Leader, Ring};
+use super::ring::{Batch, Committer, Gate, Leader, Ring};
 use super::shared::Durable;
 use super::{Core, Journal};
 use crate::base::{Tid, faults};
@@ -104,7 +104,7 @@ impl Core {
         ring.leader = Leader::None;
         self.done.notify_all();
         self.space.notify_all();
-        if ring.has_work() || ring.rolled {
+        if ring.rolled || ring.has_intents() || ring.has_work() && ring.committer == Committer::Resting {
             self.work.notify_one();
         }
     }
@@ -206,9 +206,24 @@ impl Core {
                 ring.rolled = false;
                 MutexGuard::unlocked(&mut ring, || self.housekeep());
             } else if !ring.has_work() {
-                self.work.wait(&mut ring);
+                self.rest(&mut ring);
             } else {
                 self.commit_when_due(&mut ring);
+            }
+        }
+    }
+
+    /// Records that follow a commit soon are committed by the clock; only after a pause the first one wakes the committer.
+    /// Without that each fsync of a busy program would wake it for nothing.
+    fn rest(&self, ring: &mut MutexGuard<'_, Ring>) {
+        match ring.last_commit.map(|last| last + self.options.commit_interval) {
+            Some(due) if Instant::now() < due => {
+                self.work.wait_until(ring, due);
+            }
+            _ => {
+                ring.committer = Committer::Resting;
+                self.work.wait(ring);
+                ring.committer = Committer::Active;
             }
         }
     }

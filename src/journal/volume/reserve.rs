@@ -5,7 +5,7 @@ use std::path::Path;
 use parking_lot::MutexGuard;
 
 use super::hot::Asked;
-use super::ring::{Gate, INTENTS_ROOM, Lack, Leader, Ring, Share};
+use super::ring::{Committer, Gate, INTENTS_ROOM, Lack, Leader, Ring, Share};
 use super::{Core, Journal};
 use crate::base::{Tid, faults};
 use crate::journal::error::{JournalError, io};
@@ -71,11 +71,11 @@ impl Reservation<'_> {
         ring.give_back(self.share);
         ring.take(needed);
         let (tid, time_ns, extent) = ring.push(&core.shared, len, needed);
-        let first = ring.pending() == 1;
+        let resting = std::mem::replace(&mut ring.committer, Committer::Active) == Committer::Resting;
         drop(ring);
         draft.finish(tid, time_ns);
         core.shared.fill(extent, &draft.parts());
-        if first {
+        if resting {
             core.work.notify_one();
         }
         // Whoever waits for room may lead a commit now.

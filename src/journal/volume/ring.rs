@@ -32,6 +32,15 @@ pub(super) enum Leader {
     Busy,
 }
 
+/// What the committer does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Committer {
+    /// It commits, or looks at the clock.
+    Active,
+    /// It waits for a record, without a deadline.
+    Resting,
+}
+
 /// Whether changes are taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Gate {
@@ -74,6 +83,7 @@ pub(super) struct Ring {
     pub(super) leader: Leader,
     /// When the last commit ended.
     pub(super) last_commit: Option<Instant>,
+    pub(super) committer: Committer,
     /// The log has gone on to another segment since the committer looked.
     pub(super) rolled: bool,
     /// The first failure of the log.
@@ -125,6 +135,7 @@ impl Ring {
             room,
             leader: Leader::None,
             last_commit: None,
+            committer: Committer::Active,
             rolled: false,
             failed: None,
             gate: Gate::Open,
@@ -200,11 +211,6 @@ impl Ring {
         self.intents.extend_from_slice(asked);
         self.intents_given += asked.len() as u64;
         self.intents_share.add(share);
-    }
-
-    /// Number of records that wait.
-    pub(super) fn pending(&self) -> usize {
-        self.pending.len()
     }
 
     /// Whether anything waits.
