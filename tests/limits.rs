@@ -59,14 +59,24 @@ fn volume(host: &Host, name: &str) -> Value {
     volumes.iter().find(|volume| volume["name"] == name).unwrap().clone()
 }
 
-/// The journal's disk is full: changes are refused before the tree is touched, and taken again once there is room.
-#[test]
-fn a_full_journal_disk_refuses_changes_and_takes_them_again() {
+/// A source whose journal lies on a small disk, which is full, while its target is away.
+struct FullJournal {
+    host: Host,
+    source: PathBuf,
+    target: PathBuf,
+    filler: PathBuf,
+    _disks: (Scratch, Scratch),
+}
+
+fn full_journal(cap: &str) -> FullJournal {
     let (trees_fs, journal_fs) = (Scratch::new(FileSystem::Ext4), Scratch::with_size(FileSystem::Ext4, 256));
     let (source, target) = (trees_fs.dir("source"), trees_fs.dir("target"));
     let store = journal_fs.dir("store");
     let mut host = Host::new();
     host.adopt_volume(&source);
+    let config = host.root().join("etc/dtfs/mounts.d");
+    fs::create_dir_all(&config).unwrap();
+    fs::write(config.join("data.toml"), format!("journal_cap = \"{cap}\"\n")).unwrap();
     host.must(&["mounts", "add", utf8(&source), "-o", &format!("volume=data,store={}", utf8(&store))]);
     host.start_and_mount();
     host.define_target("data", &target);
@@ -74,8 +84,37 @@ fn a_full_journal_disk_refuses_changes_and_takes_them_again() {
     take_away(&host, &target);
 
     let filler = fill(journal_fs.path());
+    FullJournal { host, source, target, filler, _disks: (trees_fs, journal_fs) }
+}
+
+impl FullJournal {
+    fn end(mut self) {
+        fs::remove_file(&self.filler).unwrap();
+        write_synced(&self.source.join("after"), 100_000).unwrap();
+        bring_back(&self.target);
+        self.host.wait("data", WAIT_SECONDS);
+        self.host.stop();
+        trees::assert_equal(&self.source, &self.target, "after the journal's disk was full");
+    }
+}
+
+/// The journal's disk is full below its cap: what the target lacks becomes work, and nobody waits or is refused.
+#[test]
+fn a_full_journal_disk_goes_on_with_the_segments_that_it_has() {
+    let full = full_journal("24M");
+    for no in 0..300 {
+        write_synced(&full.source.join(format!("{no}")), 200_000).unwrap();
+    }
+    full.end();
+}
+
+/// No segment can be given up: changes are refused before the tree is touched, and taken again once there is room.
+#[test]
+fn a_full_journal_disk_refuses_changes_and_takes_them_again() {
+    let full = full_journal("8G");
+    let (host, source) = (&full.host, &full.source);
     let (mut made, mut refused) = (0, 0);
-    for no in 0..600 {
+    for no in 0..2000 {
         let dir = source.join(format!("{no}"));
         match fs::create_dir(&dir).and_then(|()| write_synced(&dir.join("file"), 200_000)) {
             Ok(()) => made += 1,
@@ -88,22 +127,16 @@ fn a_full_journal_disk_refuses_changes_and_takes_them_again() {
     }
     assert!(made > 0 && refused > 0, "{made} made, {refused} refused: the disk was never full");
     // Nothing is half done: what was refused is not there.
-    let before: Vec<_> = trees::contents(&source).into_keys().collect();
+    let before: Vec<_> = trees::contents(source).into_keys().collect();
     let name = source.join("refused");
     for _ in 0..20 {
         let error = fs::write(&name, vec![1; 100_000]).unwrap_err();
         assert_eq!(errno(&error), Errno::ENOSPC);
     }
-    let left: Vec<_> = trees::contents(&source).into_keys().filter(|path| !path.ends_with("refused")).collect();
+    let left: Vec<_> = trees::contents(source).into_keys().filter(|path| !path.ends_with("refused")).collect();
     assert_eq!(left, before);
-    assert_eq!(volume(&host, "data")["state"], "mounted", "{:#}", volume(&host, "data"));
-
-    fs::remove_file(filler).unwrap();
-    write_synced(&source.join("after"), 100_000).unwrap();
-    bring_back(&target);
-    host.wait("data", WAIT_SECONDS);
-    host.stop();
-    trees::assert_equal(&source, &target, "after the journal's disk was full");
+    assert_eq!(volume(host, "data")["state"], "mounted", "{:#}", volume(host, "data"));
+    full.end();
 }
 
 /// The backing filesystem is full: programs get what they get without dtfs.
