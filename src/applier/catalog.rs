@@ -1,12 +1,15 @@
 //! `catalog.db`: which objects the tree has, under which local inode, and how much of their state is known.
 //!
-//! Tables (schema version 2, in `PRAGMA user_version`):
+//! Tables (schema version 3, in `PRAGMA user_version`):
 //!
 //! | table | columns |
 //! |---|---|
 //! | cursor | one row: space (of the source's objects), position BLOB(32) (epoch, TID, digest: durable in the tree), commit_no BLOB(16) (the state that the tree and this database were in), next_nonce BLOB(8) (of the commit after it), jump BLOB(32) or NULL (the position that the inbox is being begun anew at) |
-//! | obj | oid BLOB(16) PRIMARY KEY, ino, generation (the local inode), kind (S_IFMT bits), state (0 placeholder, 1 partial, 2 complete, 3 found) |
+//! | obj | oid BLOB(16) PRIMARY KEY, ino, generation (the local inode), kind (S_IFMT bits), state (0 placeholder, 1 partial, 2 complete, 3 found), crc (crc32c of the five before it, as little-endian bytes of 16, 8, 4, 4 and 1) |
 //! | blocked | oid PRIMARY KEY, errno |
+//!
+//! SQLite has no checksums of its own, and a flipped bit in a row of `obj` would make a record change another object: so
+//! each row has one.
 //!
 //! One transaction is open all the time; it is committed together with the cursor, after the tree was synced. Rows reach
 //! it only then: an object whose state arrives changes its row three times within a commit, and each statement costs as
@@ -150,7 +153,7 @@ pub(super) struct Cursor {
 }
 
 const CACHE_MAX: usize = 65_536;
-const SCHEMA: i64 = 2;
+const SCHEMA: i64 = 3;
 /// A catalog up to this size is checked whole when it is opened; checking a larger one would keep the source waiting.
 const CHECKED_BYTES: u64 = 64 << 20;
 
@@ -158,7 +161,7 @@ const TABLES: &str = "
     CREATE TABLE cursor (one INTEGER PRIMARY KEY CHECK (one = 1), space INTEGER NOT NULL, position BLOB NOT NULL,
         commit_no BLOB NOT NULL, next_nonce BLOB NOT NULL, jump BLOB);
     CREATE TABLE obj (oid BLOB PRIMARY KEY, ino INTEGER NOT NULL, generation INTEGER NOT NULL,
-        kind INTEGER NOT NULL, state INTEGER NOT NULL) WITHOUT ROWID;
+        kind INTEGER NOT NULL, state INTEGER NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE blocked (oid BLOB PRIMARY KEY, errno INTEGER NOT NULL) WITHOUT ROWID;
     CREATE INDEX obj_incomplete ON obj (oid) WHERE state < 2;";
 
@@ -216,12 +219,13 @@ impl Catalog {
         if self.cache_is_all {
             return Ok(None);
         }
-        let query = "SELECT ino, generation, kind, state FROM obj WHERE oid = ?1";
-        let row = self
+        let query = "SELECT oid, ino, generation, kind, state, crc FROM obj WHERE oid = ?1";
+        let found = self
             .connection
             .prepare_cached(query)
             .and_then(|mut statement| statement.query_row([&oid.to_bytes()[..]], read_row).optional())
             .map_err(|cause| self.sql("read object", cause))?;
+        let row = found.map(|found| found.ok_or_else(|| damaged_row(&self.path))).transpose()?;
         self.remember(oid, row)?;
         Ok(row)
     }
@@ -319,13 +323,15 @@ impl Catalog {
         let mut oids: Vec<[u8; Oid::LEN]> = self.unwritten.drain().map(Oid::to_bytes).collect();
         oids.sort_unstable();
         let write = || {
-            let mut put = self.connection.prepare_cached("INSERT OR REPLACE INTO obj VALUES (?1, ?2, ?3, ?4, ?5)")?;
+            let mut put =
+                self.connection.prepare_cached("INSERT OR REPLACE INTO obj VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
             let mut remove = self.connection.prepare_cached("DELETE FROM obj WHERE oid = ?1")?;
             for oid in &oids {
                 match self.cache.get(&Oid::from_bytes(*oid)) {
                     Some(Some(row)) => {
                         let (ino, known) = (row.key.ino as i64, row.known.code());
-                        put.execute(params![&oid[..], ino, row.key.generation, row.kind, known])?
+                        let crc = crc_of(oid, row);
+                        put.execute(params![&oid[..], ino, row.key.generation, row.kind, known, crc])?
                     }
                     _ => remove.execute([&oid[..]])?,
                 };
@@ -364,9 +370,34 @@ fn check(connection: &Connection, path: &Path) -> Result<(), CatalogError> {
     let fail = |cause| CatalogError::Sql { path: path.to_owned(), what: "check", cause };
     let what: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(fail)?;
     match what == "ok" {
-        true => Ok(()),
+        true => check_rows(connection, path),
         false => Err(CatalogError::Damaged { path: path.to_owned(), what }),
     }
+}
+
+fn check_rows(connection: &Connection, path: &Path) -> Result<(), CatalogError> {
+    let all_whole = || -> rusqlite::Result<bool> {
+        let mut statement = connection.prepare("SELECT oid, ino, generation, kind, state, crc FROM obj")?;
+        let mut rows = statement.query_map([], read_row)?;
+        rows.try_fold(true, |whole, row| Ok(whole && row?.is_some()))
+    };
+    match all_whole() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(damaged_row(path)),
+        Err(cause) => Err(CatalogError::Sql { path: path.to_owned(), what: "check objects", cause }),
+    }
+}
+
+fn damaged_row(path: &Path) -> CatalogError {
+    CatalogError::Damaged { path: path.to_owned(), what: "a row of obj is not what was written".to_owned() }
+}
+
+fn crc_of(oid: &[u8; Oid::LEN], row: &Row) -> u32 {
+    let crc = crc32c::crc32c(oid);
+    let crc = crc32c::crc32c_append(crc, &row.key.ino.to_le_bytes());
+    let crc = crc32c::crc32c_append(crc, &row.key.generation.to_le_bytes());
+    let crc = crc32c::crc32c_append(crc, &row.kind.to_le_bytes());
+    crc32c::crc32c_append(crc, &[row.known.code()])
 }
 
 fn read_cursor(connection: &Connection) -> rusqlite::Result<Cursor> {
@@ -405,10 +436,14 @@ fn read_oids(connection: &Connection, query: &str) -> rusqlite::Result<Vec<Oid>>
     rows.map(|bytes| bytes.map(Oid::from_bytes)).collect()
 }
 
-fn read_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Row> {
-    let ino: i64 = row.get(0)?;
-    let known = Known::of(row.get(3)?);
-    Ok(Row { key: ObjectKey { ino: ino as u64, generation: row.get(1)? }, kind: row.get(2)?, known })
+/// `None` when the row's checksum is not its own.
+fn read_row(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Option<Row>> {
+    let oid = columns.get(0)?;
+    let ino: i64 = columns.get(1)?;
+    let known = Known::of(columns.get(4)?);
+    let key = ObjectKey { ino: ino as u64, generation: columns.get(2)? };
+    let row = Row { key, kind: columns.get(3)?, known };
+    Ok((crc_of(&oid, &row) == columns.get::<_, u32>(5)?).then_some(row))
 }
 
 #[cfg(test)]
