@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use dtfs::base::{EpochId, Tid, VolumeUuid};
+use dtfs::base::{EpochId, Position, Tid, VolumeUuid};
 use dtfs::journal::{LogOptions, SegmentLog};
 use rusqlite::Connection;
 
@@ -34,8 +34,8 @@ pub(crate) fn held(state: &Path, replicas: &Path) -> Place {
 }
 
 fn cursor(catalog: &Connection) -> Tid {
-    let applied = catalog.query_row("SELECT value FROM meta WHERE key = 'applied'", [], |row| row.get::<_, i64>(0));
-    Tid(applied.expect("a cursor") as u64)
+    let applied = catalog.query_row("SELECT position FROM cursor", [], |row| row.get(0));
+    Position::from_bytes(applied.expect("a cursor")).tid
 }
 
 fn inbox_end(state: &Path, inbox: &Path) -> Tid {
