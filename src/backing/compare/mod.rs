@@ -1,13 +1,14 @@
 //! Compares two real directory trees, attribute by attribute.
 //!
 //! "Equal" means what a target promises: names, types, modes, owners, sizes, content, holes, mtime in nanoseconds,
-//! symlink text, device numbers, xattrs with ACLs, inode flags with projects, and which names share an inode. Not compared, because no replica can
-//! have them: ctime, birth time, inode numbers, sizes of directories, and atime unless asked. dtfs's own `.dtfs` in the
+//! symlink text, device numbers, xattrs with ACLs (where list and mode contradict each other, the mode counts), inode flags
+//! with projects, and which names share an inode. Not compared, because no replica can have them: ctime, birth time, inode numbers, sizes of directories, and atime unless asked. dtfs's own `.dtfs` in the
 //! root and `trusted.dtfs.*` are not part of a tree.
 //!
 //! Every access is by directory descriptor and one name, so that paths longer than PATH_MAX work and a symlink that
 //! appears meanwhile is never followed. Fifos, sockets and devices are never opened. Reads leave no access time.
 
+mod acl;
 mod data;
 mod links;
 mod object;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 
+use super::acl;
 use super::{CompareOptions, Side, What};
 use crate::sys::{self, Errno, InodeFlags, Stat};
 
@@ -71,6 +72,7 @@ impl Object {
         for name in names.into_iter().filter(|name| !NOT_COMPARED.iter().any(|prefix| name.starts_with(prefix))) {
             let c_name = CString::new(name.as_slice()).map_err(|_| (self.side, Errno::EINVAL))?;
             let value = sys::getxattr(self.fd.as_fd(), &c_name).map_err(|errno| (self.side, errno))?;
+            let value = if name == acl::ACCESS { acl::by_mode(value, self.stat.mode) } else { value };
             values.insert(name, value);
         }
         Ok(values)
