@@ -10,10 +10,10 @@ DTFS_NEEDS_TEST=(
   rsync:rsync python3:python3 git:git setpriv:util-linux ip:iproute2
   smbd:samba smbclient:smbclient smbtorture:samba-testsuite "$DTFS_LIBS/samba/vfs/acl_xattr.so:samba-vfs-modules"
   ganesha.nfsd:nfs-ganesha "$DTFS_LIBS/ganesha/libfsalvfs.so:nfs-ganesha-vfs" rpcbind:rpcbind nfs-ls:libnfs-utils
-  pg_createcluster:postgresql
+  pg_createcluster:postgresql sshd:openssh-server ssh:openssh-client nft:nftables
 )
 # What these packages would run from now on, also after the next start of the system. The tests start servers of their own.
-DTFS_SERVICES=(smbd nmbd winbind samba-ad-dc nfs-ganesha nfs-ganesha-lock rpcbind.socket rpcbind postgresql)
+DTFS_SERVICES=(smbd nmbd winbind samba-ad-dc nfs-ganesha nfs-ganesha-lock rpcbind.socket rpcbind postgresql ssh.socket ssh nftables)
 
 # need_packages COMMAND:PACKAGE...  installs the packages whose command or file is missing.
 need_packages() {

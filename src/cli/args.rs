@@ -89,6 +89,9 @@ pub enum OperatorCommand {
     /// Forget a volume or a target; user files are never touched
     #[command(subcommand)]
     Forget(ForgetCommand),
+    /// Stop sending to a target for a while, or go on; it keeps its place
+    #[command(subcommand)]
+    Replication(ReplicationCommand),
     /// How volumes and targets stand
     Status(StatusArgs),
     /// Wait until targets are consistent
@@ -180,15 +183,17 @@ pub enum DefineCommand {
         dir: PathBuf,
     },
     /// Replicate a volume to a place
-    #[command(after_help = "Example:\n  dtfs define target data local:/mnt/replica --as cellar")]
+    #[command(
+        after_help = "Example:\n  dtfs define target data local:/mnt/replica --as cellar\n  dtfs define target data ssh://root@beta/srv/copy"
+    )]
     Target {
         /// Volume name, or a path inside it
         #[arg(value_name = "VOL")]
         volume: String,
-        /// local:DIR, a directory of this host
+        /// local:DIR, ssh://[user@]host[:port]/DIR or tls://host[:port]/VOLUME
         #[arg(value_name = "URL")]
         url: TargetUrl,
-        /// The target's name; otherwise the last component of its directory
+        /// The target's name; otherwise the host, or for local: the last component of the directory
         #[arg(long = "as", value_name = "NAME")]
         name: Option<TargetName>,
         /// Take over a directory that is not empty: it is compared and made equal
@@ -215,6 +220,26 @@ pub enum ForgetCommand {
         #[arg(value_name = "NAME")]
         target: TargetName,
     },
+}
+
+/// `dtfs replication ...`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum ReplicationCommand {
+    /// Send nothing until it is resumed, also after a restart
+    Pause(TargetArgs),
+    /// Go on where it stopped
+    Resume(TargetArgs),
+}
+
+/// A volume and one of its targets.
+#[derive(Args, Clone, Debug)]
+pub struct TargetArgs {
+    /// Volume name, or a path inside it
+    #[arg(value_name = "VOL")]
+    pub volume: String,
+    /// The target
+    #[arg(value_name = "TARGET")]
+    pub target: TargetName,
 }
 
 /// `dtfs status ...`.

@@ -21,6 +21,7 @@ pub(super) fn run(
         OperatorCommand::Mounts(command) => mounts::run(paths, verbosity, command, output),
         OperatorCommand::Define(command) => define::define(paths, verbosity, command, output),
         OperatorCommand::Forget(command) => define::forget(paths, verbosity, command, output),
+        OperatorCommand::Replication(command) => define::replication(paths, verbosity, command, output),
         OperatorCommand::Status(args) => status::run(paths, args, output),
         OperatorCommand::Wait(args) => wait(paths, verbosity, args, output),
         OperatorCommand::Synctid { volume } => {

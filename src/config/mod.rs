@@ -7,6 +7,7 @@
 //! same words. Nothing here mounts, sends or talks to the daemon.
 
 mod atomic;
+mod bandwidth;
 mod check;
 mod error;
 mod escape;
@@ -22,6 +23,7 @@ mod volume_edit;
 mod volume_file;
 
 pub use atomic::EditLock;
+pub use bandwidth::{Bandwidth, BandwidthProblem};
 pub use check::{check_entry, check_store_dir, check_target_dir, check_target_entry, check_volume_dir};
 pub use error::ConfigError;
 pub use mount_options::{AccessTimes, MountOptions, OpenFiles, Submounts};
@@ -31,6 +33,6 @@ pub use paths::Paths;
 pub use refusal::{Refusal, RefusalKind, Relation};
 pub use size::ByteSize;
 pub use suggest::nearest;
-pub use target_url::TargetUrl;
-pub use volume_edit::{add_target, create_volume_file, remove_target, remove_volume_file};
-pub use volume_file::{Adoption, JournalFull, NamedVolumeFile, Role, TargetEntry, VolumeFile};
+pub use target_url::{DEFAULT_PORT, SshPlace, TargetUrl, TlsPlace};
+pub use volume_edit::{add_target, create_volume_file, pause_target, remove_target, remove_volume_file};
+pub use volume_file::{Activity, Adoption, JournalFull, NamedVolumeFile, Role, TargetEntry, VolumeFile};

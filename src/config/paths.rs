@@ -49,6 +49,11 @@ impl Paths {
         self.config_dir().join("dtfs.toml")
     }
 
+    /// `etc/dtfs/ssh_config`: what ssh reads instead of the user's configuration, when it is there.
+    pub fn ssh_config(&self) -> PathBuf {
+        self.config_dir().join("ssh_config")
+    }
+
     /// `var/lib/dtfs`: the state of every volume and replica.
     pub fn state_dir(&self) -> PathBuf {
         self.root.join("var/lib/dtfs")

@@ -4,7 +4,9 @@ use std::path::Path;
 
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
-use super::{Adoption, ConfigError, EditLock, Paths, TargetEntry, TargetName, VolumeFile, VolumeName, atomic};
+use super::{
+    Activity, Adoption, ConfigError, EditLock, Paths, TargetEntry, TargetName, VolumeFile, VolumeName, atomic,
+};
 
 /// Makes the file of a master volume; an existing one is left as it is.
 ///
@@ -48,6 +50,31 @@ pub fn add_target(
         match targets.as_array_of_tables_mut() {
             Some(tables) => tables.push(table),
             None => return Outcome::NotTables,
+        }
+        Outcome::Changed
+    })
+}
+
+/// Writes whether a target is being sent to.
+///
+/// # Errors
+/// When the file cannot be understood or written, or has no such target.
+pub fn pause_target(
+    _lock: &EditLock,
+    paths: &Paths,
+    volume: &VolumeName,
+    target: &TargetName,
+    activity: Activity,
+) -> Result<(), ConfigError> {
+    edit(paths, volume, |document| {
+        let Some(tables) = document.get_mut("target").and_then(Item::as_array_of_tables_mut) else {
+            return Outcome::NotTables;
+        };
+        let named = |table: &&mut Table| table.get("name").and_then(Item::as_str) == Some(target.as_str());
+        match (tables.iter_mut().find(named), activity) {
+            (None, _) => return Outcome::NotTables,
+            (Some(table), Activity::Paused) => drop(table.insert("paused", value(true))),
+            (Some(table), Activity::Running) => drop(table.remove("paused")),
         }
         Outcome::Changed
     })
@@ -113,6 +140,8 @@ mod tests {
             name: TargetName::new(name).unwrap(),
             url: format!("local:/t/{name}").parse().unwrap(),
             adoption: Adoption::Refuse,
+            bandwidth: None,
+            activity: Activity::Running,
         }
     }
 
@@ -132,6 +161,14 @@ mod tests {
         assert_eq!(VolumeFile::load(&paths, &volume).unwrap().targets.len(), 2);
 
         assert!(add_target(&lock, &paths, &volume, &target("b")).is_err());
+        let (one, active) = (TargetName::new("a").unwrap(), |name: &str| {
+            let file = VolumeFile::load(&paths, &volume).unwrap();
+            file.target(&TargetName::new(name).unwrap()).unwrap().activity
+        });
+        pause_target(&lock, &paths, &volume, &one, Activity::Paused).unwrap();
+        assert_eq!((active("a"), active("b")), (Activity::Paused, Activity::Running));
+        pause_target(&lock, &paths, &volume, &one, Activity::Running).unwrap();
+        assert_eq!(std::fs::read_to_string(paths.volume_file(&volume)).unwrap(), after);
         remove_target(&lock, &paths, &volume, &TargetName::new("b").unwrap()).unwrap();
         assert_eq!(std::fs::read_to_string(paths.volume_file(&volume)).unwrap(), text);
         assert!(remove_target(&lock, &paths, &volume, &TargetName::new("b").unwrap()).is_err());

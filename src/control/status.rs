@@ -116,6 +116,8 @@ pub struct TargetStatus {
 pub enum TargetState {
     /// Defined, and no session was up yet.
     New,
+    /// An operator paused it; it keeps its place.
+    Paused,
     /// The bulk copy runs, beside live changes.
     Mirroring,
     /// Work rows are left after the mirror (repair, overflow): not yet consistent at any TID.
@@ -144,6 +146,7 @@ impl TargetState {
     pub fn parts(&self) -> (&'static str, Option<&str>) {
         match self {
             TargetState::New => ("new", None),
+            TargetState::Paused => ("paused", None),
             TargetState::Mirroring => ("mirroring", None),
             TargetState::Converging => ("converging", None),
             TargetState::Replicating => ("replicating", None),

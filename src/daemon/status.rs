@@ -23,9 +23,10 @@ pub(super) fn volume_state(volume: &Volume) -> VolumeState {
     }
 }
 
-/// The names of a volume's running targets.
+/// The names of a volume's targets, those that are paused too.
 pub(super) fn target_names(volume: &Volume) -> Vec<TargetName> {
-    volume.live().senders.keys().cloned().collect()
+    let live = volume.live();
+    live.senders.keys().chain(&live.paused).cloned().collect()
 }
 
 /// The status of all volumes, or of one.
@@ -66,6 +67,12 @@ fn open_volume(volume: &Volume) -> Result<VolumeStatus, Failure> {
     for (name, sender) in &live.senders {
         if let Some(row) = volume.journal.store().target(name.as_str()).map_err(super::volume::VolumeError::from)? {
             targets.push(target(volume, name, &row, (&sender.status(), live.sees_all()))?);
+        }
+    }
+    for name in &live.paused {
+        if let Some(row) = volume.journal.store().target(name.as_str()).map_err(super::volume::VolumeError::from)? {
+            let status = target(volume, name, &row, (&SenderStatus::default(), live.sees_all()))?;
+            targets.push(TargetStatus { state: TargetState::Paused, ..status });
         }
     }
     Ok(VolumeStatus {

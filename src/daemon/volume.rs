@@ -14,8 +14,8 @@ use super::unwatched::{Changes, Suspects};
 use super::watched::Moment;
 use crate::backing::{BackingError, Tree, TreeView};
 use crate::config::{
-    AccessTimes, Adoption, JournalFull, MountEntry, OpenFiles, Paths, Submounts, TargetEntry, TargetName, TargetUrl,
-    VolumeFile, VolumeName,
+    AccessTimes, Activity, Adoption, Bandwidth, JournalFull, MountEntry, OpenFiles, Paths, Submounts, TargetEntry,
+    TargetName, TargetUrl, VolumeFile, VolumeName,
 };
 use crate::control::{ExitCode, Failure, Opener};
 use crate::fuse::{MountError, MountedVolume, Unmount, Unmounted};
@@ -23,7 +23,7 @@ use crate::journal::{Journal, JournalError, JournalOptions, LastStop, Level, Whe
 use crate::record::MAX_RECORD_BYTES;
 use crate::sender::{Forked, SenderOptions, SenderThread};
 use crate::stack::{AtimeMode, Stack, StackError, StackOptions};
-use crate::wire::{Compression, connect_local};
+use crate::wire::Compression;
 
 /// An open volume.
 pub(super) struct Volume {
@@ -53,6 +53,10 @@ pub(super) struct Live {
     /// While somebody stands behind the mount.
     pub(super) bypass: Option<Bypass>,
     pub(super) senders: BTreeMap<TargetName, SenderThread>,
+    /// What each sender was started with.
+    entries: BTreeMap<TargetName, TargetEntry>,
+    /// Targets that nothing is sent to for now.
+    pub(super) paused: Vec<TargetName>,
 }
 
 /// Why a volume cannot be opened or mounted.
@@ -185,6 +189,8 @@ impl Volume {
             suspects: Suspects::new(),
             bypass: None,
             senders: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            paused: Vec::new(),
         };
         let volume = Arc::new(Volume {
             name: entry.volume.clone(),
@@ -316,10 +322,13 @@ impl Volume {
         self.start_senders(live, &file.targets)
     }
 
-    /// Makes the running senders those of `targets`: new ones start, those that are no longer named stop.
+    /// Makes the running senders those of `targets`: new ones start, those that are paused or no longer named stop, and those
+    /// whose entry was changed start again.
     pub(super) fn set_targets(&self, targets: &[TargetEntry]) -> Result<(), VolumeError> {
         let mut live = self.live.lock();
-        live.senders.retain(|name, _| targets.iter().any(|target| target.name == *name));
+        let Live { senders, entries, .. } = &mut *live;
+        senders
+            .retain(|name, _| targets.iter().any(|target| target.name == *name && entries.get(name) == Some(target)));
         let store = self.journal.store();
         for row in store.targets()? {
             if !targets.iter().any(|target| target.name.as_str() == row.name) {
@@ -330,7 +339,10 @@ impl Volume {
     }
 
     fn start_senders(&self, live: &mut Live, targets: &[TargetEntry]) -> Result<(), VolumeError> {
-        for target in targets.iter().filter(|target| !live.senders.contains_key(&target.name)).collect::<Vec<_>>() {
+        let paused = targets.iter().filter(|target| target.activity == Activity::Paused);
+        live.paused = paused.map(|target| target.name.clone()).collect();
+        let running = targets.iter().filter(|target| target.activity == Activity::Running);
+        for target in running.filter(|target| !live.senders.contains_key(&target.name)).collect::<Vec<_>>() {
             let store = self.journal.store();
             let id = match store.target(target.name.as_str())? {
                 Some(row) => row.id,
@@ -341,7 +353,11 @@ impl Volume {
                 access_times: self.options.atime,
                 label: self.name.to_string(),
                 connect: self.connect(target),
-                compression: LOCAL_COMPRESSION,
+                compression: match target.url {
+                    TargetUrl::Local(_) => LOCAL_COMPRESSION,
+                    _ => Compression::Adaptive,
+                },
+                rate: rate(target.bandwidth.clone()),
                 forked: match target.adoption {
                     Adoption::Allow => Forked::Compare,
                     Adoption::Refuse => Forked::Refuse,
@@ -351,24 +367,14 @@ impl Volume {
             let sender = SenderThread::spawn(self.journal.clone(), view, options)
                 .map_err(|cause| VolumeError::Io { path: self.path.clone(), cause })?;
             live.senders.insert(target.name.clone(), sender);
+            live.entries.insert(target.name.clone(), target.clone());
         }
         Ok(())
     }
 
     fn connect(&self, target: &TargetEntry) -> crate::sender::Connect {
-        let root = self.paths.root().map(Path::to_owned);
-        let (url, adoption) = (target.url.clone(), target.adoption);
-        Box::new(move || {
-            // Not the name it leads to: an upgrade may have removed that file.
-            let program = Path::new("/proc/self/exe");
-            let global: Vec<&std::ffi::OsStr> = match &root {
-                Some(root) => vec!["--root".as_ref(), root.as_os_str()],
-                None => Vec::new(),
-            };
-            let extra: &[&str] = if adoption == Adoption::Allow { &["--adopt"] } else { &[] };
-            let TargetUrl::Local(dir) = &url;
-            connect_local(program, &global, dir, extra)
-        })
+        let (paths, target) = (self.paths.clone(), target.clone());
+        Box::new(move || super::connect::connect(&paths, &target))
     }
 
     /// Makes everything up to now durable, in the tree and in the journal; returns the last TID.
@@ -418,6 +424,14 @@ fn starts_watch(last_stop: &LastStop, covered: bool) -> bool {
         LastStop::Killed { .. } | LastStop::PowerLoss { .. } => covered,
         LastStop::New | LastStop::Damaged { .. } => true,
     }
+}
+
+/// The rate of this minute, local time.
+fn rate(bandwidth: Option<Bandwidth>) -> crate::sender::Rate {
+    Box::new(move || {
+        let now = jiff::Zoned::now();
+        bandwidth.as_ref()?.bytes_per_second(now.hour() as u16 * 60 + now.minute() as u16)
+    })
 }
 
 /// A pipe on one host is faster than compressing, except for small frames, which are mostly names and attributes.

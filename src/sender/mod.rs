@@ -8,6 +8,7 @@
 //! - What is under way is bounded by a window of bytes; a slow target slows its own thread and nothing else.
 
 mod mailbox;
+mod pace;
 mod plan;
 mod session;
 mod standing;
@@ -16,6 +17,7 @@ mod stream;
 mod thread;
 mod work;
 
+pub use pace::Rate;
 pub use plan::{Cause, Fork, Forked, Ours, Plan, Standing, plan};
 pub use status::{SenderState, SenderStatus};
 pub use thread::{Connect, SenderNudge, SenderOptions, SenderThread, SenderWaiter};

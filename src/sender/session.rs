@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::mailbox::{Call, Event, Mailbox};
+use super::pace::Pace;
 use super::plan::{Forked, Ours, Plan, plan};
 use super::standing::{position_at, standing};
 use super::status::SharedStatus;
@@ -59,6 +60,9 @@ pub(super) struct Session<'a> {
     /// The copy that answered.
     copy: VolumeUuid,
     trimmed: Instant,
+    /// When the target was last given a sign of life.
+    ticked: Instant,
+    pace: Pace,
     counted_bytes: u64,
     watcher: Watcher,
 }
@@ -139,6 +143,8 @@ impl<'a> Session<'a> {
             last_ack: Ack { received: after, applied: reply.applied.tid.min(stored).min(after), ..Ack::default() },
             copy: reply.replica,
             trimmed: Instant::now(),
+            ticked: Instant::now(),
+            pace: Pace::new(Instant::now()),
             counted_bytes: bytes,
             watcher,
         })
@@ -162,16 +168,18 @@ impl<'a> Session<'a> {
                     return Ok(());
                 }
             }
-            if self.send_some()? {
-                continue;
+            if self.ticked.elapsed() >= TICK {
+                self.tick()?;
             }
-            match self.parts.mailbox.next(Instant::now() + TICK) {
-                Some(event) => {
-                    if !self.on(event)? {
-                        return Ok(());
-                    }
-                }
-                None => self.tick()?,
+            let patience = match self.pace.wait((self.parts.options.rate)(), Instant::now()) {
+                Some(wait) => wait.min(TICK),
+                None if self.send_some()? => continue,
+                None => TICK,
+            };
+            if let Some(event) = self.parts.mailbox.next(Instant::now() + patience)
+                && !self.on(event)?
+            {
+                return Ok(());
             }
         }
     }
@@ -201,6 +209,7 @@ impl<'a> Session<'a> {
         if self.parts.mailbox.silence() > SILENCE {
             return Err(SessionError::Silent(SILENCE.as_secs()));
         }
+        self.ticked = Instant::now();
         self.walk.look_again();
         self.send(&Message::Ping)
     }
@@ -262,6 +271,7 @@ impl<'a> Session<'a> {
     fn count_bytes(&mut self, objects: u64) {
         let new = self.writer.bytes_sent() - self.counted_bytes;
         self.counted_bytes += new;
+        self.pace.sent(new);
         self.parts.status.update(|status| {
             status.bytes_sent += new;
             status.objects_read += objects;

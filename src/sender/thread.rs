@@ -5,6 +5,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::mailbox::{Call, Event, Mailbox};
+use super::pace::Rate;
 use super::plan::Forked;
 use super::session::Session;
 use super::status::SharedStatus;
@@ -12,7 +13,7 @@ use super::{SenderState, SenderStatus, SessionError};
 use crate::base::{AtimeMode, Timespec, random_bytes};
 use crate::catchup::TreeView;
 use crate::journal::{Journal, Level, TargetId};
-use crate::wire::{Compression, Connection, RefuseCode};
+use crate::wire::{Compression, Connection, RefuseCode, WireError};
 
 /// Makes a connection to the target.
 pub type Connect = Box<dyn Fn() -> std::io::Result<Connection> + Send>;
@@ -29,6 +30,8 @@ pub struct SenderOptions {
     pub connect: Connect,
     /// How frames are compressed.
     pub compression: Compression,
+    /// How fast it may be sent to.
+    pub rate: Rate,
     /// What is done with a target that followed another history, when it was defined just now.
     pub forked: Forked,
 }
@@ -167,6 +170,11 @@ impl Runner {
         let session = self.mailbox.open_session();
         let reader = Session::spawn_reader(reader, self.mailbox.clone(), session).map_err(SessionError::Connect)?;
         let outcome = Session::open(self.parts(), writer, peer.breaker()).and_then(Session::run);
+        let outcome = match outcome {
+            // ssh, for one, says why.
+            Err(SessionError::Wire(WireError::Closed)) => Err(closed(&peer.last_words())),
+            outcome => outcome,
+        };
         // The writer is closed by now: the target finishes what it has and closes its end, which ends the reader.
         self.status.update(|status| status.peer_pid = None);
         drop(peer);
@@ -218,6 +226,14 @@ impl Runner {
                 None => return false,
             }
         }
+    }
+}
+
+/// What led to the target may have said why it does not any more.
+fn closed(last_words: &str) -> SessionError {
+    match last_words {
+        "" => WireError::Closed.into(),
+        words => SessionError::Connect(std::io::Error::other(words.to_owned())),
     }
 }
 

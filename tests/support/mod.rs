@@ -27,6 +27,7 @@ pub(crate) mod recorder;
 pub(crate) mod replica;
 pub(crate) mod samba;
 pub(crate) mod scratch;
+pub(crate) mod sshd;
 pub(crate) mod steps;
 pub(crate) mod storm;
 pub(crate) mod trees;

@@ -278,6 +278,7 @@ impl Pair {
             label: "data".into(),
             connect: self.connect(),
             compression: Compression::Zstd { level: 1, max_bytes: 64 << 10 },
+            rate: Box::new(|| None),
             forked: self.forked,
         };
         let stack = self.stack().clone();
