@@ -10,7 +10,7 @@ use super::scratch::utf8;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Where sshd wants an empty directory; a package makes it when its service starts.
+/// Where sshd wants an empty directory; the package's service makes it when it starts, and it stays there.
 const PRIVILEGE_SEPARATION: &str = "/run/sshd";
 
 /// Which commands the key may run.
@@ -21,14 +21,15 @@ pub(crate) enum Key<'a> {
     Forced(&'a str),
 }
 
-/// The server on port 2222 of a network of its own. Its users find `dtfs` in their PATH, with the files of `root`.
+/// The server on port 2222 of an address of a network of its own. Its users find `dtfs` in their PATH, with the files of `root`.
 pub(crate) struct Sshd {
     server: Process,
     dir: tempfile::TempDir,
+    address: String,
 }
 
 impl Sshd {
-    pub(crate) fn start(network: &Loopback, root: &Path, key: &Key<'_>) -> Sshd {
+    pub(crate) fn start(network: &Loopback, address: &str, root: &Path, key: &Key<'_>) -> Sshd {
         fs::create_dir_all(PRIVILEGE_SEPARATION).expect("sshd's own directory");
         let dir = tempfile::Builder::new().prefix("dtfs-sshd-").tempdir().expect("a temporary directory");
         for name in ["host_key", "user_key"] {
@@ -37,7 +38,7 @@ impl Sshd {
         let programs = Path::new(env!("CARGO_BIN_EXE_dtfs")).parent().expect("a directory");
         let file = |name: &str| dir.path().join(name);
         let config = format!(
-            "ListenAddress 127.0.0.1:2222\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nUsePAM no\nStrictModes no\n\
+            "ListenAddress {address}:2222\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nUsePAM no\nStrictModes no\n\
              PermitRootLogin prohibit-password\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n\
              SetEnv DTFS_ROOT={} PATH={}:/usr/bin:/bin\n",
             file("host_key").display(),
@@ -55,7 +56,7 @@ impl Sshd {
         let log = fs::File::create(file("log")).unwrap();
         let mut command = network.command("/usr/sbin/sshd");
         command.args(["-D", "-e", "-f", utf8(&file("sshd_config"))]).stderr(log);
-        let mut sshd = Sshd { server: Process::spawn(&mut command), dir };
+        let mut sshd = Sshd { server: Process::spawn(&mut command), dir, address: address.to_owned() };
         wait_until("the ssh server to listen", LIMIT, || {
             if let Some(status) = sshd.server.ended() {
                 panic!("sshd ended with {status}: {}", sshd.log());
@@ -69,7 +70,7 @@ impl Sshd {
     pub(crate) fn write_client_config(&self, to: &Path) {
         let file = |name: &str| self.dir.path().join(name);
         let public = fs::read_to_string(file("host_key.pub")).unwrap();
-        fs::write(file("known_hosts"), format!("[127.0.0.1]:2222 {public}")).unwrap();
+        fs::write(file("known_hosts"), format!("[{}]:2222 {public}", self.address)).unwrap();
         let text = format!(
             "Host *\n  IdentityFile {}\n  IdentitiesOnly yes\n  UserKnownHostsFile {}\n  GlobalKnownHostsFile none\n  \
              StrictHostKeyChecking yes\n",
@@ -118,7 +119,5 @@ impl Drop for Sshd {
         if std::thread::panicking() {
             eprintln!("--- log of sshd ---\n{}--- end of the log ---", self.log());
         }
-        // Only an empty one, which nobody else uses, goes.
-        let _ = fs::remove_dir(PRIVILEGE_SEPARATION);
     }
 }
