@@ -54,6 +54,18 @@ pub enum LogLevel {
     Debug,
 }
 
+impl LogLevel {
+    /// The word for a filter of events.
+    pub fn word(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+        }
+    }
+}
+
 /// A length of time, written as `500ms`, `30s`, `5m`, `2h`, `1d` or plain seconds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Deserialize)]
 #[serde(try_from = "String")]
