@@ -13,7 +13,7 @@ mod drain;
 mod handler;
 mod log;
 mod logs;
-mod manager;
+
 mod memory;
 mod metrics;
 mod openers;
@@ -21,6 +21,7 @@ mod openmetrics;
 mod run;
 mod scan;
 mod serve;
+mod service;
 mod status;
 mod unwatched;
 mod volume;

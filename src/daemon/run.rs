@@ -10,7 +10,7 @@ use signal_hook::iterator::Signals;
 use super::drain::{DEFAULT_PATIENCE, Hurry};
 use super::handler::DaemonHandler;
 use super::volumes::{Run, Volumes};
-use super::{manager, metrics};
+use super::{metrics, service};
 use crate::config::{DaemonFile, OpenFiles, Paths};
 use crate::control::{ExitCode, Failure, Selection, Server, Stopper};
 
@@ -38,12 +38,12 @@ pub fn run(paths: &Paths) -> Result<(), Failure> {
         let _ = metrics::serve(address, volumes.clone())
             .inspect_err(|error| tracing::error!(%address, %error, "no metrics are served"));
     }
-    manager::ready(&volumes);
+    service::ready(&volumes);
     let handler = DaemonHandler { volumes: volumes.clone(), stopper: server.stopper() };
     let tended = tend(volumes.clone()).map_err(|error| io("a thread", error))?;
-    let watched = manager::watch(volumes.clone()).map_err(|error| io("a thread", error))?;
+    let watched = service::watch(volumes.clone()).map_err(|error| io("a thread", error))?;
     let served = server.serve(Arc::new(handler));
-    manager::stopping("unmounting, and sending what targets lack");
+    service::stopping("unmounting, and sending what targets lack");
     drop(tended);
     let patience = settings.drain.map_or(DEFAULT_PATIENCE, |drain| drain.0);
     let closed = volumes.close(patience, &hurry);
@@ -58,12 +58,12 @@ fn watch_signals(stopper: Stopper, hurry: Hurry, volumes: Arc<Volumes>) -> std::
         let mut stopping = false;
         for signal in signals.forever() {
             if signal == SIGHUP {
-                manager::reloading();
+                service::reloading();
                 match volumes.reload() {
                     Ok(notes) => notes.iter().for_each(|note| tracing::info!(%note, "reload")),
                     Err(failure) => tracing::warn!(%failure, "reload"),
                 }
-                manager::ready(&volumes);
+                service::ready(&volumes);
             } else if std::mem::replace(&mut stopping, true) {
                 hurry.set();
             } else {
