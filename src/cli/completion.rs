@@ -23,7 +23,7 @@ fn command() -> Command {
 
 /// What a value is follows from its name in the grammar, the same in every command.
 fn with_names(command: Command) -> Command {
-    command.mut_args(|arg| complete(arg)).mut_subcommands(with_names)
+    command.mut_args(complete).mut_subcommands(with_names)
 }
 
 fn complete(arg: Arg) -> Arg {

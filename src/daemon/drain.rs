@@ -48,6 +48,9 @@ pub(super) fn drain(volumes: &[Arc<Volume>], patience: Duration, hurry: &Hurry) 
         if !waiting || hurry.is_set() || Instant::now() >= deadline {
             return left.iter().for_each(tell);
         }
+        if flushed.is_none() {
+            tracing::info!(seconds = patience.as_secs(), "unmounted; targets may take what they lack");
+        }
         if flushed.is_none_or(|at: Instant| at.elapsed() >= FLUSH_EVERY) {
             flush(volumes, &left);
             flushed = Some(Instant::now());
