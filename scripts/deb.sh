@@ -9,4 +9,5 @@ command -v cargo-deb >/dev/null || { echo "deb: cargo-deb is missing: cargo inst
 
 rm -rf target/package
 DESTDIR=target/package BINARY=${BINARY:-} scripts/install.sh
+strip --strip-debug target/package/usr/bin/dtfs
 cargo deb --no-build --locked ${1:+--output "$1"}

@@ -86,10 +86,13 @@ fn the_manual_is_set_without_a_warning_and_says_everything() {
         let text = String::from_utf8(output.stdout).unwrap();
         let mut plain = String::new();
         for c in text.chars() {
-            if c == '\u{8}' { drop(plain.pop()) } else { plain.push(c) }
+            match c {
+                '\u{8}' => plain.truncate(plain.len() - plain.chars().next_back().map_or(0, char::len_utf8)),
+                c => plain.push(c),
+            }
         }
         let words: Vec<&str> = plain.split_whitespace().collect();
-        words.join(" ").replace('\u{2010}', "-").replace('\u{2212}', "-")
+        words.join(" ").replace(['\u{2010}', '\u{2212}'], "-")
     };
     let commands = page("man8/dtfs.8");
     for word in

@@ -152,8 +152,8 @@ fn read_spec(spec: &str, dir: &str) -> Result<Option<VolumeName>, Failure> {
 }
 
 fn mount(paths: &Paths, line: &Line) -> Result<(), Failure> {
-    let entry = entry(paths, line)?;
-    let path = entry.map_or_else(|| line.dir.clone(), |entry| entry.path);
+    // Without an entry a rehearsal has nothing more to ask: the directory and the options were checked.
+    let Some(MountEntry { path, .. }) = entry(paths, line)? else { return Ok(()) };
     let how = MountHow { rehearsal: line.rehearsal, open_files: OpenFiles::Refuse };
     let reply = ops::mount(paths, &Which::Paths(vec![path]), how)?;
     match verdict(reply)? {

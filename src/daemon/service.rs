@@ -1,7 +1,8 @@
 //! What the service manager hears of the daemon (sd_notify(3)): ready, reloading, stopping, and signs of life.
 //!
 //! A sign of life is given only for progress that was seen: the journal of every volume made durable what waited at the
-//! last look, and every mount answered a request that came through the kernel. A thread that only kept time would go on
+//! last look, of the requests under way then at least one has ended, and every mount answered a request that came through
+//! the kernel. A thread that only kept time would go on
 //! giving them while nothing else in the daemon moves.
 
 use std::collections::BTreeMap;
@@ -14,8 +15,8 @@ use sd_notify::NotifyState;
 
 use super::volume::Volume;
 use super::volumes::Volumes;
-use crate::base::Tid;
 use crate::config::VolumeName;
+use crate::journal::WhenFull;
 
 /// Every listed entry was mounted, or refused for a reason that was said.
 pub(super) fn ready(volumes: &Volumes) {
@@ -80,8 +81,16 @@ pub(super) fn watch(volumes: Arc<Volumes>) -> std::io::Result<Option<Sender<()>>
 /// What has to have happened until the next look.
 #[derive(Default)]
 struct Progress {
-    /// Where each journal was: durable, and given.
-    seen: BTreeMap<VolumeName, (Tid, Tid)>,
+    seen: BTreeMap<VolumeName, Seen>,
+}
+
+/// Two counters that follow each other: what began, or was given, and what ended, or is durable.
+type Pair = (u64, u64);
+
+/// One volume at one look.
+struct Seen {
+    journal: Pair,
+    requests: Pair,
 }
 
 impl Progress {
@@ -90,11 +99,12 @@ impl Progress {
         let open = volumes.open();
         self.seen.retain(|name, _| open.iter().any(|volume| volume.name == *name));
         for volume in open {
-            let now = (volume.journal.durable_tid(), volume.journal.last_tid());
-            let before = self.seen.insert(volume.name.clone(), now);
+            let now = Seen::of(&volume);
+            let stuck = self.seen.get(&volume.name).and_then(|before| before.stuck(&now));
+            self.seen.insert(volume.name.clone(), now);
             // A volume that failed says so to every caller, and is not helped by a restart without its operator.
-            if volume.journal.failed().is_none() && !has_moved(before, now.0) {
-                return Err(format!("the journal of {} stays at {}", volume.name, now.0));
+            if let Some(what) = stuck.filter(|_| volume.journal.failed().is_none()) {
+                return Err(format!("{what} of {} stands still", volume.name));
             }
             ask_mount(&volume)?;
         }
@@ -102,9 +112,29 @@ impl Progress {
     }
 }
 
-/// Whether everything that waited at the last look is durable, or at least more than then.
-fn has_moved(before: Option<(Tid, Tid)>, durable: Tid) -> bool {
-    before.is_none_or(|(durable_then, given_then)| durable >= given_then || durable > durable_then)
+impl Seen {
+    fn of(volume: &Volume) -> Seen {
+        let durable = volume.journal.durable_tid();
+        let journal = (volume.journal.last_tid().0, durable.0);
+        // Programs that wait for a target because the operator wanted it so are no standstill of ours.
+        let waits = volume.journal.when_full() == WhenFull::Block;
+        let live = volume.live();
+        let mounted = live.mounted.as_ref().filter(|_| !waits);
+        Seen { journal, requests: mounted.map_or((0, 0), |mounted| mounted.progress()) }
+    }
+
+    fn stuck(&self, now: &Seen) -> Option<&'static str> {
+        match (has_moved(self.journal, now.journal), has_moved(self.requests, now.requests)) {
+            (false, _) => Some("the journal"),
+            (true, false) => Some("every request"),
+            (true, true) => None,
+        }
+    }
+}
+
+/// Whether nothing was under way, or something of it ended. A counter that is smaller began anew with another mount.
+fn has_moved((begun, ended): Pair, (_, ended_now): Pair) -> bool {
+    ended >= begun || ended_now != ended
 }
 
 /// One request through the kernel and back.
@@ -130,11 +160,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_journal_that_stands_still_while_records_wait_has_not_moved() {
-        assert!(has_moved(None, Tid(0)));
-        assert!(has_moved(Some((Tid(5), Tid(5))), Tid(5)), "nothing waited");
-        assert!(has_moved(Some((Tid(5), Tid(9))), Tid(6)), "some of it");
-        assert!(has_moved(Some((Tid(5), Tid(9))), Tid(9)), "all of it");
-        assert!(!has_moved(Some((Tid(5), Tid(9))), Tid(5)));
+    fn what_stands_still_while_something_is_under_way_has_not_moved() {
+        assert!(has_moved((5, 5), (9, 5)), "nothing was under way");
+        assert!(has_moved((9, 5), (9, 6)), "some of it");
+        assert!(has_moved((9, 5), (0, 0)), "another mount");
+        assert!(!has_moved((9, 5), (12, 5)));
     }
 }

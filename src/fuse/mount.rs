@@ -130,6 +130,11 @@ impl MountedVolume {
         self.requests.times()
     }
 
+    /// How many requests that change or read files began, and how many of them ended.
+    pub fn progress(&self) -> (u64, u64) {
+        self.requests.progress()
+    }
+
     /// How many requests of the kernel were answered so far.
     pub fn answered(&self) -> u64 {
         let counts = self.requests.all();

@@ -141,6 +141,18 @@ impl Requests {
         times.nanos.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
     }
 
+    /// How many began and how many of them ended, without those that say nothing of a disk (statfs, forget).
+    pub(super) fn progress(&self) -> (u64, u64) {
+        let counts = |kind: &Kind| !matches!(kind, Kind::Statfs | Kind::Forget);
+        let mut progress = (0, 0);
+        for (kind, _) in NAMES.iter().filter(|(kind, _)| counts(kind)) {
+            // Ended first: one that ends in between then counts as under way, and not the other way round.
+            progress.1 += self.times[*kind as usize].counts.iter().map(|n| n.load(Ordering::Relaxed)).sum::<u64>();
+            progress.0 += self.counts[*kind as usize].load(Ordering::Relaxed);
+        }
+        progress
+    }
+
     /// The times of those that were served at all.
     pub(super) fn times(&self) -> Vec<OpTimes> {
         let read = |(times, (_, op)): (&Times, &(Kind, &'static str))| OpTimes {
