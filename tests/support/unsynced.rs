@@ -131,7 +131,10 @@ impl World {
         for ((ino, block), held) in disk.blocks {
             if let Some(path) = files.get(&ino) {
                 let file = OpenOptions::new().write(true).open(path).unwrap();
-                file.write_all_at(&block_bytes(held[0]), block * BLOCK as u64).unwrap();
+                // A file that does not reach there was not written any more.
+                if file.metadata().unwrap().len() > block * BLOCK as u64 {
+                    file.write_all_at(&block_bytes(held[0]), block * BLOCK as u64).unwrap();
+                }
             }
         }
         let _ = fs::remove_file(&self.log);
