@@ -60,6 +60,8 @@ pub(crate) struct Pair {
     in_memory: bool,
     serving: Serving,
     moved: Option<(PathBuf, PathBuf)>,
+    /// How long a target may take to have everything.
+    pub(crate) patience: Duration,
     /// What is done with a target of another history; see [`SenderOptions::forked`].
     pub(crate) forked: Forked,
 }
@@ -126,6 +128,7 @@ impl Pair {
             in_memory: false,
             serving: Serving::Thread { inbox_cap: None, inbox_segment: None },
             moved: None,
+            patience: PATIENCE,
             forked: Forked::Refuse,
         };
         pair.open();
@@ -240,7 +243,7 @@ impl Pair {
             let row = store.target_by_id(self.target).expect("the store").expect("the target");
             row.applied >= journal.durable_tid()
         };
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + self.patience;
         while !reached() {
             assert!(Instant::now() < until, "the target does not get there:\n{}", self.explain());
             std::thread::sleep(POLL);
@@ -352,7 +355,7 @@ impl Pair {
         let journal = self.stack().journal();
         journal.commit(journal.last_tid()).expect("a commit");
         let sender = self.sender.as_ref().expect("the sender runs");
-        if !self.try_wait(PATIENCE) {
+        if !self.try_wait(self.patience) {
             panic!("the target does not get there:\n{}", self.explain());
         }
         assert_eq!(sender.status().blocked, 0, "objects are blocked: {:?}", sender.status());
