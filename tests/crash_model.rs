@@ -249,6 +249,8 @@ impl Life<'_> {
 #[test]
 fn worker() {
     let Some(task) = asked() else { return };
+    // The test runner has begun a line.
+    println!();
     let words: Vec<&str> = task.split(' ').collect();
     let (first, count): (u64, u64) = (words[0].parse().unwrap(), words[1].parse().unwrap());
     let rule = words.get(2);

@@ -130,10 +130,12 @@ impl World {
         let files = files_below(&self.root);
         for ((ino, block), held) in disk.blocks {
             if let Some(path) = files.get(&ino) {
-                let file = OpenOptions::new().write(true).open(path).unwrap();
-                // A file that does not reach there was not written any more.
-                if file.metadata().unwrap().len() > block * BLOCK as u64 {
-                    file.write_all_at(&block_bytes(held[0]), block * BLOCK as u64).unwrap();
+                let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+                let (at, on_disk) = (block * BLOCK as u64, block_bytes(held[0]));
+                let mut now = vec![0; BLOCK];
+                // Where it stands, or the file does not reach, nothing was written any more: its times must not move.
+                if file.read_exact_at(&mut now, at).is_ok() && now != on_disk {
+                    file.write_all_at(&on_disk, at).unwrap();
                 }
             }
         }
