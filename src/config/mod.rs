@@ -24,7 +24,7 @@ mod volume_file;
 pub use atomic::EditLock;
 pub use check::{check_entry, check_store_dir, check_target_dir, check_target_entry, check_volume_dir};
 pub use error::ConfigError;
-pub use mount_options::{AccessTimes, MountOptions, OpenFiles, Submounts};
+pub use mount_options::{AccessTimes, MountOptions, OpenFiles, Submounts, Writes};
 pub use mounts_file::{MountEntry, MountsFile};
 pub use names::{NameProblem, TargetName, VolumeName};
 pub use paths::Paths;
