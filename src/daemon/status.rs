@@ -5,7 +5,6 @@ use super::volumes::Volumes;
 use crate::base::{Tid, Timespec};
 use crate::config::{MountEntry, TargetName, VolumeName};
 use crate::control::{Failure, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
-use crate::fuse::MountedVolume;
 use crate::journal::{TargetRow, WorkReason};
 use crate::sender::{SenderState, SenderStatus};
 
@@ -34,7 +33,7 @@ pub(super) fn status(volumes: &Volumes, only: Option<&VolumeName>) -> Result<Sta
     let mut reply = StatusReply::default();
     for entry in file.entries().filter(|entry| only.is_none_or(|name| entry.volume == *name)) {
         reply.volumes.push(match volumes.find(&entry.volume) {
-            Some(volume) => open_volume(&volume)?,
+            Some(volume) => volume_status(&volume)?,
             None => closed_volume(volumes, entry),
         });
     }
@@ -59,7 +58,8 @@ fn closed_volume(volumes: &Volumes, entry: &MountEntry) -> VolumeStatus {
     }
 }
 
-fn open_volume(volume: &Volume) -> Result<VolumeStatus, Failure> {
+/// The status of an open volume.
+pub(super) fn volume_status(volume: &Volume) -> Result<VolumeStatus, Failure> {
     let state = volume_state(volume);
     let live = volume.live();
     let mut targets = Vec::new();
@@ -76,7 +76,7 @@ fn open_volume(volume: &Volume) -> Result<VolumeStatus, Failure> {
         last_tid: volume.journal.last_tid(),
         durable_tid: volume.journal.durable_tid(),
         journal_bytes: volume.journal.bytes_used(),
-        requests: live.mounted.as_ref().map_or(0, MountedVolume::answered),
+        requests: live.mounted.as_ref().map_or(0, |mounted| mounted.answered()),
         suspects: live.suspects.values().cloned().collect(),
         targets,
     })
@@ -117,6 +117,7 @@ fn target(
         work_left,
         consistent_at: consistent.then_some(row.applied),
         bytes_sent: sender.bytes_sent,
+        errors: sender.errors,
         differs: sender.differs.clone(),
         last_error: sender.last_error.as_ref().map(last_error),
     })
