@@ -11,6 +11,7 @@
 
 mod attributes;
 mod catalog;
+mod check;
 mod data;
 mod displaced;
 mod doubt;
@@ -34,7 +35,7 @@ use park::Park;
 pub use replica::{Adopt, Origin, Replica, ReplicaError, ReplicaLock};
 
 use crate::backing::Tree;
-use crate::base::{Ballast, Commit, Oid, Position, Tid, faults};
+use crate::base::{Ballast, Commit, Oid, Position, StoredTimes, Tid, faults};
 use crate::record::{DirItem, Op, Record};
 use crate::sys::Errno;
 
@@ -133,6 +134,10 @@ pub struct Applier {
     missing: BTreeSet<Missing>,
     /// Parts of a directory's state that wait for the last one.
     listing: Vec<DirItem>,
+    /// As `listing`, of a directory that is checked.
+    checked_listing: Vec<DirItem>,
+    /// The tree's filesystem stores times with fewer digits than they are sent with.
+    coarse_times: bool,
     /// The directory whose state came last, and the objects in it.
     listed: Option<(Oid, Vec<Oid>)>,
     /// Objects that a directory's state put out of their slot and that nothing has bound again yet.
@@ -158,6 +163,7 @@ impl Applier {
     /// # Errors
     /// [`ApplyError`] when the park cannot be read.
     pub fn new(replica: Replica, high_water: Tid) -> Result<Applier, ApplyError> {
+        let coarse_times = replica.stored_times() == StoredTimes::Coarse;
         let Replica { tree, catalog, park, doubt, ballast, lock, .. } = replica;
         let plain = park.is_plain(&tree);
         let mut applier = Applier {
@@ -169,6 +175,8 @@ impl Applier {
             open: HashMap::new(),
             missing: BTreeSet::new(),
             listing: Vec::new(),
+            checked_listing: Vec::new(),
+            coarse_times,
             listed: None,
             unlisted: BTreeSet::new(),
             displaced: BTreeSet::new(),

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::args::{LogArgs, OperatorCommand, WaitArgs};
 use super::print::{print_json, say};
-use super::{Verbosity, define, mounts, status};
+use super::{Verbosity, define, mounts, status, verify};
 use crate::config::Paths;
 use crate::control::ops::{self, LogRange, WaitFor, resolve_volume};
 use crate::control::{ExitCode, Failure, LogEntry};
@@ -22,6 +22,7 @@ pub(super) fn run(
         OperatorCommand::Define(command) => define::define(paths, verbosity, command, output),
         OperatorCommand::Forget(command) => define::forget(paths, verbosity, command, output),
         OperatorCommand::Status(args) => status::run(paths, args, output),
+        OperatorCommand::Verify(args) => verify::run(paths, verbosity, args, output),
         OperatorCommand::Wait(args) => wait(paths, verbosity, args, output),
         OperatorCommand::Synctid { volume } => {
             let tid = ops::sync_tid(paths, resolve_volume(paths, volume)?)?;

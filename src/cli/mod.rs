@@ -10,8 +10,10 @@ mod commands;
 mod define;
 mod mounts;
 mod print;
+mod progress;
 mod status;
 mod table;
+mod verify;
 
 use std::io::{self, Write};
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::status::{StatusReply, VolumeState};
+use super::verify::VerifyReply;
 use super::{ExitCode, Failure, tid_text};
 use crate::base::Tid;
 use crate::config::{MountEntry, MountsFile, TargetName, VolumeName};
@@ -83,6 +84,18 @@ pub enum Request {
         /// At most this many records.
         limit: Option<u64>,
     },
+    /// Compare a target with the source. Answer: any number of [`Reply::Verified`] that say how far it is, the last one the
+    /// outcome.
+    Verify {
+        /// Which volume.
+        volume: VolumeName,
+        /// Which target.
+        target: TargetName,
+        /// Make what differs equal to the source.
+        repair: bool,
+        /// Most bytes a second that are read at each side; `None` for as many as go.
+        bandwidth: Option<u64>,
+    },
     /// Stop the daemon cleanly: no new ops, journal committed, mounts gone. Answer: [`Reply::Done`] when it begins.
     Stop,
 }
@@ -147,6 +160,8 @@ pub enum Reply {
         #[serde(with = "tid_text")]
         tid: Tid,
     },
+    /// How a verification stands, or how it ended.
+    Verified(VerifyReply),
     /// Records, oldest first.
     Log(Vec<LogEntry>),
 }

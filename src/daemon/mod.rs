@@ -17,6 +17,7 @@ mod scan;
 mod serve;
 mod status;
 mod unwatched;
+mod verify;
 mod volume;
 mod volumes;
 mod watched;

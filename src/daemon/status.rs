@@ -118,6 +118,7 @@ fn target(
         consistent_at: consistent.then_some(row.applied),
         bytes_sent: sender.bytes_sent,
         differs: sender.differs.clone(),
+        verify: sender.verify.as_ref().map(|progress| volume.verify_reply(name, progress)),
         last_error: sender.last_error.as_ref().map(last_error),
     })
 }

@@ -19,6 +19,17 @@ pub(super) enum Done {
     Row(i64),
     /// The row's object is there up to this byte.
     Upto(i64, u64),
+    /// A reading of a verification, by its number.
+    Check(u64),
+}
+
+/// What a target does with a reading.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Purpose {
+    /// It takes it over.
+    Apply,
+    /// It compares it.
+    Check,
 }
 
 /// A reading that waits to be sent.
@@ -27,10 +38,11 @@ pub(super) struct Reading {
     pub(super) records: VecDeque<Encoded>,
     /// What its last record ends.
     pub(super) done: Done,
+    pub(super) purpose: Purpose,
 }
 
 impl Reading {
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.records.iter().map(|record| record.bytes().len()).sum()
     }
 
@@ -149,7 +161,12 @@ impl<'a> Walk<'a> {
             WorkKind::Tree => self.read_tree(row, children),
             WorkKind::Dir => {
                 let reading = read_listing(self.view, row.oid)?;
-                Ok(Reading { stamp: reading.stamp, records: reading.records.into(), done: Done::Row(row.id) })
+                Ok(Reading {
+                    stamp: reading.stamp,
+                    records: reading.records.into(),
+                    done: Done::Row(row.id),
+                    purpose: Purpose::Apply,
+                })
             }
             WorkKind::Object if row.reason != WorkReason::Mirror && offset == 0 && is_dir(self.view, row.oid) => {
                 match row.reason {
@@ -157,7 +174,12 @@ impl<'a> Walk<'a> {
                     // What a crash left in doubt may be a directory: its entries are compared, what is in them is not.
                     _ => {
                         let reading = read_listing(self.view, row.oid)?;
-                        Ok(Reading { stamp: reading.stamp, records: reading.records.into(), done: Done::Row(row.id) })
+                        Ok(Reading {
+                            stamp: reading.stamp,
+                            records: reading.records.into(),
+                            done: Done::Row(row.id),
+                            purpose: Purpose::Apply,
+                        })
                     }
                 }
             }
@@ -184,13 +206,18 @@ impl<'a> Walk<'a> {
                 Done::Upto(row.id, next)
             }
         };
-        Reading { stamp, records: records.into(), done }
+        Reading { stamp, records: records.into(), done, purpose: Purpose::Apply }
     }
 
     fn read_tree(&mut self, row: &WorkRow, children: &mut Vec<NewWork>) -> sys::Result<Reading> {
         let reading = read_dir(self.view, row.oid)?;
         children.extend(reading.children.iter().map(|item| child_row(row, item)));
-        Ok(Reading { stamp: reading.stamp, records: reading.records.into(), done: Done::Row(row.id) })
+        Ok(Reading {
+            stamp: reading.stamp,
+            records: reading.records.into(),
+            done: Done::Row(row.id),
+            purpose: Purpose::Apply,
+        })
     }
 }
 

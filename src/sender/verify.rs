@@ -1,0 +1,568 @@
+//! A verification: every object is read under its lock, and the target compares the reading at its place in the stream with
+//! what it has. At that place its tree is the source's at the stamp, however much is written meanwhile, so what differs was
+//! not made through the source.
+//!
+//! Invariants:
+//! - Nothing is compared while rows of work are left: work is what is known to differ.
+//! - A difference counts when it is seen twice, the second time byte by byte; what is *pending* is looked at again later.
+//! - Mending is a row of work for each object that differs, and what was mended is compared once more.
+//! - Progress lives in the thread of the target: a session that ends takes nothing with it but what was under way.
+//!
+//! An object that is moved into a directory which was looked at already may be missed by this run.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::work::{Done, Purpose, Reading};
+use crate::base::{Name, Oid, Tid, Timespec};
+use crate::catchup::{ObjectReading, TreeView, name_in, read_check, read_dir, read_listing, read_suspect};
+use crate::journal::{JournalError, Level, NewWork, Store, TargetId, WorkKind, WorkReason};
+use crate::record::{Difference, DifferenceKind};
+use crate::sys;
+
+/// What becomes of what differs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Repair {
+    /// It is reported.
+    #[default]
+    No,
+    /// It is made equal to the source.
+    Yes,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct VerifyRequest {
+    /// What becomes of what differs.
+    pub repair: Repair,
+    /// Most bytes a second that are read at each side; `None` for as many as go.
+    pub bandwidth_bytes: Option<u64>,
+}
+
+/// A difference with its path.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Found {
+    /// Where, relative to the root; empty for the root itself.
+    pub path: Vec<u8>,
+    /// What differs.
+    pub kind: DifferenceKind,
+    /// First byte of the range, for content and holes.
+    pub offset: u64,
+    /// Name of the xattr, for one.
+    pub xattr: Vec<u8>,
+}
+
+/// How a verification stands, or ended.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct VerifyProgress {
+    /// Its number; counts since the sender was started.
+    pub id: u64,
+    /// It is over.
+    pub is_done: bool,
+    /// Stamps of the first and the last reading.
+    pub position: (Tid, Tid),
+    /// Objects compared.
+    pub objects: u64,
+    /// Bytes of content compared.
+    pub bytes: u64,
+    /// What was read last.
+    pub current: Vec<u8>,
+    /// Differences found.
+    pub found: u64,
+    /// Of those, how many are left after mending; all of them when nothing is to be mended.
+    pub left: u64,
+    /// Objects that changed too fast, or are not at the target yet, every time they were looked at.
+    pub unsettled: u64,
+    /// Objects that could not be read here.
+    pub unreadable: u64,
+    /// The first differences.
+    pub differences: Arc<Vec<Found>>,
+}
+
+/// Where a verification is asked for.
+#[derive(Default)]
+pub(super) struct VerifyDesk {
+    /// Protects what is asked for. Rank: a leaf; held for assignments only.
+    state: Mutex<DeskState>,
+}
+
+#[derive(Default)]
+struct DeskState {
+    last_id: u64,
+    wanted: Option<(u64, VerifyRequest)>,
+    is_running: bool,
+}
+
+impl VerifyDesk {
+    /// Asks for a verification; `None` while one is wanted or runs.
+    pub(super) fn ask(&self, request: VerifyRequest) -> Option<u64> {
+        let mut state = self.state.lock();
+        if state.wanted.is_some() || state.is_running {
+            return None;
+        }
+        state.last_id += 1;
+        state.wanted = Some((state.last_id, request));
+        Some(state.last_id)
+    }
+
+    fn take(&self) -> Option<(u64, VerifyRequest)> {
+        let mut state = self.state.lock();
+        let wanted = state.wanted.take();
+        state.is_running |= wanted.is_some();
+        wanted
+    }
+
+    fn end(&self) {
+        self.state.lock().is_running = false;
+    }
+}
+
+/// A directory on the way to an object.
+struct Dir {
+    oid: Oid,
+    above: Option<(Arc<Dir>, Name)>,
+}
+
+impl Dir {
+    fn path(&self) -> Vec<u8> {
+        match &self.above {
+            None => Vec::new(),
+            Some((above, name)) => join(above.path(), name.as_bytes()),
+        }
+    }
+}
+
+fn join(mut path: Vec<u8>, name: &[u8]) -> Vec<u8> {
+    if !path.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+    path
+}
+
+/// What is read of an object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum What {
+    /// A directory, and then what is in it.
+    Tree,
+    /// A directory alone.
+    Listing,
+    /// Any other object from this byte on, by digests.
+    Object { offset: u64 },
+    /// What it is, and a range of it as it is.
+    Suspect { offset: u64, len: u64 },
+}
+
+#[derive(Clone)]
+struct Task {
+    oid: Oid,
+    /// The directory it is in; itself for a directory.
+    dir: Arc<Dir>,
+    what: What,
+    tries: u32,
+    /// How often it had nothing but other holes.
+    looks: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    FirstLook,
+    SecondLook,
+    Mending,
+    LookAfterMending,
+}
+
+/// What the session has to do for the verification.
+#[derive(Default)]
+pub(super) struct Step {
+    pub(super) readings: Vec<Reading>,
+    /// Rows that mend what differs.
+    pub(super) mend: Vec<NewWork>,
+    /// The target is to make durable what it has, and by that to say what it needs.
+    pub(super) flush: bool,
+}
+
+struct Run {
+    request: VerifyRequest,
+    stage: Stage,
+    /// A stack: what was found last is read first, so that it stays as short as the tree is deep and wide.
+    todo: Vec<Task>,
+    /// To be looked at again when the target has had time.
+    later: Vec<Task>,
+    suspects: Vec<Task>,
+    /// What differs for certain.
+    confirmed: BTreeMap<Oid, Task>,
+    /// Read and not answered, by number.
+    open: HashMap<u64, Task>,
+    last_number: u64,
+    /// Batches that were sent: their numbers, what ends with them, and the bytes that the target reads for them.
+    under_way: VecDeque<(u64, Vec<u64>)>,
+    /// Differences of readings that are not answered whole.
+    heard: HashMap<Oid, Vec<Difference>>,
+    seen: HashSet<Found>,
+    progress: VerifyProgress,
+    ready_at: Instant,
+}
+
+/// The verification of one target, if one runs.
+pub(super) struct Verifier {
+    desk: Arc<VerifyDesk>,
+    run: Option<Run>,
+}
+
+/// Bytes of content that the target compares in one go: live changes wait that long.
+const SLICE_BYTES: u64 = 4 << 20;
+const SLICE_TASKS: usize = 512;
+const MOST_BATCHES: usize = 4;
+/// How often what is pending is looked at, a little later each time.
+const MOST_TRIES: u32 = 20;
+const RETRY_STEP: Duration = Duration::from_millis(100);
+/// Differences that are kept with their paths.
+const MOST_KEPT: usize = 1000;
+/// Ranges of one object that get a second look: one that differs is enough.
+const MOST_RANGES: usize = 64;
+const SUSPECT_BYTES: u64 = 1 << 20;
+/// Looks at what differs in its holes only. While somebody reads a reserved range, the map shows data there.
+const HOLE_LOOKS: u32 = 6;
+
+impl Verifier {
+    pub(super) fn new(desk: Arc<VerifyDesk>) -> Verifier {
+        Verifier { desk, run: None }
+    }
+
+    /// A session begins: what was under way in the last one is read again.
+    pub(super) fn begin_session(&mut self) {
+        if let Some(run) = &mut self.run {
+            run.todo.extend(run.open.drain().map(|(_, task)| task));
+            run.under_way.clear();
+            run.heard.clear();
+        }
+    }
+
+    /// How long until there is something to do, when only time has to pass.
+    pub(super) fn due_in(&self) -> Option<Duration> {
+        let left = self.run.as_ref()?.ready_at.saturating_duration_since(Instant::now());
+        (left > Duration::ZERO).then_some(left)
+    }
+
+    /// How it stands.
+    pub(super) fn progress(&self) -> Option<VerifyProgress> {
+        self.run.as_ref().map(|run| run.progress.clone())
+    }
+
+    /// The next step; called when no work is left. What ended is returned once.
+    pub(super) fn step(&mut self, view: &dyn TreeView) -> (Step, Option<VerifyProgress>) {
+        if let Some((id, request)) = self.desk.take() {
+            self.run = Some(Run::new(id, request));
+        }
+        let Some(run) = &mut self.run else { return Default::default() };
+        if run.under_way.len() >= MOST_BATCHES || run.ready_at > Instant::now() {
+            return Default::default();
+        }
+        if !run.todo.is_empty() {
+            return (Step { readings: run.read(view), ..Step::default() }, None);
+        }
+        if !run.open.is_empty() {
+            return Default::default();
+        }
+        match run.next_stage() {
+            Some(step) => (step, None),
+            None => {
+                let mut progress = self.run.take().map(|run| run.progress).unwrap_or_default();
+                progress.is_done = true;
+                self.desk.end();
+                (Step::default(), Some(progress))
+            }
+        }
+    }
+
+    /// A batch with the ends of these readings was sent.
+    pub(super) fn sent(&mut self, batch: u64, done: Vec<Done>) {
+        let Some(run) = &mut self.run else { return };
+        let numbers = done.into_iter().filter_map(|done| match done {
+            Done::Check(number) => Some(number),
+            Done::Row(_) | Done::Upto(..) => None,
+        });
+        run.under_way.push_back((batch, numbers.collect()));
+    }
+
+    /// The target has compared a batch. False when it was not sent such a one.
+    pub(super) fn checked(&mut self, view: &dyn TreeView, batch: u64, more: u64, found: Vec<Difference>) -> bool {
+        let Some(run) = &mut self.run else { return false };
+        let Some((sent, numbers)) = run.under_way.pop_front().filter(|(sent, _)| *sent == batch) else { return false };
+        debug_assert_eq!(sent, batch);
+        for difference in found {
+            run.heard.entry(difference.oid).or_default().push(difference);
+        }
+        for number in numbers {
+            if let Some(task) = run.open.remove(&number) {
+                let heard = run.heard.remove(&task.oid).unwrap_or_default();
+                match heard.is_empty() && more > 0 {
+                    // What was found of it may be among what found no place.
+                    true => run.look_again(task),
+                    false => run.judge(view, task, &heard),
+                }
+            }
+        }
+        true
+    }
+}
+
+impl Run {
+    fn new(id: u64, request: VerifyRequest) -> Run {
+        let root = Arc::new(Dir { oid: Oid::ROOT, above: None });
+        Run {
+            request,
+            stage: Stage::FirstLook,
+            todo: vec![Task { oid: Oid::ROOT, dir: root, what: What::Tree, tries: 0, looks: 0 }],
+            later: Vec::new(),
+            suspects: Vec::new(),
+            confirmed: BTreeMap::new(),
+            open: HashMap::new(),
+            last_number: 0,
+            under_way: VecDeque::new(),
+            heard: HashMap::new(),
+            seen: HashSet::new(),
+            progress: VerifyProgress { id, ..VerifyProgress::default() },
+            ready_at: Instant::now(),
+        }
+    }
+
+    fn read(&mut self, view: &dyn TreeView) -> Vec<Reading> {
+        let (mut readings, mut bytes) = (Vec::new(), 0);
+        while bytes < SLICE_BYTES && readings.len() < SLICE_TASKS {
+            let Some(task) = self.todo.pop() else { break };
+            match self.read_one(view, &task) {
+                Ok((mut reading, covered)) => {
+                    self.last_number += 1;
+                    reading.done = Done::Check(self.last_number);
+                    bytes += covered + reading.bytes() as u64;
+                    self.progress.bytes += covered;
+                    self.note(&reading, &task);
+                    self.open.insert(self.last_number, task);
+                    readings.push(reading);
+                }
+                Err(errno) => {
+                    tracing::warn!(oid = %task.oid, %errno, "an object cannot be read, and is not verified");
+                    self.progress.unreadable += 1;
+                }
+            }
+        }
+        if let Some(rate) = self.request.bandwidth_bytes {
+            let cost = Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64);
+            self.ready_at = self.ready_at.max(Instant::now()) + cost;
+        }
+        readings
+    }
+
+    fn note(&mut self, reading: &Reading, task: &Task) {
+        let (first, last) = &mut self.progress.position;
+        if *first == Tid::ZERO {
+            *first = reading.stamp;
+        }
+        *last = reading.stamp;
+        if let What::Tree = task.what {
+            self.progress.current = task.dir.path();
+        }
+    }
+
+    fn read_one(&mut self, view: &dyn TreeView, task: &Task) -> sys::Result<(Reading, u64)> {
+        let reading = |stamp, records: Vec<_>| Reading {
+            stamp,
+            records: records.into(),
+            done: Done::Check(0),
+            purpose: Purpose::Check,
+        };
+        match task.what {
+            What::Tree => {
+                let read = read_dir(view, task.oid)?;
+                for item in read.children {
+                    let (dir, what) = match item.shape.is_dir() {
+                        true => {
+                            let above = Some((task.dir.clone(), item.name));
+                            (Arc::new(Dir { oid: item.oid, above }), What::Tree)
+                        }
+                        false => (task.dir.clone(), What::Object { offset: 0 }),
+                    };
+                    self.todo.push(Task { oid: item.oid, dir, what, tries: 0, looks: 0 });
+                }
+                Ok((reading(read.stamp, read.records), 0))
+            }
+            What::Listing => {
+                let read = read_listing(view, task.oid)?;
+                Ok((reading(read.stamp, read.records), 0))
+            }
+            What::Object { offset } => {
+                let (ObjectReading { stamp, records, next }, covered) = read_check(view, task.oid, offset)?;
+                if let Some(offset) = next {
+                    self.todo.push(Task { what: What::Object { offset }, tries: 0, ..task.clone() });
+                }
+                Ok((reading(stamp, records), covered))
+            }
+            What::Suspect { offset, len } => {
+                let ObjectReading { stamp, records, .. } = read_suspect(view, task.oid, offset, len)?;
+                Ok((reading(stamp, records), len))
+            }
+        }
+    }
+
+    /// What the target says of one reading.
+    fn judge(&mut self, view: &dyn TreeView, task: Task, heard: &[Difference]) {
+        if heard.iter().any(|difference| difference.kind == DifferenceKind::Pending) {
+            return self.look_again(task);
+        }
+        if self.stage == Stage::FirstLook && matches!(task.what, What::Tree | What::Object { offset: 0 }) {
+            self.progress.objects += 1;
+        }
+        if heard.is_empty() {
+            return;
+        }
+        match self.stage {
+            Stage::FirstLook => self.suspect(&task, heard),
+            Stage::SecondLook if task.looks < HOLE_LOOKS && only_holes(heard) => {
+                self.later.push(Task { looks: task.looks + 1, ..task });
+            }
+            Stage::SecondLook => {
+                heard.iter().for_each(|difference| self.report(view, &task, difference));
+                self.confirmed.insert(task.oid, task);
+            }
+            Stage::LookAfterMending => self.progress.left += heard.len() as u64,
+            Stage::Mending => {}
+        }
+    }
+
+    fn look_again(&mut self, task: Task) {
+        match task.tries < MOST_TRIES {
+            true => self.later.push(Task { tries: task.tries + 1, ..task }),
+            false => self.progress.unsettled += 1,
+        }
+    }
+
+    fn suspect(&mut self, task: &Task, heard: &[Difference]) {
+        let again = |what| Task { what, tries: 0, ..task.clone() };
+        if let What::Tree | What::Listing = task.what {
+            return self.suspects.push(again(What::Listing));
+        }
+        if heard.iter().any(|difference| !difference.kind.has_range()) {
+            self.suspects.push(again(What::Suspect { offset: 0, len: 0 }));
+        }
+        for difference in heard.iter().filter(|difference| difference.kind.has_range()).take(MOST_RANGES) {
+            let (offset, len) = (difference.offset, difference.len.min(SUSPECT_BYTES));
+            self.suspects.push(again(What::Suspect { offset, len }));
+        }
+    }
+
+    fn report(&mut self, view: &dyn TreeView, task: &Task, difference: &Difference) {
+        if self.seen.len() >= MOST_KEPT {
+            self.progress.found += 1;
+            return;
+        }
+        let (path, xattr) = match (task.what, difference.kind) {
+            (_, DifferenceKind::Xattr) => (self.path_of(view, task), difference.name.clone()),
+            (What::Listing, _) if !difference.name.is_empty() => (join(task.dir.path(), &difference.name), Vec::new()),
+            _ => (self.path_of(view, task), Vec::new()),
+        };
+        let told = |kind| self.seen.contains(&Found { path: path.clone(), kind, offset: 0, xattr: Vec::new() });
+        let is_object = difference.kind == DifferenceKind::Missing && difference.name.is_empty();
+        if is_object && (told(DifferenceKind::Replaced) || told(DifferenceKind::Missing)) {
+            return;
+        }
+        let found = Found { path, kind: difference.kind, offset: difference.offset, xattr };
+        // Seen in two ranges, or by two names, it is told once.
+        if self.seen.insert(found.clone()) {
+            self.progress.found += 1;
+            Arc::make_mut(&mut self.progress.differences).push(found);
+        }
+    }
+
+    fn path_of(&self, view: &dyn TreeView, task: &Task) -> Vec<u8> {
+        if task.dir.oid == task.oid {
+            return task.dir.path();
+        }
+        match name_in(view, task.dir.oid, task.oid) {
+            Ok(Some(name)) => join(task.dir.path(), name.as_bytes()),
+            // It has moved since.
+            _ => join(task.dir.path(), format!("(object {})", task.oid).as_bytes()),
+        }
+    }
+
+    /// Nothing is left to read and everything is answered. `None` when the run is over.
+    fn next_stage(&mut self) -> Option<Step> {
+        if !self.later.is_empty() {
+            let tries = self.later.iter().map(|task| task.tries + task.looks).max().unwrap_or(1);
+            self.todo = std::mem::take(&mut self.later);
+            self.ready_at = Instant::now() + RETRY_STEP * tries;
+            return Some(Step { flush: true, ..Step::default() });
+        }
+        match self.stage {
+            Stage::FirstLook => {
+                self.stage = Stage::SecondLook;
+                self.todo = std::mem::take(&mut self.suspects);
+                // Listings are read first: what they say of a name says all of its object.
+                self.todo.sort_by_key(|task| task.what == What::Listing);
+                Some(Step::default())
+            }
+            Stage::SecondLook if self.request.repair == Repair::Yes && !self.confirmed.is_empty() => {
+                self.stage = Stage::Mending;
+                Some(Step { mend: self.confirmed.values().map(mending).collect(), ..Step::default() })
+            }
+            Stage::SecondLook => {
+                self.progress.left = self.progress.found;
+                None
+            }
+            Stage::Mending => {
+                self.stage = Stage::LookAfterMending;
+                let again = |task: Task| match task.what {
+                    What::Suspect { .. } => Task { what: What::Object { offset: 0 }, tries: 0, ..task },
+                    _ => Task { tries: 0, ..task },
+                };
+                self.todo = std::mem::take(&mut self.confirmed).into_values().map(again).collect();
+                Some(Step::default())
+            }
+            Stage::LookAfterMending => None,
+        }
+    }
+}
+
+fn only_holes(heard: &[Difference]) -> bool {
+    heard.iter().all(|difference| difference.kind == DifferenceKind::Holes)
+}
+
+/// Mending stands against every TID: the target is no past state of the source until it is done.
+fn mending(task: &Task) -> NewWork {
+    let kind = match task.what {
+        What::Tree | What::Listing => WorkKind::Dir,
+        What::Object { .. } | What::Suspect { .. } => WorkKind::Object,
+    };
+    NewWork { oid: task.oid, kind, reason: WorkReason::Verify, offset: 0, len: 0, created_tid: Tid::ZERO }
+}
+
+/// Writes down when the target was verified and what came of it.
+pub(super) fn remember(store: &Store, target: TargetId, progress: &VerifyProgress) -> Result<(), JournalError> {
+    store.meta_set(&last_verify_key(target), &Timespec::now().sec.to_le_bytes())?;
+    let VerifyProgress { objects, bytes, found, left, unsettled, unreadable, position: (_, upto), .. } = progress;
+    let level = if *found + *unreadable > 0 { Level::Warning } else { Level::Info };
+    let text = format!(
+        "verified up to {upto}: {objects} objects and {bytes} bytes compared, {found} differences, {left} left, \
+         {unsettled} unsettled, {unreadable} unreadable"
+    );
+    store.event(level, Some(target), &text)
+}
+
+/// Key in the journal's `meta`: when the target was last verified, seconds since 1970.
+fn last_verify_key(target: TargetId) -> String {
+    format!("verified.{}", target.0)
+}
+
+/// When the target was last verified; `None` when it never was.
+///
+/// # Errors
+/// When the journal's database cannot be read.
+pub fn last_verified(store: &Store, target: TargetId) -> Result<Option<Timespec>, JournalError> {
+    let bytes = store.meta_get(&last_verify_key(target))?;
+    let sec = bytes.and_then(|bytes| bytes.try_into().ok()).map(i64::from_le_bytes);
+    Ok(sec.map(|sec| Timespec { sec, nsec: 0 }))
+}
