@@ -224,7 +224,7 @@ impl<'a> Session<'a> {
         drop(verifier);
         let store = self.parts.journal.store();
         if let Some(progress) = ended {
-            super::verify::remember(store, self.target, &progress)?;
+            super::verify_desk::remember(store, self.target, &progress)?;
         }
         if !step.mend.is_empty() {
             store.work_renew(self.target, &step.mend)?;

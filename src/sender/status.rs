@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::verify::VerifyProgress;
+use super::verify_desk::VerifyProgress;
 use crate::base::{Tid, Timespec};
 
 /// What a sender is doing.

@@ -14,111 +14,13 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-
+use super::verify_desk::{Found, Repair, VerifyDesk, VerifyProgress, VerifyRequest};
 use super::work::{Done, Purpose, Reading};
-use crate::base::{Name, Oid, Tid, Timespec};
+use crate::base::{Name, Oid, Tid};
 use crate::catchup::{ObjectReading, TreeView, name_in, read_check, read_dir, read_listing, read_suspect};
-use crate::journal::{JournalError, Level, NewWork, Store, TargetId, WorkKind, WorkReason};
+use crate::journal::{NewWork, WorkKind, WorkReason};
 use crate::record::{Difference, DifferenceKind};
 use crate::sys;
-
-/// What becomes of what differs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Repair {
-    /// It is reported.
-    #[default]
-    No,
-    /// It is made equal to the source.
-    Yes,
-}
-
-/// What is asked for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct VerifyRequest {
-    /// What becomes of what differs.
-    pub repair: Repair,
-    /// Most bytes a second that are read at each side; `None` for as many as go.
-    pub bandwidth_bytes: Option<u64>,
-}
-
-/// A difference with its path.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Found {
-    /// Where, relative to the root; empty for the root itself.
-    pub path: Vec<u8>,
-    /// What differs.
-    pub kind: DifferenceKind,
-    /// First byte of the range, for content and holes.
-    pub offset: u64,
-    /// Name of the xattr, for one.
-    pub xattr: Vec<u8>,
-}
-
-/// How a verification stands, or ended.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct VerifyProgress {
-    /// Its number; counts since the sender was started.
-    pub id: u64,
-    /// It is over.
-    pub is_done: bool,
-    /// Stamps of the first and the last reading.
-    pub position: (Tid, Tid),
-    /// Objects compared.
-    pub objects: u64,
-    /// Bytes of content compared.
-    pub bytes: u64,
-    /// What was read last.
-    pub current: Vec<u8>,
-    /// Differences found.
-    pub found: u64,
-    /// Of those, how many are left after mending; all of them when nothing is to be mended.
-    pub left: u64,
-    /// Objects that changed too fast, or are not at the target yet, every time they were looked at.
-    pub unsettled: u64,
-    /// Objects that could not be read here.
-    pub unreadable: u64,
-    /// The first differences.
-    pub differences: Arc<Vec<Found>>,
-}
-
-/// Where a verification is asked for.
-#[derive(Default)]
-pub(super) struct VerifyDesk {
-    /// Protects what is asked for. Rank: a leaf; held for assignments only.
-    state: Mutex<DeskState>,
-}
-
-#[derive(Default)]
-struct DeskState {
-    last_id: u64,
-    wanted: Option<(u64, VerifyRequest)>,
-    is_running: bool,
-}
-
-impl VerifyDesk {
-    /// Asks for a verification; `None` while one is wanted or runs.
-    pub(super) fn ask(&self, request: VerifyRequest) -> Option<u64> {
-        let mut state = self.state.lock();
-        if state.wanted.is_some() || state.is_running {
-            return None;
-        }
-        state.last_id += 1;
-        state.wanted = Some((state.last_id, request));
-        Some(state.last_id)
-    }
-
-    fn take(&self) -> Option<(u64, VerifyRequest)> {
-        let mut state = self.state.lock();
-        let wanted = state.wanted.take();
-        state.is_running |= wanted.is_some();
-        wanted
-    }
-
-    fn end(&self) {
-        self.state.lock().is_running = false;
-    }
-}
 
 /// A directory on the way to an object.
 struct Dir {
@@ -173,6 +75,7 @@ enum Stage {
     SecondLook,
     Mending,
     LookAfterMending,
+    LastLook,
 }
 
 /// What the session has to do for the verification.
@@ -421,15 +324,15 @@ impl Run {
             return;
         }
         match self.stage {
-            Stage::FirstLook => self.suspect(&task, heard),
-            Stage::SecondLook if task.looks < HOLE_LOOKS && only_holes(heard) => {
+            Stage::FirstLook | Stage::LookAfterMending => self.suspect(&task, heard),
+            Stage::SecondLook | Stage::LastLook if task.looks < HOLE_LOOKS && only_holes(heard) => {
                 self.later.push(Task { looks: task.looks + 1, ..task });
             }
             Stage::SecondLook => {
                 heard.iter().for_each(|difference| self.report(view, &task, difference));
                 self.confirmed.insert(task.oid, task);
             }
-            Stage::LookAfterMending => self.progress.left += heard.len() as u64,
+            Stage::LastLook => self.progress.left += heard.len() as u64,
             Stage::Mending => {}
         }
     }
@@ -498,8 +401,9 @@ impl Run {
             return Some(Step { flush: true, ..Step::default() });
         }
         match self.stage {
-            Stage::FirstLook => {
-                self.stage = Stage::SecondLook;
+            Stage::FirstLook | Stage::LookAfterMending => {
+                let first = self.stage == Stage::FirstLook;
+                self.stage = if first { Stage::SecondLook } else { Stage::LastLook };
                 self.todo = std::mem::take(&mut self.suspects);
                 // Listings are read first: what they say of a name says all of its object.
                 self.todo.sort_by_key(|task| task.what == What::Listing);
@@ -522,7 +426,7 @@ impl Run {
                 self.todo = std::mem::take(&mut self.confirmed).into_values().map(again).collect();
                 Some(Step::default())
             }
-            Stage::LookAfterMending => None,
+            Stage::LastLook => None,
         }
     }
 }
@@ -538,31 +442,4 @@ fn mending(task: &Task) -> NewWork {
         What::Object { .. } | What::Suspect { .. } => WorkKind::Object,
     };
     NewWork { oid: task.oid, kind, reason: WorkReason::Verify, offset: 0, len: 0, created_tid: Tid::ZERO }
-}
-
-/// Writes down when the target was verified and what came of it.
-pub(super) fn remember(store: &Store, target: TargetId, progress: &VerifyProgress) -> Result<(), JournalError> {
-    store.meta_set(&last_verify_key(target), &Timespec::now().sec.to_le_bytes())?;
-    let VerifyProgress { objects, bytes, found, left, unsettled, unreadable, position: (_, upto), .. } = progress;
-    let level = if *found + *unreadable > 0 { Level::Warning } else { Level::Info };
-    let text = format!(
-        "verified up to {upto}: {objects} objects and {bytes} bytes compared, {found} differences, {left} left, \
-         {unsettled} unsettled, {unreadable} unreadable"
-    );
-    store.event(level, Some(target), &text)
-}
-
-/// Key in the journal's `meta`: when the target was last verified, seconds since 1970.
-fn last_verify_key(target: TargetId) -> String {
-    format!("verified.{}", target.0)
-}
-
-/// When the target was last verified; `None` when it never was.
-///
-/// # Errors
-/// When the journal's database cannot be read.
-pub fn last_verified(store: &Store, target: TargetId) -> Result<Option<Timespec>, JournalError> {
-    let bytes = store.meta_get(&last_verify_key(target))?;
-    let sec = bytes.and_then(|bytes| bytes.try_into().ok()).map(i64::from_le_bytes);
-    Ok(sec.map(|sec| Timespec { sec, nsec: 0 }))
 }
