@@ -282,8 +282,11 @@ fn check_data(
     Ok(())
 }
 
-/// Clean pages that were read over reserved space count as data (iomap's SEEK_DATA): they go, so that the map is the disk's.
+/// Pages that were read over reserved space count as data (iomap's SEEK_DATA): they go, so that the map is the disk's. Not
+/// before what is dirty was written, for that keeps its neighbours in one folio. A lost write is told to every descriptor
+/// that was open then, so the tree's own syncfs still hears of one that is told here (fs/sync.c, errseq).
 fn forget_cached(fd: BorrowedFd<'_>) -> Outcome<()> {
+    sys::fdatasync(fd)?;
     Ok(posix_fadvise(fd, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
 }
 

@@ -48,8 +48,11 @@ pub fn read_suspect(view: &dyn TreeView, oid: Oid, offset: u64, len: u64) -> Res
     })
 }
 
-/// Clean pages that were read over reserved space count as data (iomap's SEEK_DATA): they go, so that the map is the disk's.
+/// Pages that were read over reserved space count as data (iomap's SEEK_DATA): they go, so that the map is the disk's. Not
+/// before what is dirty was written, for that keeps its neighbours in one folio. A lost write is told to every descriptor
+/// that was open then, so the volume's own syncfs still hears of one that is told here (fs/sync.c, errseq).
 fn forget_cached(reader: &Reader<'_>) -> Result<()> {
+    sys::fdatasync(reader.file())?;
     posix_fadvise(reader.file(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
 }
 

@@ -29,7 +29,7 @@ impl FromStr for VerifyEvery {
     fn from_str(text: &str) -> Result<VerifyEvery, EveryProblem> {
         let problem = || EveryProblem(text.escape_debug().to_string());
         let (unit, seconds) = UNITS.iter().find(|(unit, _)| text.ends_with(*unit)).ok_or_else(problem)?;
-        let digits = text.trim_end_matches(*unit);
+        let digits = text.strip_suffix(*unit).unwrap_or_default();
         // u64::parse would also take a sign.
         let number = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten();
         let seconds = number.filter(|n| *n > 0).and_then(|n| n.checked_mul(*seconds));
