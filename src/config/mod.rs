@@ -29,7 +29,7 @@ pub use check::{check_entry, check_store_dir, check_target_dir, check_target_ent
 pub use daemon_file::{DaemonFile, LogFormat, LogLevel, Seconds};
 pub use error::ConfigError;
 pub use every::VerifyEvery;
-pub use mount_options::{AccessTimes, MountOptions, OpenFiles, OptionProblem, Submounts};
+pub use mount_options::{AccessTimes, MountOptions, OpenFiles, OptionProblem, Submounts, Writes};
 pub use mounts_file::{MountEntry, MountsFile};
 pub use names::{NameProblem, TargetName, VolumeName};
 pub use paths::Paths;
