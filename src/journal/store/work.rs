@@ -227,7 +227,9 @@ pub(in crate::journal) fn put_work(
     for row in work {
         let oid = row.oid.to_bytes();
         let (kind, offset, len) = (kind_code(row.kind), to_sql(row.offset), to_sql(row.len));
-        shorter.execute((target.0, &oid[..], kind, offset, len))?;
+        if len > 0 {
+            shorter.execute((target.0, &oid[..], kind, offset, len))?;
+        }
         inserted += insert.execute((
             target.0,
             &oid[..],
@@ -284,10 +286,15 @@ pub(super) fn put_compare_all(tx: &Transaction<'_>, target: TargetId, created_ti
     Ok(())
 }
 
+/// Rows that were read one behind the other end together: a run of them is one statement.
 pub(super) fn delete_work(tx: &Transaction<'_>, target: TargetId, rows: &[i64]) -> rusqlite::Result<()> {
-    let mut statement = tx.prepare_cached("DELETE FROM work WHERE target = ?1 AND seq = ?2")?;
-    for row in rows {
-        statement.execute((target.0, row))?;
+    let mut statement = tx.prepare_cached("DELETE FROM work WHERE target = ?1 AND seq BETWEEN ?2 AND ?3")?;
+    let mut rows = rows.to_vec();
+    rows.sort_unstable();
+    for run in rows.chunk_by(|before, next| *next <= before + 1) {
+        if let (Some(first), Some(last)) = (run.first(), run.last()) {
+            statement.execute((target.0, first, last))?;
+        }
     }
     Ok(())
 }
