@@ -191,6 +191,20 @@ impl Store {
         self.work_count_upto(target, Tid(i64::MAX as u64))
     }
 
+    /// Whether any row stands against being consistent at `tid`. Ends at the first one: who waits for a target asks this at
+    /// each of its acks, and there may be a million.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn work_stands_against(&self, target: TargetId, tid: Tid) -> Result<bool, JournalError> {
+        let tid = tid.0.min(i64::MAX as u64);
+        self.read("look for work", |connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT EXISTS (SELECT 1 FROM work WHERE target = ?1 AND created_tid <= ?2)")?;
+            statement.query_row((target.0, to_sql(tid)), |row| row.get(0))
+        })
+    }
+
     /// Rows that stand against being consistent at `tid`: those created at or before it.
     ///
     /// # Errors
