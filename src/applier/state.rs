@@ -6,7 +6,7 @@ use super::attributes::CAPABILITY;
 use super::catalog::Known;
 use super::listing::Part;
 use super::{Applier, Missing, Outcome};
-use crate::backing::{BLOCK_BYTES, Extent, HOLE_UNIT, block_digest, next_extent};
+use crate::backing::{BLOCK_BYTES, Extent, HOLE_UNIT, block_digest, forget_cached, next_extent};
 use crate::base::Oid;
 use crate::record::{Attrs, Op, Shape, Xattr};
 use crate::sys::{self, Errno, InodeFlags};
@@ -151,6 +151,7 @@ impl Applier {
         if start % BLOCK_BYTES != 0 || digests.len() as u64 != len.div_ceil(BLOCK_BYTES) {
             return Err(Errno::EINVAL.into());
         }
+        forget_cached(fd, start, len)?;
         let size = sys::fstat(fd)?.size;
         let mut differing: Option<Missing> = None;
         for (i, digest) in digests.iter().enumerate() {
