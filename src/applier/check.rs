@@ -3,21 +3,22 @@
 //!
 //! Not compared: access times (reading moves them), ctime, and what is on its way still, which is *pending*.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
 use super::catalog::{Known, Row};
-use super::objects::{entry_names, keeps_to_itself};
+use super::objects::keeps_to_itself;
 use super::{Applier, ApplyError, Missing, Outcome};
 use crate::backing::{BLOCK_BYTES, Extent, block_digest, next_extent};
-use crate::base::Oid;
+use crate::base::{Name, Oid};
 use crate::record::{
     Attrs, Difference, DifferenceKind as Kind, DirItem, MAX_PAYLOAD_BYTES, Op, RESERVED_DIR, RESERVED_XATTR_PREFIX,
     Record, Shape, Xattr,
 };
-use crate::sys::{self, Errno, InodeFlags, Stat};
+use crate::sys::{self, DirStream, Errno, InodeFlags, Stat};
 
 /// Data extents that are named where the source has one hole.
 const MOST_EXTENTS: usize = 16;
@@ -46,14 +47,9 @@ impl Applier {
     }
 
     fn check_state(&mut self, oid: Oid, op: &Op, payload: &[u8], found: &mut Vec<Difference>) -> Outcome<()> {
-        if let Op::StateDir { first, last, items, .. } = op {
-            if *first {
-                self.checked_listing.clear();
-            }
-            self.checked_listing.extend_from_slice(items);
-            if !*last {
-                return Ok(());
-            }
+        if let Op::StateDir { first, items, .. } = op {
+            // Also when nothing can be said of this part: the next one may be looked at.
+            self.checked.note(*first, items);
         }
         if matches!(op, Op::StateGone | Op::StateEnd { .. } | Op::StateAttrs { .. }) {
             return Ok(());
@@ -64,14 +60,19 @@ impl Applier {
             return Ok(());
         };
         match op {
-            Op::StateDir { attrs, xattrs, flags, .. } => {
-                if row.kind != libc::S_IFDIR {
-                    found.push(Difference::of(oid, Kind::Type));
-                    return Ok(());
+            Op::StateDir { .. } if row.kind != libc::S_IFDIR => {
+                found.push(Difference::of(oid, Kind::Type));
+                Ok(())
+            }
+            Op::StateDir { attrs, xattrs, flags, last, items, .. } => {
+                self.check_entries(oid, looked.fd.as_fd(), items, found)?;
+                match last {
+                    true => {
+                        self.check_attributes(oid, &looked, (attrs, xattrs, flags), found)?;
+                        self.check_extras(oid, looked.fd.as_fd(), found)
+                    }
+                    false => Ok(()),
                 }
-                self.check_attributes(oid, &looked, (attrs, xattrs, flags), found)?;
-                let items = std::mem::take(&mut self.checked_listing);
-                self.check_listing(oid, looked.fd.as_fd(), &items, found)
             }
             Op::StateObject { shape, attrs, xattrs, flags } => {
                 check_shape(oid, &looked, shape, found)?;
@@ -153,34 +154,60 @@ impl Applier {
         Ok(())
     }
 
-    /// Every name of the directory must hold the object that the source has there, and no other name may be there.
-    fn check_listing(
+    /// Every name must hold the object that the source has there at the part's stamp.
+    fn check_entries(
         &mut self,
         oid: Oid,
         dir: BorrowedFd<'_>,
         items: &[DirItem],
         found: &mut Vec<Difference>,
     ) -> Outcome<()> {
-        let wanted: HashMap<&[u8], &DirItem> = items.iter().map(|item| (item.name.as_bytes(), item)).collect();
-        let mut seen = HashSet::new();
-        for name in entry_names(sys::openat(dir, c".", libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOATIME, 0)?)? {
-            if oid == Oid::ROOT && name.as_bytes() == RESERVED_DIR {
-                continue;
-            }
-            let Some(occupant) = self.occupant(dir, &name)? else { continue };
-            let Some(item) = wanted.get(name.as_bytes()) else {
-                found.push(Difference::named(oid, Kind::Extra, name.as_bytes()));
+        for item in items {
+            let Some(occupant) = self.occupant(dir, &item.name)? else {
+                found.push(Difference::named(oid, Kind::Missing, item.name.as_bytes()));
                 continue;
             };
-            seen.insert(item.name.as_bytes());
             let ours = occupant.is(item.oid) && occupant.kind() == item.shape.kind;
             if !(ours && self.catalog.get(item.oid)?.is_some_and(|row| row.key == occupant.key)) {
-                found.push(Difference::named(oid, Kind::Replaced, name.as_bytes()));
+                found.push(Difference::named(oid, Kind::Replaced, item.name.as_bytes()));
             }
         }
-        let lost = items.iter().filter(|item| !seen.contains(item.name.as_bytes()));
-        found.extend(lost.map(|item| Difference::named(oid, Kind::Missing, item.name.as_bytes())));
         Ok(())
+    }
+
+    /// No name may be there that no part named. One that came between the parts is named with the next look.
+    fn check_extras(&mut self, oid: Oid, dir: BorrowedFd<'_>, found: &mut Vec<Difference>) -> Outcome<()> {
+        let mut stream =
+            DirStream::new(sys::openat(dir, c".", libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOATIME, 0)?);
+        while let Some(entry) = stream.next_entry()? {
+            let Ok(name) = Name::new(&entry.name) else { continue };
+            let own = oid == Oid::ROOT && name.as_bytes() == RESERVED_DIR;
+            if !own && !self.checked.has(&name) {
+                found.push(Difference::named(oid, Kind::Extra, name.as_bytes()));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The names that the parts of a directory's state named, by their hashes: a million of them take 16 MB. Two names that
+/// share one could hide an entry that is too much from one run in 2^40; the keys are random.
+#[derive(Default)]
+pub(super) struct Names {
+    keys: RandomState,
+    hashes: HashSet<u64>,
+}
+
+impl Names {
+    fn note(&mut self, first: bool, items: &[DirItem]) {
+        if first {
+            *self = Names::default();
+        }
+        self.hashes.extend(items.iter().map(|item| self.keys.hash_one(item.name.as_bytes())));
+    }
+
+    fn has(&self, name: &Name) -> bool {
+        self.hashes.contains(&self.keys.hash_one(name.as_bytes()))
     }
 }
 

@@ -128,7 +128,7 @@ impl Stream {
         }
         match purpose {
             Purpose::Apply => {
-                let objects = done.len() as u64;
+                let objects = done.iter().filter(|done| !matches!(done, Done::Nothing)).count() as u64;
                 Batch { message: Message::State { batch, body }, done, objects }
             }
             Purpose::Check => Batch { message: Message::Check { batch, body }, done, objects: 0 },

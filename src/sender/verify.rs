@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use super::verify_desk::{Found, Repair, VerifyDesk, VerifyProgress, VerifyRequest};
 use super::work::{Done, Purpose, Reading};
 use crate::base::{Name, Oid, Tid};
-use crate::catchup::{ObjectReading, TreeView, name_in, read_check, read_dir, read_listing, read_suspect};
+use crate::catchup::{DirReading, DirWalk, Follow, ObjectReading, TreeView, name_in, read_check, read_suspect};
 use crate::journal::{NewWork, WorkKind, WorkReason};
-use crate::record::{Difference, DifferenceKind};
+use crate::record::{Difference, DifferenceKind, DirItem};
 use crate::sys;
 
 /// A directory on the way to an object.
@@ -65,8 +65,22 @@ struct Task {
     dir: Arc<Dir>,
     what: What,
     tries: u32,
-    /// How often it had nothing but other holes.
+    /// How often it differed in nothing but what a single look may be wrong about.
     looks: u32,
+}
+
+impl Task {
+    /// Whether it was never read.
+    fn is_new(&self) -> bool {
+        self.tries == 0 && matches!(self.what, What::Tree | What::Object { offset: 0 })
+    }
+}
+
+/// A directory that is being read in parts.
+struct Parts {
+    task: Task,
+    walk: Box<DirWalk>,
+    children: Vec<Task>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -93,6 +107,8 @@ struct Run {
     stage: Stage,
     /// A stack: what was found last is read first, so that it stays as short as the tree is deep and wide.
     todo: Vec<Task>,
+    /// No other object is read before its last part.
+    parts: Option<Parts>,
     /// To be looked at again when the target has had time.
     later: Vec<Task>,
     suspects: Vec<Task>,
@@ -128,8 +144,8 @@ const MOST_KEPT: usize = 1000;
 /// Ranges of one object that get a second look: one that differs is enough.
 const MOST_RANGES: usize = 64;
 const SUSPECT_BYTES: u64 = 1 << 20;
-/// Looks at what differs in its holes only. While somebody reads a reserved range, the map shows data there.
-const HOLE_LOOKS: u32 = 6;
+/// Looks at what differs in nothing but what a single look may be wrong about.
+const MOST_LOOKS: u32 = 6;
 
 impl Verifier {
     pub(super) fn new(desk: Arc<VerifyDesk>) -> Verifier {
@@ -139,6 +155,7 @@ impl Verifier {
     /// A session begins: what was under way in the last one is read again.
     pub(super) fn begin_session(&mut self) {
         if let Some(run) = &mut self.run {
+            run.todo.extend(run.parts.take().map(|parts| parts.task));
             run.todo.extend(run.open.drain().map(|(_, task)| task));
             run.under_way.clear();
             run.heard.clear();
@@ -165,7 +182,7 @@ impl Verifier {
         if run.under_way.len() >= MOST_BATCHES || run.ready_at > Instant::now() {
             return Default::default();
         }
-        if !run.todo.is_empty() {
+        if !run.todo.is_empty() || run.parts.is_some() {
             return (Step { readings: run.read(view), ..Step::default() }, None);
         }
         if !run.open.is_empty() {
@@ -187,7 +204,7 @@ impl Verifier {
         let Some(run) = &mut self.run else { return };
         let numbers = done.into_iter().filter_map(|done| match done {
             Done::Check(number) => Some(number),
-            Done::Row(_) | Done::Upto(..) => None,
+            Done::Nothing | Done::Row(_) | Done::Upto(..) => None,
         });
         run.under_way.push_back((batch, numbers.collect()));
     }
@@ -220,6 +237,7 @@ impl Run {
         Run {
             request,
             stage: Stage::FirstLook,
+            parts: None,
             todo: vec![Task { oid: Oid::ROOT, dir: root, what: What::Tree, tries: 0, looks: 0 }],
             later: Vec::new(),
             suspects: Vec::new(),
@@ -237,19 +255,15 @@ impl Run {
     fn read(&mut self, view: &dyn TreeView) -> Vec<Reading> {
         let (mut readings, mut bytes) = (Vec::new(), 0);
         while bytes < SLICE_BYTES && readings.len() < SLICE_TASKS {
-            let Some(task) = self.todo.pop() else { break };
-            match self.read_one(view, &task) {
-                Ok((mut reading, covered)) => {
-                    self.last_number += 1;
-                    reading.done = Done::Check(self.last_number);
+            let Some(read) = self.read_next(view) else { break };
+            match read {
+                Ok((reading, covered)) => {
                     bytes += covered + reading.bytes() as u64;
                     self.progress.bytes += covered;
-                    self.note(&reading, &task);
-                    self.open.insert(self.last_number, task);
                     readings.push(reading);
                 }
                 Err(errno) => {
-                    tracing::warn!(oid = %task.oid, %errno, "an object cannot be read, and is not verified");
+                    tracing::warn!(%errno, "an object cannot be read, and is not verified");
                     self.progress.unreadable += 1;
                 }
             }
@@ -261,55 +275,64 @@ impl Run {
         readings
     }
 
-    fn note(&mut self, reading: &Reading, task: &Task) {
-        let (first, last) = &mut self.progress.position;
-        if *first == Tid::ZERO {
-            *first = reading.stamp;
+    fn read_next(&mut self, view: &dyn TreeView) -> Option<sys::Result<(Reading, u64)>> {
+        if let Some(parts) = self.parts.take() {
+            return Some(self.next_part(view, parts).map(|reading| (reading, 0)));
         }
-        *last = reading.stamp;
-        if let What::Tree = task.what {
-            self.progress.current = task.dir.path();
+        let task = self.todo.pop()?;
+        if self.stage == Stage::FirstLook && task.is_new() {
+            self.progress.objects += 1;
         }
-    }
-
-    fn read_one(&mut self, view: &dyn TreeView, task: &Task) -> sys::Result<(Reading, u64)> {
-        let reading = |stamp, records: Vec<_>| Reading {
-            stamp,
-            records: records.into(),
-            done: Done::Check(0),
-            purpose: Purpose::Check,
-        };
-        match task.what {
-            What::Tree => {
-                let read = read_dir(view, task.oid)?;
-                for item in read.children {
-                    let (dir, what) = match item.shape.is_dir() {
-                        true => {
-                            let above = Some((task.dir.clone(), item.name));
-                            (Arc::new(Dir { oid: item.oid, above }), What::Tree)
-                        }
-                        false => (task.dir.clone(), What::Object { offset: 0 }),
-                    };
-                    self.todo.push(Task { oid: item.oid, dir, what, tries: 0, looks: 0 });
-                }
-                Ok((reading(read.stamp, read.records), 0))
+        Some(match task.what {
+            What::Tree | What::Listing => {
+                self.progress.current = task.dir.path();
+                let walk = Box::new(DirWalk::new(task.oid, Follow::Children));
+                self.next_part(view, Parts { task, walk, children: Vec::new() }).map(|reading| (reading, 0))
             }
-            What::Listing => {
-                let read = read_listing(view, task.oid)?;
-                Ok((reading(read.stamp, read.records), 0))
-            }
-            What::Object { offset } => {
-                let (ObjectReading { stamp, records, next }, covered) = read_check(view, task.oid, offset)?;
-                if let Some(offset) = next {
+            What::Object { offset } => read_check(view, task.oid, offset).map(|(reading, covered)| {
+                if let Some(offset) = reading.next {
                     self.todo.push(Task { what: What::Object { offset }, tries: 0, ..task.clone() });
                 }
-                Ok((reading(stamp, records), covered))
-            }
+                (self.opened(reading, task), covered)
+            }),
             What::Suspect { offset, len } => {
-                let ObjectReading { stamp, records, .. } = read_suspect(view, task.oid, offset, len)?;
-                Ok((reading(stamp, records), len))
+                read_suspect(view, task.oid, offset, len).map(|reading| (self.opened(reading, task), len))
             }
+        })
+    }
+
+    fn next_part(&mut self, view: &dyn TreeView, mut parts: Parts) -> sys::Result<Reading> {
+        let DirReading { stamp, records, children, more } = parts.walk.next_part(view)?;
+        if parts.task.what == What::Tree {
+            let dir = parts.task.dir.clone();
+            parts.children.extend(children.into_iter().map(|item| child(&dir, item)));
         }
+        let reading = ObjectReading { stamp, records, next: None };
+        if more {
+            self.parts = Some(parts);
+            return Ok(self.reading(reading, Done::Nothing));
+        }
+        self.todo.append(&mut parts.children);
+        // Its children are known: when it has to be read again, it is for itself.
+        Ok(self.opened(reading, Task { what: What::Listing, tries: parts.task.tries.max(1), ..parts.task }))
+    }
+
+    /// The reading, whose answer ends with `task`.
+    fn opened(&mut self, reading: ObjectReading, task: Task) -> Reading {
+        self.last_number += 1;
+        // Whoever reads it again does not count it again.
+        self.open.insert(self.last_number, Task { tries: task.tries.max(1), ..task });
+        self.reading(reading, Done::Check(self.last_number))
+    }
+
+    fn reading(&mut self, reading: ObjectReading, done: Done) -> Reading {
+        let ObjectReading { stamp, records, .. } = reading;
+        let (first, last) = &mut self.progress.position;
+        if *first == Tid::ZERO {
+            *first = stamp;
+        }
+        *last = stamp;
+        Reading { stamp, records: records.into(), done, purpose: Purpose::Check }
     }
 
     /// What the target says of one reading.
@@ -317,15 +340,12 @@ impl Run {
         if heard.iter().any(|difference| difference.kind == DifferenceKind::Pending) {
             return self.look_again(task);
         }
-        if self.stage == Stage::FirstLook && matches!(task.what, What::Tree | What::Object { offset: 0 }) {
-            self.progress.objects += 1;
-        }
         if heard.is_empty() {
             return;
         }
         match self.stage {
             Stage::FirstLook | Stage::LookAfterMending => self.suspect(&task, heard),
-            Stage::SecondLook | Stage::LastLook if task.looks < HOLE_LOOKS && only_holes(heard) => {
+            Stage::SecondLook | Stage::LastLook if task.looks < MOST_LOOKS && heard.iter().all(may_be_wrong) => {
                 self.later.push(Task { looks: task.looks + 1, ..task });
             }
             Stage::SecondLook => {
@@ -431,8 +451,18 @@ impl Run {
     }
 }
 
-fn only_holes(heard: &[Difference]) -> bool {
-    heard.iter().all(|difference| difference.kind == DifferenceKind::Holes)
+/// A name that came between two parts of a directory is named with none of them; and while somebody reads a reserved range,
+/// the map of holes shows data there.
+fn may_be_wrong(difference: &Difference) -> bool {
+    matches!(difference.kind, DifferenceKind::Extra | DifferenceKind::Holes)
+}
+
+fn child(dir: &Arc<Dir>, item: DirItem) -> Task {
+    let (dir, what) = match item.shape.is_dir() {
+        true => (Arc::new(Dir { oid: item.oid, above: Some((dir.clone(), item.name)) }), What::Tree),
+        false => (dir.clone(), What::Object { offset: 0 }),
+    };
+    Task { oid: item.oid, dir, what, tries: 0, looks: 0 }
 }
 
 /// Mending stands against every TID: the target is no past state of the source until it is done.
