@@ -8,10 +8,12 @@
 mod args;
 mod commands;
 mod define;
+mod monitor;
 mod mounts;
 mod print;
 mod status;
 mod table;
+mod watch;
 
 use std::io::{self, Write};
 

@@ -27,7 +27,7 @@ pub use error::ConfigError;
 pub use mount_options::{AccessTimes, MountOptions, OpenFiles, Submounts};
 pub use mounts_file::{MountEntry, MountsFile};
 pub use names::{NameProblem, TargetName, VolumeName};
-pub use paths::Paths;
+pub use paths::{Edits, Paths};
 pub use refusal::{Refusal, RefusalKind, Relation};
 pub use size::ByteSize;
 pub use suggest::nearest;

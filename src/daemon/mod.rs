@@ -8,9 +8,11 @@
 
 mod bypass;
 mod demo;
+mod events;
 mod handler;
 mod log;
 mod memory;
+mod meter;
 mod openers;
 mod run;
 mod scan;

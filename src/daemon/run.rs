@@ -8,6 +8,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::handler::DaemonHandler;
+use super::meter;
 use super::volumes::{Run, Volumes};
 use crate::config::{OpenFiles, Paths};
 use crate::control::{ExitCode, Failure, Selection, Server, Stopper};
@@ -41,7 +42,7 @@ fn watch_signals(stopper: Stopper, volumes: Arc<Volumes>) -> std::io::Result<()>
     std::thread::Builder::new().name("dtfs-signals".into()).spawn(move || {
         for signal in signals.forever() {
             if signal == SIGHUP {
-                match volumes.reload() {
+                match volumes.reload(Run::Real) {
                     Ok(notes) => notes.iter().for_each(|note| tracing::info!(%note, "reload")),
                     Err(failure) => tracing::warn!(%failure, "reload"),
                 }
@@ -57,6 +58,13 @@ fn watch_signals(stopper: Stopper, volumes: Arc<Volumes>) -> std::io::Result<()>
 fn tend(volumes: Arc<Volumes>) -> std::io::Result<Sender<()>> {
     const EVERY: Duration = Duration::from_secs(30);
     let (end, ended) = bounded::<()>(0);
+    // A thread of its own, because tending may wait for a disk.
+    let (measured, measuring) = (volumes.clone(), ended.clone());
+    std::thread::Builder::new().name("dtfs-meter".into()).spawn(move || {
+        while measuring.recv_timeout(meter::EVERY) == Err(RecvTimeoutError::Timeout) {
+            measured.meter.look(&measured);
+        }
+    })?;
     std::thread::Builder::new().name("dtfs-tend".into()).spawn(move || {
         while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
             volumes.tend();

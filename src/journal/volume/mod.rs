@@ -224,6 +224,16 @@ impl Journal {
         self.core.log.bytes_used()
     }
 
+    /// The most bytes of segments that are kept for targets.
+    pub fn cap_bytes(&self) -> u64 {
+        self.core.options.cap_bytes
+    }
+
+    /// About how many bytes of records follow `tid`: exact by whole segments, and within one by its share of TIDs.
+    pub fn bytes_after(&self, tid: Tid) -> u64 {
+        self.core.log.bytes_after(tid)
+    }
+
     /// System calls that wrote or synced records since the journal was opened.
     pub fn log_calls(&self) -> u64 {
         self.core.log.calls()
