@@ -30,10 +30,7 @@ pub(super) fn run(paths: &Paths, args: &StatusArgs, output: &mut dyn Write) -> R
 }
 
 /// Shows it again and again until the caller is ended or nobody reads any more.
-fn watch(
-    output: &mut dyn Write,
-    show: &dyn Fn(&mut dyn Write) -> Result<(), Failure>,
-) -> Result<ExitCode, Failure> {
+fn watch(output: &mut dyn Write, show: &dyn Fn(&mut dyn Write) -> Result<(), Failure>) -> Result<ExitCode, Failure> {
     let terminal = std::io::stdout().is_terminal() && std::env::var("TERM").is_ok_and(|term| term != "dumb");
     loop {
         let mut page = Vec::new();
@@ -76,7 +73,20 @@ fn print_volumes(output: &mut dyn Write, volumes: &[VolumeStatus]) -> Result<(),
 }
 
 fn print_targets(output: &mut dyn Write, volumes: &[VolumeStatus]) -> Result<(), Failure> {
-    let mut table = Table::new(&["VOLUME", "TARGET", "STATE", "CONSISTENT AT", "LAG", "BYTES", "TIME", "WORK", "SENT", "RATE", "URL", "REASON"]);
+    let mut table = Table::new(&[
+        "VOLUME",
+        "TARGET",
+        "STATE",
+        "CONSISTENT AT",
+        "LAG",
+        "BYTES",
+        "TIME",
+        "WORK",
+        "SENT",
+        "RATE",
+        "URL",
+        "REASON",
+    ]);
     for (volume, target) in volumes.iter().flat_map(|volume| volume.targets.iter().map(move |t| (volume, t))) {
         let (state, _) = target.state.parts();
         table.row([

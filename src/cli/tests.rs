@@ -148,6 +148,10 @@ fn status_is_a_table() {
     let lines: Vec<&str> = shown.lines().collect();
     assert_eq!(lines[1], "data    mounted  0x0000000000000005  0x0000000000000005  100 (10%)  /data");
     let shown: Vec<&str> = lines[4].split("  ").filter(|cell| !cell.is_empty()).map(str::trim).collect();
-    assert_eq!(shown[2..10], ["replicating", "0x0000000000000004", "1", "2.0K", "1m15s", "0", "1.5K", "10.0K/s"], "{shown:?}");
+    assert_eq!(
+        shown[2..10],
+        ["replicating", "0x0000000000000004", "1", "2.0K", "1m15s", "0", "1.5K", "10.0K/s"],
+        "{shown:?}"
+    );
     assert!(lines[4].ends_with("2026-01-01T00:00:00.000Z: cut"), "{}", lines[4]);
 }

@@ -22,7 +22,9 @@ mod volume_edit;
 mod volume_file;
 
 pub use atomic::EditLock;
-pub use check::{check_entry, check_store_dir, check_target_dir, check_target_entry, check_volume_dir};
+pub use check::{
+    check_entry, check_mounted_entry, check_store_dir, check_target_dir, check_target_entry, check_volume_dir,
+};
 pub use error::ConfigError;
 pub use mount_options::{AccessTimes, MountOptions, OpenFiles, Submounts};
 pub use mounts_file::{MountEntry, MountsFile};

@@ -21,7 +21,8 @@ use message::not_an_entry;
 pub use client::{Client, try_connect};
 pub use exit::{ExitCode, Failure};
 pub use message::{
-    EventEntry, LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Opener, Problem, Reply, Request, Selection, Verdict,
+    EventEntry, LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Opener, Problem, Reply, Request, Selection,
+    Verdict,
 };
 pub use printable::printable;
 pub use server::{Handler, ReplySink, Server, Stopper};

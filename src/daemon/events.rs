@@ -74,10 +74,8 @@ fn send(found: &mut Vec<(Arc<Volume>, EventRow)>, sink: &mut dyn ReplySink) -> R
 }
 
 fn entry(volume: &Volume, row: &EventRow) -> Result<EventEntry, Failure> {
-    let time = Timespec {
-        sec: row.time_ns.div_euclid(1_000_000_000),
-        nsec: row.time_ns.rem_euclid(1_000_000_000) as u32,
-    };
+    let time =
+        Timespec { sec: row.time_ns.div_euclid(1_000_000_000), nsec: row.time_ns.rem_euclid(1_000_000_000) as u32 };
     let target = match row.target {
         Some(id) => volume.journal.store().target_by_id(id).map_err(VolumeError::from)?,
         None => None,

@@ -1,6 +1,8 @@
 //! One volume: its journal, its stack, its mount and its senders.
 
 use std::collections::BTreeMap;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +16,8 @@ use super::unwatched::{Changes, Suspects};
 use super::watched::Moment;
 use crate::backing::{BackingError, Tree, TreeView};
 use crate::config::{
-    AccessTimes, Adoption, ByteSize, JournalFull, MountEntry, MountOptions, OpenFiles, Paths, Submounts, TargetEntry, TargetName, TargetUrl,
-    VolumeFile, VolumeName,
+    AccessTimes, Adoption, ByteSize, JournalFull, MountEntry, MountOptions, OpenFiles, Paths, Submounts, TargetEntry,
+    TargetName, TargetUrl, VolumeFile, VolumeName,
 };
 use crate::control::{ExitCode, Failure, Opener};
 use crate::fuse::{MountError, MountedVolume, Unmount, Unmounted};
@@ -445,7 +447,12 @@ fn starts_watch(last_stop: &LastStop, covered: bool) -> bool {
 const LOCAL_COMPRESSION: Compression = Compression::Zstd { level: 1, max_bytes: 64 << 10 };
 
 fn open_journal(store: &Path, memory: &Path, file: &VolumeFile) -> Result<(Arc<Journal>, LastStop), VolumeError> {
-    std::fs::create_dir_all(store).map_err(|cause| VolumeError::Io { path: store.to_owned(), cause })?;
+    // It holds copies of private and deleted data.
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(store)
+        .map_err(|cause| VolumeError::Io { path: store.to_owned(), cause })?;
     let cap_bytes = match file.journal_cap {
         Some(size) => size.0,
         None => default_cap(store)?,

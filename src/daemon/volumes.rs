@@ -13,7 +13,8 @@ use crate::config::{
     MountEntry, MountsFile, OpenFiles, Paths, VolumeFile, VolumeName, check_entry, check_target_entry,
 };
 use crate::control::{
-    DaemonStatus, ExitCode, Failure, MountReply, MountVerdict, Opener, Problem, Selection, Verdict, VolumeState, rfc3339,
+    DaemonStatus, ExitCode, Failure, MountReply, MountVerdict, Opener, Problem, Selection, Verdict, VolumeState,
+    rfc3339,
 };
 use crate::fuse::Unmount;
 
@@ -51,7 +52,13 @@ impl Volumes {
             pid: std::process::id(),
             started: rfc3339(Timespec::now()),
         };
-        Volumes { paths, daemon, meter: Meter::default(), table: Mutex::new(Table::default()), changing: Mutex::new(()) }
+        Volumes {
+            paths,
+            daemon,
+            meter: Meter::default(),
+            table: Mutex::new(Table::default()),
+            changing: Mutex::new(()),
+        }
     }
 
     pub(super) fn mounts_file(&self) -> Result<MountsFile, Failure> {
@@ -284,7 +291,8 @@ impl Volumes {
         let gone = before.keys().filter(|known| !settings.targets.iter().any(|target| target.name == **known));
         notes.extend(gone.map(|known| format!("{name}: target {known} removed")));
         if volume.opened_otherwise(entry, &settings) {
-            notes.push(format!("{name}: its path, options or journal settings count from the next start of the daemon"));
+            notes
+                .push(format!("{name}: its path, options or journal settings count from the next start of the daemon"));
         }
         if run == Run::Real {
             volume.set_targets(&settings.targets).map_err(Failure::from)?;

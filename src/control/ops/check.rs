@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::{
-    ConfigError, MountsFile, Paths, VolumeFile, VolumeName, check_entry, check_target_entry,
+    ConfigError, MountsFile, Paths, Refusal, VolumeFile, VolumeName, check_entry, check_mounted_entry,
+    check_target_entry,
 };
 use crate::control::{ExitCode, Failure, Problem};
 
@@ -15,7 +16,13 @@ pub fn check(paths: &Paths) -> Result<Vec<Problem>, Failure> {
     let mounts = MountsFile::load(paths)?;
     let mut problems: Vec<Problem> = mounts.errors().iter().map(Problem::from).collect();
     for entry in mounts.entries() {
-        if let Err(refusal) = check_entry(paths, entry, &mounts) {
+        let checked = match check_entry(paths, entry, &mounts) {
+            Err(Refusal::MountedAlready { path, mount_point }) if path == mount_point => {
+                check_mounted_entry(paths, entry, &mounts)
+            }
+            checked => checked.map(|_| ()),
+        };
+        if let Err(refusal) = checked {
             let message = format!("{}:{}: {refusal}", mounts.file().display(), entry.line);
             problems.push(Problem { message, remedy: Some(refusal.remedy()) });
         }

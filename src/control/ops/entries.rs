@@ -5,7 +5,8 @@ use std::path::Path;
 use super::which::find_entry;
 use super::{Told, Which, tell, unexpected};
 use crate::config::{
-    EditLock, Edits, MountEntry, MountOptions, MountsFile, OpenFiles, Paths, check_entry, check_store_dir, check_volume_dir,
+    EditLock, Edits, MountEntry, MountOptions, MountsFile, OpenFiles, Paths, check_entry, check_store_dir,
+    check_volume_dir,
 };
 use crate::control::{
     Client, ExitCode, Failure, MountReply, MountVerdict, MountsReply, Problem, Reply, Request, Selection, Verdict,

@@ -39,10 +39,20 @@ fn machine() -> Vec<Finding> {
     let mut findings = Vec::new();
     if let Err(error) = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
         let what = format!("/dev/fuse cannot be opened: {error}");
-        findings.push(Finding::new("fuse-device", Severity::Error, what, "load the module: modprobe fuse; in a container, pass /dev/fuse in"));
+        findings.push(Finding::new(
+            "fuse-device",
+            Severity::Error,
+            what,
+            "load the module: modprobe fuse; in a container, pass /dev/fuse in",
+        ));
     }
     if !nix::unistd::geteuid().is_root() {
-        findings.push(Finding::new("not-root", Severity::Error, "this is not run as root", "run it as root: mounting and owners need it"));
+        findings.push(Finding::new(
+            "not-root",
+            Severity::Error,
+            "this is not run as root",
+            "run it as root: mounting and owners need it",
+        ));
     }
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     if kernel_version(&release).is_some_and(|version| version < KERNEL) {
@@ -50,12 +60,20 @@ fn machine() -> Vec<Finding> {
         findings.push(Finding::new("kernel-old", Severity::Error, what, "use a newer kernel"));
     }
     if !has_magic(Path::new("/dev/shm"), libc::TMPFS_MAGIC) {
-        findings.push(Finding::new("shared-memory", Severity::Warning, "/dev/shm is no filesystem in memory: what a kill would lose is on a disk",
-            "mount a tmpfs there"));
+        findings.push(Finding::new(
+            "shared-memory",
+            Severity::Warning,
+            "/dev/shm is no filesystem in memory: what a kill would lose is on a disk",
+            "mount a tmpfs there",
+        ));
     }
     if clock_is_free() {
-        findings.push(Finding::new("clock", Severity::Warning, "the clock is not kept right by anything: lag and times on two hosts cannot be compared",
-            "run chrony or systemd-timesyncd"));
+        findings.push(Finding::new(
+            "clock",
+            Severity::Warning,
+            "the clock is not kept right by anything: lag and times on two hosts cannot be compared",
+            "run chrony or systemd-timesyncd",
+        ));
     }
     findings
 }
@@ -78,14 +96,25 @@ fn has_magic(path: &Path, magic: i64) -> bool {
 fn entry_findings(paths: &Paths, entry: &MountEntry) -> Vec<Finding> {
     let (volume, path) = (&entry.volume, &entry.path);
     if sys::is_dead(path) {
-        let what = format!("{volume}: a daemon that is gone left its mount at {}: programs get ENOTCONN", path.display());
-        return vec![Finding::new("dead-mount", Severity::Error, what, "start the daemon, it replaces the mount; or: dtfs mounts unmount")];
+        let what =
+            format!("{volume}: a daemon that is gone left its mount at {}: programs get ENOTCONN", path.display());
+        return vec![Finding::new(
+            "dead-mount",
+            Severity::Error,
+            what,
+            "start the daemon, it replaces the mount; or: dtfs mounts unmount",
+        )];
     }
     let mut findings = Vec::new();
     let mounted = sys::mount_at(path).ok().flatten().is_some_and(|mount| mount.kind == "fuse.dtfs");
     if !mounted {
         let what = format!("{volume}: {} is not mounted: changes there are not recorded", path.display());
-        findings.push(Finding::new("not-mounted", Severity::Error, what, format!("dtfs mounts mount {}", path.display())));
+        findings.push(Finding::new(
+            "not-mounted",
+            Severity::Error,
+            what,
+            format!("dtfs mounts mount {}", path.display()),
+        ));
         findings.extend(bare_directory(entry));
     }
     findings.extend(journal_space(paths, entry));
@@ -110,12 +139,22 @@ fn bare_directory(entry: &MountEntry) -> Vec<Finding> {
         .collect();
     if !inner.is_empty() {
         let what = format!("{volume}: filesystems are mounted below {}: {}", path.display(), inner.join(", "));
-        findings.push(Finding::new("inner-mounts", Severity::Warning, what, "unmount them before, and give each an entry of its own; or submounts=ignore"));
+        findings.push(Finding::new(
+            "inner-mounts",
+            Severity::Warning,
+            what,
+            "unmount them before, and give each an entry of its own; or submounts=ignore",
+        ));
     }
     let writers = writers_below(path);
     if !writers.is_empty() {
         let what = format!("{volume}: files below {} are open for writing: {}", path.display(), writers.join(", "));
-        findings.push(Finding::new("open-files", Severity::Warning, what, "end these programs before the mount; or --allow-open"));
+        findings.push(Finding::new(
+            "open-files",
+            Severity::Warning,
+            what,
+            "end these programs before the mount; or --allow-open",
+        ));
     }
     findings
 }
@@ -151,15 +190,28 @@ fn journal_space(paths: &Paths, entry: &MountEntry) -> Vec<Finding> {
     let (free, all) = (stat.blocks_available, stat.blocks.max(1));
     if free * 100 / all < 10 {
         let what = format!("{volume}: less than a tenth is free where the journal lies ({})", store.display());
-        findings.push(Finding::new("journal-space", Severity::Error, what, "make room, or move it: store=DIR in dtfs_mounts"));
+        findings.push(Finding::new(
+            "journal-space",
+            Severity::Error,
+            what,
+            "make room, or move it: store=DIR in dtfs_mounts",
+        ));
     }
     if store.is_dir() && fs::metadata(&store).is_ok_and(|meta| meta.permissions().mode() & 0o077 != 0) {
-        let what = format!("{volume}: others may look into the journal ({}), which holds private and deleted data", store.display());
+        let what = format!(
+            "{volume}: others may look into the journal ({}), which holds private and deleted data",
+            store.display()
+        );
         findings.push(Finding::new("journal-mode", Severity::Warning, what, format!("chmod 700 {}", store.display())));
     }
     if same_device(existing, &entry.path) {
         let what = format!("{volume}: journal and tree share a filesystem: they share its load, and its end");
-        findings.push(Finding::new("journal-beside-tree", Severity::Info, what, "put the journal on another disk: store=DIR in dtfs_mounts"));
+        findings.push(Finding::new(
+            "journal-beside-tree",
+            Severity::Info,
+            what,
+            "put the journal on another disk: store=DIR in dtfs_mounts",
+        ));
     }
     findings
 }
@@ -184,8 +236,16 @@ fn local_targets(paths: &Paths, entry: &MountEntry) -> Vec<Finding> {
         if let TargetUrl::Local(dir) = &target.url
             && same_device(dir, &entry.path)
         {
-            let what = format!("{volume}: target {} is on the filesystem of its source: one disk's end takes both", target.name);
-            findings.push(Finding::new("target-same-disk", Severity::Warning, what, "choose a directory on another disk, or another host"));
+            let what = format!(
+                "{volume}: target {} is on the filesystem of its source: one disk's end takes both",
+                target.name
+            );
+            findings.push(Finding::new(
+                "target-same-disk",
+                Severity::Warning,
+                what,
+                "choose a directory on another disk, or another host",
+            ));
         }
     }
     findings
@@ -200,12 +260,22 @@ fn served(paths: &Paths, mounts: &MountsFile) -> Vec<Finding> {
         let served: Vec<&MountEntry> = mounts.entries().filter(|entry| names(&text, &entry.path)).collect();
         let Some(first) = served.first() else { continue };
         if !is_ordered(paths, unit) {
-            let what = format!("{name}: {} serves {}, and {unit} may start before dtfs", file.display(), first.path.display());
-            findings.push(Finding::new("server-order", Severity::Warning, what, format!("order it: a drop-in for {unit} with After=dtfs.service and Requires=dtfs.service")));
+            let what =
+                format!("{name}: {} serves {}, and {unit} may start before dtfs", file.display(), first.path.display());
+            findings.push(Finding::new(
+                "server-order",
+                Severity::Warning,
+                what,
+                format!("order it: a drop-in for {unit} with After=dtfs.service and Requires=dtfs.service"),
+            ));
         }
         let guarded = |line: &str| line.contains("mountpoint") || line.contains("root preexec");
         if name != "ganesha" && !text.lines().any(guarded) {
-            let what = format!("{name}: {} serves {} also when the mount is not there: changes would not be recorded", file.display(), first.path.display());
+            let what = format!(
+                "{name}: {} serves {} also when the mount is not there: changes would not be recorded",
+                file.display(),
+                first.path.display()
+            );
             let fix = match name {
                 "nfs" => "add the option mountpoint to the export",
                 _ => "root preexec = findmnt -n -t fuse.dtfs --mountpoint %P, and root preexec close = yes",

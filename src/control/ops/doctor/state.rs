@@ -11,7 +11,12 @@ const BEHIND_SECONDS: f64 = 300.0;
 pub(super) fn look(paths: &Paths) -> Result<Vec<Finding>, Failure> {
     if try_connect(paths)?.is_none() {
         let what = format!("no daemon answers at {}", paths.socket().display());
-        return Ok(vec![Finding::new("daemon", Severity::Error, what, "start it: dtfs daemon, or systemctl start dtfs")]);
+        return Ok(vec![Finding::new(
+            "daemon",
+            Severity::Error,
+            what,
+            "start it: dtfs daemon, or systemctl start dtfs",
+        )]);
     }
     Ok(judge(&status(paths, None)?))
 }
@@ -21,7 +26,12 @@ fn judge(status: &StatusReply) -> Vec<Finding> {
     let own = env!("CARGO_PKG_VERSION");
     if status.daemon.version != own {
         let what = format!("the daemon is version {}, this program {own}", status.daemon.version);
-        findings.push(Finding::new("version", Severity::Warning, what, "restart the daemon when it suits: systemctl restart dtfs"));
+        findings.push(Finding::new(
+            "version",
+            Severity::Warning,
+            what,
+            "restart the daemon when it suits: systemctl restart dtfs",
+        ));
     }
     for volume in &status.volumes {
         findings.extend(of_volume(volume));
@@ -73,8 +83,12 @@ fn of_target(volume: &VolumeStatus, target: &TargetStatus) -> Option<Finding> {
     let who = format!("{} to {}", volume.name, target.name);
     let error = |id, reason: &str, fix| Some(Finding::new(id, Severity::Error, format!("{who}: {reason}"), fix));
     match &target.state {
-        TargetState::Offline { reason } => error("target-offline", reason, "see that the target's host runs and can be reached"),
-        TargetState::Refused { reason } => error("target-refused", reason, "it needs a decision of yours: the reason says which"),
+        TargetState::Offline { reason } => {
+            error("target-offline", reason, "see that the target's host runs and can be reached")
+        }
+        TargetState::Refused { reason } => {
+            error("target-refused", reason, "it needs a decision of yours: the reason says which")
+        }
         TargetState::Stalled { reason } => error("target-full", reason, "make room on the target's disk"),
         _ if target.lag_seconds > BEHIND_SECONDS => Some(Finding::new(
             "target-behind",
