@@ -126,6 +126,13 @@ pub enum OperatorCommand {
     },
     /// Show the records of a volume's journal
     Log(LogArgs),
+    /// Write the manual pages and the completion scripts, for packages
+    #[command(hide = true)]
+    Pages {
+        /// Where to
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
     /// The menu, with DTSetup's numbers
     #[command(after_help = "Examples:\n  dtfs setup\n  dtfs setup 1.3.1.1 /srv/data n\n  dtfs setup 1.3.1.3")]
     Setup {
@@ -149,7 +156,7 @@ pub enum MountsCommand {
     Add {
         /// The directory
         path: PathBuf,
-        /// atime or norepatime, volume=NAME, allow-open, submounts=refuse|ignore, store=DIR; separated by commas
+        /// atime or norepatime, volume=NAME, allow-open, submounts=refuse|ignore, writes=through|back, store=DIR; separated by commas
         #[arg(short, value_name = "OPTS", default_value = "", hide_default_value = true, value_parser = mount_options)]
         options: MountOptions,
     },

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::args::{LogArgs, OperatorCommand, WaitArgs};
 use super::print::{print_json, say};
-use super::{Verbosity, define, monitor, mounts, status, watch};
+use super::{Verbosity, define, manual, monitor, mounts, status, watch};
 use crate::config::{Edits, Paths};
 use crate::control::ops::{self, LogRange, WaitFor, resolve_volume};
 use crate::control::{ExitCode, Failure, LogEntry};
@@ -36,6 +36,7 @@ pub(super) fn run(
             say(output, &tid.to_string()).map(|()| ExitCode::Ok)
         }
         OperatorCommand::Log(args) => log(paths, args, output),
+        OperatorCommand::Pages { dir } => manual::write(dir),
         OperatorCommand::Setup { start } => menu::run(paths, &mut io::stdin().lock(), output, start),
     }
 }

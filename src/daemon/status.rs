@@ -7,7 +7,6 @@ use super::volumes::Volumes;
 use crate::base::{Tid, Timespec};
 use crate::config::{MountEntry, TargetName, VolumeName};
 use crate::control::{Failure, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
-use crate::fuse::MountedVolume;
 use crate::journal::{TargetRow, WorkReason};
 use crate::sender::{SenderState, SenderStatus};
 
@@ -37,7 +36,7 @@ pub(super) fn status(volumes: &Volumes, only: Option<&VolumeName>) -> Result<Sta
     for entry in file.entries().filter(|entry| only.is_none_or(|name| entry.volume == *name)) {
         reply.volumes.push(match volumes.find(&entry.volume) {
             Some(volume) => {
-                let mut status = open_volume(&volume)?;
+                let mut status = volume_status(&volume)?;
                 volumes.meter.fill(&volume, &mut status.targets);
                 status
             }
@@ -67,7 +66,8 @@ fn closed_volume(volumes: &Volumes, entry: &MountEntry) -> VolumeStatus {
     }
 }
 
-fn open_volume(volume: &Volume) -> Result<VolumeStatus, Failure> {
+/// The status of an open volume.
+pub(super) fn volume_status(volume: &Volume) -> Result<VolumeStatus, Failure> {
     let state = volume_state(volume);
     let live = volume.live();
     let mut targets = Vec::new();
@@ -85,8 +85,8 @@ fn open_volume(volume: &Volume) -> Result<VolumeStatus, Failure> {
         durable_tid: volume.journal.durable_tid(),
         journal_bytes: volume.journal.bytes_used(),
         journal_cap_bytes: volume.journal.cap_bytes(),
-        requests_by_kind: live.mounted.as_ref().map(kinds).unwrap_or_default(),
-        requests: live.mounted.as_ref().map_or(0, MountedVolume::answered),
+        requests_by_kind: live.mounted.as_ref().map(|mounted| named(mounted.requests())).unwrap_or_default(),
+        requests: live.mounted.as_ref().map_or(0, |mounted| mounted.answered()),
         suspects: live.suspects.values().cloned().collect(),
         targets,
     })
@@ -131,13 +131,14 @@ fn target(
         work_left,
         consistent_at: consistent.then_some(row.applied),
         bytes_sent: sender.bytes_sent,
+        errors: sender.errors,
         differs: sender.differs.clone(),
         last_error: sender.last_error.as_ref().map(last_error),
     })
 }
 
-fn kinds(mounted: &MountedVolume) -> BTreeMap<String, u64> {
-    mounted.requests().into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect()
+fn named(kinds: BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
+    kinds.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect()
 }
 
 fn last_error((time, message): &(Timespec, String)) -> LastError {

@@ -24,7 +24,7 @@ use crate::fuse::{MountError, MountedVolume, Unmount, Unmounted};
 use crate::journal::{Journal, JournalError, JournalOptions, LastStop, Level, WhenFull};
 use crate::record::MAX_RECORD_BYTES;
 use crate::sender::{Forked, SenderOptions, SenderThread};
-use crate::stack::{AtimeMode, Stack, StackError, StackOptions};
+use crate::stack::{AtimeMode, Stack, StackError, StackOptions, Writes};
 use crate::wire::{Compression, connect_local};
 
 /// An open volume.
@@ -47,9 +47,9 @@ pub(super) struct Volume {
 /// The parts of a volume that come and go.
 pub(super) struct Live {
     pub(super) stack: Arc<Stack>,
-    pub(super) mounted: Option<MountedVolume>,
+    pub(super) mounted: Option<Arc<MountedVolume>>,
     /// Mounts that were taken out of sight while somebody used them: what their users do is still journaled.
-    detached: Vec<MountedVolume>,
+    detached: Vec<Arc<MountedVolume>>,
     /// The stack has served a mount that has ended, or ends when its users leave.
     used: bool,
     pub(super) unwatched: Changes,
@@ -165,6 +165,10 @@ impl Volume {
                 AccessTimes::Atime => AtimeMode::EachRead,
                 AccessTimes::NoRepAtime => AtimeMode::AtClose,
             },
+            writes: match entry.options.writes {
+                crate::config::Writes::Through => Writes::Through,
+                crate::config::Writes::Back => Writes::Back,
+            },
             ..StackOptions::default()
         };
         let (tree, hidden) = open_tree(&entry.path, entry.options.submounts)?;
@@ -258,7 +262,7 @@ impl Volume {
         let watch = Watch::on(&crate::fuse::canonical(&self.path))
             .inspect_err(|error| tracing::info!(volume = %self.name, %error, "writes past the mount are not watched"))
             .ok();
-        live.mounted = Some(MountedVolume::mount(stack.clone(), &self.path, self.name.as_str())?);
+        live.mounted = Some(Arc::new(MountedVolume::mount(stack.clone(), &self.path, self.name.as_str())?));
         self.look_for_changes(&mut live)?;
         drop(live);
         // Again: a file that was opened right before the mount was in place.
@@ -300,7 +304,7 @@ impl Volume {
 
     /// Gives the next mount a stack of its own, unless users of an earlier one are left: they must share its locks.
     fn renew_used(&self, live: &mut Live, file: &VolumeFile) -> Result<(), VolumeError> {
-        live.detached.retain(MountedVolume::is_serving);
+        live.detached.retain(|mounted| mounted.is_serving());
         if live.used && live.detached.is_empty() {
             self.renew(live, file)?;
             live.used = false;
@@ -396,6 +400,7 @@ impl Volume {
 
     /// Makes everything up to now durable, in the tree and in the journal; returns the last TID.
     pub(super) fn synctid(&self) -> Result<crate::base::Tid, VolumeError> {
+        self.write_back()?;
         let stack = self.live.lock().stack.clone();
         let tid = self.journal.last_tid();
         stack.tree().sync().map_err(|errno| {
@@ -406,9 +411,18 @@ impl Volume {
         Ok(tid)
     }
 
-    /// Ends everything: no new ops, senders finished, journal clean.
-    pub(super) fn close(&self) -> Result<(), VolumeError> {
-        const HELD_OPEN: Duration = Duration::from_secs(1);
+    /// Has the kernel hand over what it holds of programs' writes.
+    pub(super) fn write_back(&self) -> Result<(), VolumeError> {
+        let mounted = self.live.lock().mounted.clone();
+        // The workers serve what comes of it, and nothing that they wait for is held here.
+        match mounted.filter(|mounted| mounted.is_serving() && mounted.is_in_place()) {
+            Some(mounted) => Ok(mounted.write_back()?),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the mount: no new ops; the senders go on. Programs that use it get errors from now on.
+    pub(super) fn end_mount(&self) -> Result<(), VolumeError> {
         if let Err(error) = self.check_suspects() {
             tracing::warn!(volume = %self.name, %error, "files that were open before the mount are not compared");
         }
@@ -422,6 +436,13 @@ impl Volume {
             }
             self.end_of_watch(&mut live, moment)?;
         }
+        Ok(())
+    }
+
+    /// Ends everything: no new ops, senders finished, journal clean.
+    pub(super) fn close(&self) -> Result<(), VolumeError> {
+        self.end_mount()?;
+        let mut live = self.live.lock();
         live.detached.retain(|mounted| mounted.wait(HELD_OPEN) == Unmounted::InUse);
         live.unwatched = Changes::Unknown;
         live.senders.clear();
@@ -443,6 +464,8 @@ fn starts_watch(last_stop: &LastStop, covered: bool) -> bool {
     }
 }
 
+/// How long users of a mount that is ending are waited for.
+const HELD_OPEN: Duration = Duration::from_secs(1);
 /// A pipe on one host is faster than compressing, except for small frames, which are mostly names and attributes.
 const LOCAL_COMPRESSION: Compression = Compression::Zstd { level: 1, max_bytes: 64 << 10 };
 

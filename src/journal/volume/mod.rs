@@ -234,6 +234,11 @@ impl Journal {
         self.core.log.bytes_after(tid)
     }
 
+    /// What happens when that much is in use.
+    pub fn when_full(&self) -> WhenFull {
+        self.core.options.when_full
+    }
+
     /// System calls that wrote or synced records since the journal was opened.
     pub fn log_calls(&self) -> u64 {
         self.core.log.calls()

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::{Finding, Severity};
@@ -217,10 +217,15 @@ fn journal_space(paths: &Paths, entry: &MountEntry) -> Vec<Finding> {
 }
 
 fn same_device(one: &Path, other: &Path) -> bool {
-    match (fs::metadata(one), fs::metadata(other)) {
-        (Ok(one), Ok(other)) => one.dev() == other.dev(),
-        _ => false,
-    }
+    let devices = (device_below(one), device_below(other));
+    devices.0.is_some() && devices.0 == devices.1
+}
+
+/// The device that `path` lies on, below a mount of ours when there is one.
+fn device_below(path: &Path) -> Option<String> {
+    let mounts =
+        sys::mounts().ok()?.into_iter().filter(|mount| mount.kind != "fuse.dtfs" && path.starts_with(&mount.point));
+    mounts.max_by_key(|mount| mount.point.components().count()).map(|mount| mount.device)
 }
 
 fn local_targets(paths: &Paths, entry: &MountEntry) -> Vec<Finding> {
