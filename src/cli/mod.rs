@@ -10,6 +10,7 @@ mod commands;
 mod completion;
 mod define;
 mod manual;
+mod monitor;
 mod mount_helper;
 mod mounts;
 mod print;
@@ -17,6 +18,7 @@ mod progress;
 mod status;
 mod table;
 mod verify;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
