@@ -10,11 +10,15 @@ mod commands;
 mod completion;
 mod define;
 mod manual;
+mod monitor;
 mod mount_helper;
 mod mounts;
 mod print;
+mod progress;
 mod status;
 mod table;
+mod verify;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

@@ -12,11 +12,11 @@ use super::{
 ///
 /// # Errors
 /// When an existing file cannot be understood, or the new one cannot be written.
-pub fn create_volume_file(_lock: &EditLock, paths: &Paths, volume: &VolumeName) -> Result<(), ConfigError> {
+pub fn create_volume_file(lock: &EditLock, paths: &Paths, volume: &VolumeName) -> Result<(), ConfigError> {
     let file = paths.volume_file(volume);
     match atomic::read_trusted(&file)? {
         Some(bytes) => VolumeFile::parse(&file, &bytes).map(|_| ()),
-        None => atomic::replace(&file, b"role = \"master\"\n"),
+        None => lock.replace(&file, b"role = \"master\"\n"),
     }
 }
 
@@ -24,8 +24,8 @@ pub fn create_volume_file(_lock: &EditLock, paths: &Paths, volume: &VolumeName) 
 ///
 /// # Errors
 /// When the system refuses.
-pub fn remove_volume_file(_lock: &EditLock, paths: &Paths, volume: &VolumeName) -> Result<(), ConfigError> {
-    atomic::remove(&paths.volume_file(volume))
+pub fn remove_volume_file(lock: &EditLock, paths: &Paths, volume: &VolumeName) -> Result<(), ConfigError> {
+    lock.remove(&paths.volume_file(volume))
 }
 
 /// Adds a target to the file of `volume`, making the file when it is missing.
@@ -39,7 +39,7 @@ pub fn add_target(
     target: &TargetEntry,
 ) -> Result<(), ConfigError> {
     create_volume_file(lock, paths, volume)?;
-    edit(paths, volume, |document| {
+    edit(lock, paths, volume, |document| {
         let mut table = Table::new();
         table.insert("name", value(target.name.as_str()));
         table.insert("url", value(target.url.to_string()));
@@ -85,12 +85,12 @@ pub fn pause_target(
 /// # Errors
 /// When the file cannot be understood or written, or has no such target.
 pub fn remove_target(
-    _lock: &EditLock,
+    lock: &EditLock,
     paths: &Paths,
     volume: &VolumeName,
     target: &TargetName,
 ) -> Result<(), ConfigError> {
-    edit(paths, volume, |document| {
+    edit(lock, paths, volume, |document| {
         let Some(tables) = document.get_mut("target").and_then(Item::as_array_of_tables_mut) else {
             return Outcome::NotTables;
         };
@@ -107,6 +107,7 @@ enum Outcome {
 }
 
 fn edit(
+    lock: &EditLock,
     paths: &Paths,
     volume: &VolumeName,
     change: impl FnOnce(&mut DocumentMut) -> Outcome,
@@ -124,7 +125,7 @@ fn edit(
     let text = document.to_string();
     // What would not be read back is never written: it also finds a second target of the same name.
     VolumeFile::parse(&file, text.as_bytes())?;
-    atomic::replace(&file, text.as_bytes())
+    lock.replace(&file, text.as_bytes())
 }
 
 fn conflict(file: &Path, problem: &str, remedy: &str) -> ConfigError {
