@@ -248,7 +248,6 @@ impl<'a> Session<'a> {
         if self.parts.mailbox.silence() > SILENCE {
             return Err(SessionError::Silent(SILENCE.as_secs()));
         }
-        self.ticked = Instant::now();
         self.walk.look_again();
         self.send(&Message::Ping)
     }
