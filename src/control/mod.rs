@@ -21,11 +21,12 @@ use message::not_an_entry;
 pub use client::{Client, try_connect};
 pub use exit::{ExitCode, Failure};
 pub use message::{
-    LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Opener, Problem, Reply, Request, Selection, Verdict,
+    EventEntry, LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Opener, Problem, Reply, Request, Selection,
+    Verdict,
 };
 pub use printable::printable;
 pub use server::{Handler, ReplySink, Server, Stopper};
-pub use status::{LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
+pub use status::{DaemonStatus, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
 
 /// Version of the protocol and of every `--json` output. Fields may be added within a version, never change meaning.
 pub const VERSION: u32 = 1;
