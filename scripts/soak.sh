@@ -23,6 +23,7 @@ RIGS=(
   "flips|DTFS_STRIDE=1|flips|"
   "flips-state|DTFS_FLIPS=400|flips_state|"
   "overflow||overflow|"
+  "verify|DTFS_VERIFY_SECONDS=600|verify|a_storm_looks_like_no_difference_on_ext4"
   "controls-kill||killed|control"
   "controls-power||power|control --include-ignored"
   "controls-models||crash_model|targets_differ"
@@ -58,7 +59,7 @@ need_packages "${DTFS_NEEDS_BUILD[@]}" "${DTFS_NEEDS_TEST[@]}"
 programs=$(mktemp -d)
 log=$(mktemp --suffix .soak.log)
 trap 'rm -rf "$programs"' EXIT
-for program in crash_model replay_model killed power flips flips_state overflow; do
+for program in crash_model replay_model killed power flips flips_state overflow verify; do
   binary=$(cargo test --locked --test "$program" --no-run --message-format json 2>/dev/null |
     python3 -c 'import json, sys
 found = [json.loads(line).get("executable") for line in sys.stdin if line.startswith("{")]
