@@ -20,6 +20,7 @@ RIGS=(
   "flips|DTFS_STRIDE=1|flips|"
   "flips-state|DTFS_FLIPS=400|flips_state|"
   "overflow||overflow|"
+  "fuzz||fuzz.sh|60"
   "controls-kill||killed|control"
   "controls-power||power|control"
 )
@@ -64,6 +65,10 @@ done
 # run NAME VARIABLES PROGRAM TEST SEED
 run() {
   local began=$SECONDS
+  if [ "$3" = fuzz.sh ]; then
+    DTFS_SEED="$5" scripts/fuzz.sh "$4"
+    return
+  fi
   if ! env ${2:+$2} DTFS_SEED="$5" "$programs/$3" --nocapture --test-threads=1 $4 >"$log" 2>&1; then
     cat "$log"
     echo "soak: FAILED: $1, seed $5; log in $log; again: env $2 DTFS_SEED=$5 cargo test --test $3 -- --nocapture $4"

@@ -55,6 +55,9 @@ pub enum ServeError {
     /// Something else than a greeting came first.
     #[error("the source did not say who it is")]
     NoHello,
+    /// Records or state came before the source said where it begins.
+    #[error("the source did not say where it begins")]
+    NoStart,
     /// A record that cannot be read.
     #[error("batch {batch}: {cause}")]
     Record {

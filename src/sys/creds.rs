@@ -1,5 +1,7 @@
 //! Whose credentials the calling thread acts with.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 use super::{Result, check};
 
 /// The filesystem ids of the calling thread, remembered so that a switch costs nothing when it changes nothing.
@@ -60,6 +62,28 @@ pub fn set_io_flusher() -> Result<()> {
     const PR_SET_IO_FLUSHER: libc::c_int = 57;
     // SAFETY: plain integers.
     check(unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) }).map(drop)
+}
+
+/// The supplementary groups of the process that connected to `socket`, as they were then (SO_PEERGROUPS, socket(7)).
+///
+/// # Errors
+/// As getsockopt(2).
+pub fn peer_groups(socket: BorrowedFd<'_>) -> Result<Vec<u32>> {
+    // The kernel keeps at most NGROUPS_MAX.
+    let mut groups = vec![0u32; 65_536];
+    let mut bytes = size_of_val(groups.as_slice()) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `bytes` bytes and says how many.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERGROUPS,
+            groups.as_mut_ptr().cast(),
+            &raw mut bytes,
+        )
+    })?;
+    groups.truncate(bytes as usize / size_of::<u32>());
+    Ok(groups)
 }
 
 const CAP_FSETID: u32 = 4;

@@ -25,7 +25,8 @@ pub use attrs::{
 };
 pub use clock::boottime_nanos;
 pub use creds::{
-    Dropped, ThreadCreds, drop_admin_thread, drop_fsetid_thread, drop_resource_thread, set_io_flusher, set_umask,
+    Dropped, ThreadCreds, drop_admin_thread, drop_fsetid_thread, drop_resource_thread, peer_groups, set_io_flusher,
+    set_umask,
 };
 pub use dirs::{
     DirEntry, DirStream, LinkSource, last_component, linkat, mkdirat, mknodat, path_of, readlinkat, renameat2,
