@@ -7,6 +7,7 @@
 //! - The end is in this order: mounts gone, senders told to finish, journal committed and marked clean.
 
 mod bypass;
+mod confine;
 mod demo;
 mod handler;
 mod log;

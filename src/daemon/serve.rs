@@ -17,6 +17,7 @@ pub fn serve(paths: &Paths, dir: &Path, adoption: Adoption) -> Result<(), Failur
         Adoption::Refuse => Adopt::No,
     };
     let options = ServeOptions { dir: dir.to_owned(), states: paths.replicas_dir(), adopt, inbox_cap: None };
+    super::confine::confine()?;
     // Nothing that this process makes may be narrowed by the umask it was started with.
     crate::sys::set_umask(0);
     receiver::serve(std::io::stdin().lock(), std::io::stdout(), &options).map_err(|error| {

@@ -121,7 +121,10 @@ where
             Err(error)
         }
     };
-    let _ = speak.join();
+    // One whose answers nobody takes is stuck in a write for ever.
+    if !matches!(outcome, Err(ServeError::Wire(WireError::Flood))) {
+        let _ = speak.join();
+    }
     outcome
 }
 
