@@ -20,6 +20,7 @@ RIGS=(
   "flips|DTFS_STRIDE=1|flips|"
   "flips-state|DTFS_FLIPS=400|flips_state|"
   "overflow||overflow|"
+  "races|DTFS_ATTEMPTS=1000000|races|"
   "fuzz||fuzz.sh|60"
   "controls-kill||killed|control"
   "controls-power||power|control"
@@ -54,7 +55,7 @@ need_packages "${DTFS_NEEDS_BUILD[@]}" "${DTFS_NEEDS_TEST[@]}"
 programs=$(mktemp -d)
 log=$(mktemp --suffix .soak.log)
 trap 'rm -rf "$programs"' EXIT
-for program in killed power flips flips_state overflow; do
+for program in killed power flips flips_state overflow races; do
   binary=$(cargo test --locked --test "$program" --no-run --message-format json 2>/dev/null |
     python3 -c 'import json, sys
 found = [json.loads(line).get("executable") for line in sys.stdin if line.startswith("{")]

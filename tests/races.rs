@@ -32,7 +32,7 @@ const LOOK_EVERY: u64 = 2_000;
 const GROUP: u64 = 128;
 
 fn attempts() -> u64 {
-    std::env::var("DTFS_ATTEMPTS").map_or(20_000, |text| text.parse().expect("a number"))
+    std::env::var("DTFS_ATTEMPTS").map_or(100_000, |text| text.parse().expect("a number"))
 }
 
 fn oid(ino: u64) -> Oid {
@@ -273,7 +273,7 @@ fn attack(target: &Path, outside: &Path, (stop, swaps): (&AtomicBool, &AtomicU64
     let mut no = 0u64;
     while !stop.load(Ordering::Relaxed) {
         exchange_names(&dir, &evil);
-        if no % 512 == 0 {
+        if no.is_multiple_of(512) {
             let _ = symlink(outside.join("f0"), dir.join(format!("n{}", no / 512 % 64)));
         }
         no += 1;

@@ -152,6 +152,8 @@ s.sendall(sys.argv[2].encode() + b'\\n')
 print(s.makefile().readline())";
     let line = serde_json::to_string(&RequestLine { v: VERSION, request: request.clone() }).unwrap();
     let mut command = std::process::Command::new("setpriv");
+    // Not root's own interpreter: others may not run it.
+    command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     command.args([format!("--reuid={uid}"), format!("--regid={gid}")]);
     match groups {
         "" => command.arg("--clear-groups"),
