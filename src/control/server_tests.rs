@@ -148,7 +148,10 @@ fn ask_as(paths: &Paths, (uid, gid, groups): Asker, request: &Request) -> Option
     const SCRIPT: &str = "import socket, sys
 s = socket.socket(socket.AF_UNIX)
 s.connect(sys.argv[1])
-s.sendall(sys.argv[2].encode() + b'\\n')
+try:
+    s.sendall(sys.argv[2].encode() + b'\\n')
+except OSError:
+    pass # Refused before it was read: the reason waits.
 print(s.makefile().readline())";
     let line = serde_json::to_string(&RequestLine { v: VERSION, request: request.clone() }).unwrap();
     let mut command = std::process::Command::new("setpriv");
