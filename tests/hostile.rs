@@ -438,3 +438,26 @@ fn a_hostile_target_ends_its_session_and_frees_nothing() {
         drop(source.sender.take());
     }
 }
+
+// --- What is left to a session that somebody took over ---
+
+#[test]
+fn a_session_has_given_up_what_it_does_not_need() {
+    let root = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dtfs"));
+    command.arg("--root").arg(root.path().join("host")).args(["serve", "--stdio"]).arg(root.path().join("target"));
+    let mut child = support::process::Process::spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    let (stdin, mut stdout) = child.pipes();
+    let mut banner = vec![0; BANNER.len()];
+    stdout.read_exact(&mut banner).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", child.pid())).unwrap();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim().to_owned();
+    assert_eq!((field("NoNewPrivs:"), field("Seccomp:")), ("1".into(), "2".into()));
+    // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, LINUX_IMMUTABLE, SYS_ADMIN, SYS_RESOURCE, MKNOD, SETFCAP.
+    let kept: u64 = [0, 1, 2, 3, 4, 9, 21, 24, 27, 31].iter().map(|cap| 1 << cap).sum();
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        let has = u64::from_str_radix(&field(set), 16).unwrap();
+        assert_eq!(has & !kept, 0, "{set} {has:x}");
+    }
+    drop(stdin);
+}
