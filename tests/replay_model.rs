@@ -21,6 +21,7 @@ use dtfs::record::{Op, RecordIter};
 use dtfs::stack::{Stack, StackOptions};
 use support::hand::Hand;
 use support::prng::Prng;
+use support::workers::number;
 use tempfile::TempDir;
 
 /// Something to read at the source.
@@ -69,7 +70,7 @@ impl Rig {
         for name in ["source", "states"] {
             std::fs::create_dir(root.path().join(name)).unwrap();
         }
-        let options = JournalOptions { segment_bytes: 1 << 20, ..JournalOptions::default() };
+        let options = JournalOptions { segment_bytes: 512 << 10, ..JournalOptions::default() };
         let (journal, _) = Journal::open(&root.path().join("journal"), options).unwrap();
         let tree = Tree::open(&root.path().join("source")).unwrap();
         let stack = Stack::new(tree, journal, StackOptions::default()).unwrap();
@@ -329,34 +330,32 @@ fn directories(root: &Path) -> Vec<String> {
     found
 }
 
-/// `DTFS_RUNS` says how many runs each test makes, `DTFS_SEED` names one.
-fn seeds(default: u64) -> Range<u64> {
-    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    match number("DTFS_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("DTFS_RUNS").unwrap_or(default),
-    }
+/// `DTFS_RUNS` says how many runs each test makes, `DTFS_SEED` which is the first.
+fn seeds(otherwise: u64) -> Range<u64> {
+    let (first, count) = (number("DTFS_SEED", 0), number("DTFS_RUNS", otherwise));
+    println!("{count} runs from seed {first} on (DTFS_RUNS, DTFS_SEED)");
+    first..first + count
 }
 
 fn none_diverges(seeds: Range<u64>, run: impl Fn(u64) -> Option<String>) {
     let diverged: Vec<_> =
-        seeds.filter_map(|seed| run(seed).map(|report| format!("DTFS_SEED={seed}: {report}"))).collect();
+        seeds.filter_map(|seed| run(seed).map(|report| format!("DTFS_SEED={seed} DTFS_RUNS=1: {report}"))).collect();
     assert!(diverged.is_empty(), "{} diverged, among them {}", diverged.len(), diverged[0]);
 }
 
 #[test]
 fn state_records_that_are_kept_converge() {
-    none_diverges(seeds(200), |seed| interleaved(seed, false, Faults::default()));
+    none_diverges(seeds(1_250), |seed| interleaved(seed, false, Faults::default()));
 }
 
 #[test]
 fn state_records_that_are_read_again_converge() {
-    none_diverges(seeds(200), |seed| interleaved(seed, true, Faults::default()));
+    none_diverges(seeds(1_250), |seed| interleaved(seed, true, Faults::default()));
 }
 
 #[test]
 fn directory_moves_converge_on_a_tree_from_the_future() {
-    none_diverges(seeds(300), |seed| cycles(seed, Faults::default()));
+    none_diverges(seeds(1_500), |seed| cycles(seed, Faults::default()));
 }
 
 #[test]

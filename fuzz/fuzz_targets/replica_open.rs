@@ -91,6 +91,7 @@ fn converse(scratch: &Path, messages: &[Message]) -> Result<(), dtfs::receiver::
         states: scratch.join("states"),
         adopt: Adopt::No,
         inbox_cap: Some(64 << 20),
+        inbox_segment: None,
     };
     serve(input.as_slice(), std::io::sink(), &options)
 }

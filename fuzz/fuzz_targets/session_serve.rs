@@ -22,7 +22,8 @@ fuzz_target!(|data: &[u8]| {
     fs::create_dir(&outside).expect("a directory");
     fs::write(outside.join("canary"), b"sings").expect("a file");
     let before = look(&outside);
-    let options = ServeOptions { dir, states, adopt: dtfs::applier::Adopt::No, inbox_cap: Some(64 << 20) };
+    let adopt = dtfs::applier::Adopt::No;
+    let options = ServeOptions { dir, states, adopt, inbox_cap: Some(64 << 20), inbox_segment: None };
     let _ = serve(conversation(data).as_slice(), std::io::sink(), &options);
     assert_eq!(look(&outside), before, "something outside of the tree was changed");
     clear(scratch);

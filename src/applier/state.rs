@@ -8,7 +8,7 @@ use super::catalog::Known;
 use super::objects::{Occupant, entry_names};
 use super::park::OID_XATTR;
 use super::{Applier, Missing, Outcome};
-use crate::backing::{BLOCK_BYTES, Extent, HOLE_UNIT, block_digest, next_extent};
+use crate::backing::{BLOCK_BYTES, Extent, HOLE_UNIT, block_digest, forget_cached, next_extent};
 use crate::base::{Name, Oid};
 use crate::record::{Attrs, DirItem, Op, RESERVED_DIR, Shape, Slot, Xattr};
 use crate::sys::{self, Errno, InodeFlags};
@@ -272,6 +272,7 @@ impl Applier {
         if start % BLOCK_BYTES != 0 || digests.len() as u64 != len.div_ceil(BLOCK_BYTES) {
             return Err(Errno::EINVAL.into());
         }
+        forget_cached(fd, start, len)?;
         let size = sys::fstat(fd)?.size;
         let mut differing: Option<Missing> = None;
         for (i, digest) in digests.iter().enumerate() {

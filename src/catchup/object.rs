@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{CHUNK_BYTES, is_gone, state, xattrs_of};
-use crate::backing::{BLOCK_BYTES, Extent, TreeView, block_digest, next_extent};
+use crate::backing::{BLOCK_BYTES, Extent, TreeView, block_digest, forget_cached, next_extent};
 use crate::base::{ObjectKey, Oid, Tid};
 use crate::record::{Attrs, Encoded, Op, Shape};
 use crate::sys::{self, Errno, InodeFlags, Result};
@@ -124,6 +124,10 @@ impl<'a> Reader<'a> {
     fn piece(&mut self, offset: u64, compare: Compare) -> Result<Option<u64>> {
         if offset == 0 {
             self.head()?;
+        }
+        if self.is_file() && compare == Compare::Digests {
+            // Also of a small one: what is sent must be what is there after the next start, too.
+            forget_cached(self.file(), offset, CHUNK_BYTES)?;
         }
         let end = match (self.is_file(), compare) {
             (false, _) => self.stat.size,

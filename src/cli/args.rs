@@ -131,7 +131,7 @@ pub enum MountsCommand {
     Add {
         /// The directory
         path: PathBuf,
-        /// atime or norepatime, volume=NAME, allow-open, submounts=refuse|ignore, store=DIR; separated by commas
+        /// atime or norepatime, volume=NAME, allow-open, submounts=refuse|ignore, writes=through|back, store=DIR; separated by commas
         #[arg(short, value_name = "OPTS", default_value = "", hide_default_value = true, value_parser = mount_options)]
         options: MountOptions,
     },

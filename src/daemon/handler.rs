@@ -72,7 +72,13 @@ fn wait(
     deadline: Option<Instant>,
     sink: &mut dyn ReplySink,
 ) -> Result<Reply, Failure> {
-    let tid = tid.unwrap_or_else(|| volume.journal.last_tid());
+    let tid = match tid {
+        Some(tid) => tid,
+        None => {
+            volume.write_back()?;
+            volume.journal.last_tid()
+        }
+    };
     if tid > volume.journal.last_tid() {
         let last = volume.journal.last_tid();
         return Err(Failure::new(ExitCode::Usage, format!("{tid} is not made yet: the last is {last}")));

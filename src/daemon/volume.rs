@@ -22,7 +22,7 @@ use crate::fuse::{MountError, MountedVolume, Unmount, Unmounted};
 use crate::journal::{Journal, JournalError, JournalOptions, LastStop, Level, WhenFull};
 use crate::record::MAX_RECORD_BYTES;
 use crate::sender::{Forked, SenderOptions, SenderThread};
-use crate::stack::{AtimeMode, Stack, StackError, StackOptions};
+use crate::stack::{AtimeMode, Stack, StackError, StackOptions, Writes};
 use crate::wire::{Compression, connect_local};
 
 /// An open volume.
@@ -43,9 +43,9 @@ pub(super) struct Volume {
 /// The parts of a volume that come and go.
 pub(super) struct Live {
     pub(super) stack: Arc<Stack>,
-    pub(super) mounted: Option<MountedVolume>,
+    pub(super) mounted: Option<Arc<MountedVolume>>,
     /// Mounts that were taken out of sight while somebody used them: what their users do is still journaled.
-    detached: Vec<MountedVolume>,
+    detached: Vec<Arc<MountedVolume>>,
     /// The stack has served a mount that has ended, or ends when its users leave.
     used: bool,
     pub(super) unwatched: Changes,
@@ -161,6 +161,10 @@ impl Volume {
                 AccessTimes::Atime => AtimeMode::EachRead,
                 AccessTimes::NoRepAtime => AtimeMode::AtClose,
             },
+            writes: match entry.options.writes {
+                crate::config::Writes::Through => Writes::Through,
+                crate::config::Writes::Back => Writes::Back,
+            },
             ..StackOptions::default()
         };
         let (tree, hidden) = open_tree(&entry.path, entry.options.submounts)?;
@@ -253,7 +257,7 @@ impl Volume {
         let watch = Watch::on(&crate::fuse::canonical(&self.path))
             .inspect_err(|error| tracing::info!(volume = %self.name, %error, "writes past the mount are not watched"))
             .ok();
-        live.mounted = Some(MountedVolume::mount(stack.clone(), &self.path, self.name.as_str())?);
+        live.mounted = Some(Arc::new(MountedVolume::mount(stack.clone(), &self.path, self.name.as_str())?));
         self.look_for_changes(&mut live)?;
         drop(live);
         // Again: a file that was opened right before the mount was in place.
@@ -295,7 +299,7 @@ impl Volume {
 
     /// Gives the next mount a stack of its own, unless users of an earlier one are left: they must share its locks.
     fn renew_used(&self, live: &mut Live, file: &VolumeFile) -> Result<(), VolumeError> {
-        live.detached.retain(MountedVolume::is_serving);
+        live.detached.retain(|mounted| mounted.is_serving());
         if live.used && live.detached.is_empty() {
             self.renew(live, file)?;
             live.used = false;
@@ -373,6 +377,7 @@ impl Volume {
 
     /// Makes everything up to now durable, in the tree and in the journal; returns the last TID.
     pub(super) fn synctid(&self) -> Result<crate::base::Tid, VolumeError> {
+        self.write_back()?;
         let stack = self.live.lock().stack.clone();
         let tid = self.journal.last_tid();
         stack.tree().sync().map_err(|errno| {
@@ -381,6 +386,16 @@ impl Volume {
         })?;
         self.journal.commit(tid)?;
         Ok(tid)
+    }
+
+    /// Has the kernel hand over what it holds of programs' writes.
+    pub(super) fn write_back(&self) -> Result<(), VolumeError> {
+        let mounted = self.live.lock().mounted.clone();
+        // The workers serve what comes of it, and nothing that they wait for is held here.
+        match mounted.filter(|mounted| mounted.is_serving() && mounted.is_in_place()) {
+            Some(mounted) => Ok(mounted.write_back()?),
+            None => Ok(()),
+        }
     }
 
     /// Ends the mount: no new ops; the senders go on. Programs that use it get errors from now on.

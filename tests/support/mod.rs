@@ -6,6 +6,7 @@
 
 pub(crate) mod both;
 pub(crate) mod conformance;
+pub(crate) mod forked;
 pub(crate) mod fuzzer;
 pub(crate) mod ganesha;
 pub(crate) mod hand;
@@ -30,5 +31,7 @@ pub(crate) mod scratch;
 pub(crate) mod steps;
 pub(crate) mod storm;
 pub(crate) mod trees;
+pub(crate) mod unsynced;
 pub(crate) mod user;
+pub(crate) mod workers;
 pub(crate) mod workload;
