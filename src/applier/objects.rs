@@ -114,6 +114,7 @@ impl Applier {
         self.displaced.remove(&oid);
         self.touched.remove(&oid);
         self.forget_missing(oid);
+        self.give_up_listing(oid);
         if oid == Oid::ROOT {
             return Ok(());
         }

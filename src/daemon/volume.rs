@@ -492,7 +492,8 @@ impl Volume {
         let is_past_state = sender.blocked == 0 && row.applied >= sender.high_water;
         let sees_all = live.sees_all();
         drop(live);
-        Ok(sees_all && row.mirrored && row.applied >= tid && is_past_state && store.work_count_upto(row.id, tid)? == 0)
+        let reached = sees_all && row.mirrored && row.applied >= tid && is_past_state;
+        Ok(reached && !store.work_stands_against(row.id, tid)?)
     }
 
     /// Asks the target to make durable what it has.

@@ -331,6 +331,7 @@ impl<'a> Session<'a> {
         while self.unfinished.front().is_some_and(|(batch, _)| *batch <= ack.batch_durable) {
             for done in self.unfinished.pop_front().map(|(_, done)| done).unwrap_or_default() {
                 match done {
+                    Done::Nothing => {}
                     Done::Row(id) => finished.push(id),
                     Done::Upto(id, offset) => progress.push((id, offset)),
                 }

@@ -124,7 +124,7 @@ impl Stream {
             done.push(reading.done);
             self.waiting.pop_front();
         }
-        let objects = done.len() as u64;
+        let objects = done.iter().filter(|done| !matches!(done, Done::Nothing)).count() as u64;
         Batch { message: Message::State { batch, body }, done, objects }
     }
 }

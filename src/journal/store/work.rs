@@ -207,6 +207,20 @@ impl Store {
         self.work_count_upto(target, Tid(i64::MAX as u64))
     }
 
+    /// Whether any row stands against being consistent at `tid`. Ends at the first one: who waits for a target asks this at
+    /// each of its acks, and there may be a million.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn work_stands_against(&self, target: TargetId, tid: Tid) -> Result<bool, JournalError> {
+        let tid = tid.0.min(i64::MAX as u64);
+        self.read("look for work", |connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT EXISTS (SELECT 1 FROM work WHERE target = ?1 AND created_tid <= ?2)")?;
+            statement.query_row((target.0, to_sql(tid)), |row| row.get(0))
+        })
+    }
+
     /// Rows that stand against being consistent at `tid`: those created at or before it.
     ///
     /// # Errors
@@ -244,7 +258,9 @@ pub(in crate::journal) fn put_work(
         let oid = row.oid.to_bytes();
         let numbers = numbers(row);
         let [kind, reason, offset, len, created_tid] = numbers;
-        shorter.execute((target.0, &oid[..], kind, offset, len))?;
+        if len > 0 {
+            shorter.execute((target.0, &oid[..], kind, offset, len))?;
+        }
         let crc = crc_of(target.0, &oid, numbers);
         inserted += insert.execute((target.0, &oid[..], kind, reason, offset, len, created_tid, crc))?;
     }
@@ -294,10 +310,15 @@ pub(super) fn put_compare_all(tx: &Transaction<'_>, target: TargetId, created_ti
     Ok(())
 }
 
+/// Rows that were read one behind the other end together: a run of them is one statement.
 pub(super) fn delete_work(tx: &Transaction<'_>, target: TargetId, rows: &[i64]) -> rusqlite::Result<()> {
-    let mut statement = tx.prepare_cached("DELETE FROM work WHERE target = ?1 AND seq = ?2")?;
-    for row in rows {
-        statement.execute((target.0, row))?;
+    let mut statement = tx.prepare_cached("DELETE FROM work WHERE target = ?1 AND seq BETWEEN ?2 AND ?3")?;
+    let mut rows = rows.to_vec();
+    rows.sort_unstable();
+    for run in rows.chunk_by(|before, next| *next <= before + 1) {
+        if let (Some(first), Some(last)) = (run.first(), run.last()) {
+            statement.execute((target.0, first, last))?;
+        }
     }
     Ok(())
 }
