@@ -10,11 +10,13 @@ mod commands;
 mod completion;
 mod define;
 mod manual;
+mod monitor;
 mod mount_helper;
 mod mounts;
 mod print;
 mod status;
 mod table;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

@@ -66,6 +66,20 @@ pub fn check_entry(paths: &Paths, entry: &MountEntry, mounts: &MountsFile) -> Re
     Ok(dir)
 }
 
+/// Checks an entry that is mounted now: how it lies to the others. What its mount hides was checked when it was mounted.
+///
+/// # Errors
+/// The first rule that it breaks.
+pub fn check_mounted_entry(paths: &Paths, entry: &MountEntry, mounts: &MountsFile) -> Result<(), Refusal> {
+    let dir = resolved(&entry.path)?;
+    check_against_volumes(&dir, mounts, Some(entry))?;
+    check_against_targets(paths, &dir, None)?;
+    match &entry.options.store {
+        Some(store) => check_store_dir(store, mounts).map(|_| ()),
+        None => Ok(()),
+    }
+}
+
 /// Checks `store=DIR`: a journal never lies inside a volume, nor a volume inside a journal. The directory may be
 /// missing; it is returned without symlinks as far as it exists.
 ///

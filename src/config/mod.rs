@@ -24,13 +24,15 @@ mod volume_edit;
 mod volume_file;
 
 pub use atomic::EditLock;
-pub use check::{check_entry, check_store_dir, check_target_dir, check_target_entry, check_volume_dir};
+pub use check::{
+    check_entry, check_mounted_entry, check_store_dir, check_target_dir, check_target_entry, check_volume_dir,
+};
 pub use daemon_file::{DaemonFile, LogFormat, LogLevel, Seconds};
 pub use error::ConfigError;
 pub use mount_options::{AccessTimes, MountOptions, OpenFiles, OptionProblem, Submounts, Writes};
 pub use mounts_file::{MountEntry, MountsFile};
 pub use names::{NameProblem, TargetName, VolumeName};
-pub use paths::Paths;
+pub use paths::{Edits, Paths};
 pub use refusal::{Refusal, RefusalKind, Relation};
 pub use size::ByteSize;
 pub use suggest::nearest;

@@ -10,11 +10,11 @@ use super::{Adoption, ConfigError, EditLock, Paths, TargetEntry, TargetName, Vol
 ///
 /// # Errors
 /// When an existing file cannot be understood, or the new one cannot be written.
-pub fn create_volume_file(_lock: &EditLock, paths: &Paths, volume: &VolumeName) -> Result<(), ConfigError> {
+pub fn create_volume_file(lock: &EditLock, paths: &Paths, volume: &VolumeName) -> Result<(), ConfigError> {
     let file = paths.volume_file(volume);
     match atomic::read_trusted(&file)? {
         Some(bytes) => VolumeFile::parse(&file, &bytes).map(|_| ()),
-        None => atomic::replace(&file, b"role = \"master\"\n"),
+        None => lock.replace(&file, b"role = \"master\"\n"),
     }
 }
 
@@ -22,8 +22,8 @@ pub fn create_volume_file(_lock: &EditLock, paths: &Paths, volume: &VolumeName) 
 ///
 /// # Errors
 /// When the system refuses.
-pub fn remove_volume_file(_lock: &EditLock, paths: &Paths, volume: &VolumeName) -> Result<(), ConfigError> {
-    atomic::remove(&paths.volume_file(volume))
+pub fn remove_volume_file(lock: &EditLock, paths: &Paths, volume: &VolumeName) -> Result<(), ConfigError> {
+    lock.remove(&paths.volume_file(volume))
 }
 
 /// Adds a target to the file of `volume`, making the file when it is missing.
@@ -37,7 +37,7 @@ pub fn add_target(
     target: &TargetEntry,
 ) -> Result<(), ConfigError> {
     create_volume_file(lock, paths, volume)?;
-    edit(paths, volume, |document| {
+    edit(lock, paths, volume, |document| {
         let mut table = Table::new();
         table.insert("name", value(target.name.as_str()));
         table.insert("url", value(target.url.to_string()));
@@ -58,12 +58,12 @@ pub fn add_target(
 /// # Errors
 /// When the file cannot be understood or written, or has no such target.
 pub fn remove_target(
-    _lock: &EditLock,
+    lock: &EditLock,
     paths: &Paths,
     volume: &VolumeName,
     target: &TargetName,
 ) -> Result<(), ConfigError> {
-    edit(paths, volume, |document| {
+    edit(lock, paths, volume, |document| {
         let Some(tables) = document.get_mut("target").and_then(Item::as_array_of_tables_mut) else {
             return Outcome::NotTables;
         };
@@ -80,6 +80,7 @@ enum Outcome {
 }
 
 fn edit(
+    lock: &EditLock,
     paths: &Paths,
     volume: &VolumeName,
     change: impl FnOnce(&mut DocumentMut) -> Outcome,
@@ -97,7 +98,7 @@ fn edit(
     let text = document.to_string();
     // What would not be read back is never written: it also finds a second target of the same name.
     VolumeFile::parse(&file, text.as_bytes())?;
-    atomic::replace(&file, text.as_bytes())
+    lock.replace(&file, text.as_bytes())
 }
 
 fn conflict(file: &Path, problem: &str, remedy: &str) -> ConfigError {

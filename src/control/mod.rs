@@ -21,11 +21,11 @@ pub use crate::base::printable;
 pub use client::{Client, try_connect};
 pub use exit::{ExitCode, Failure};
 pub use message::{
-    Access, LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Opener, Problem, Reply, Request, Selection,
-    Verdict,
+    Access, EventEntry, LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Opener, Problem, Reply, Request,
+    Selection, Verdict,
 };
 pub use server::{Handler, ReplySink, Server, Stopper, parse_request};
-pub use status::{LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
+pub use status::{DaemonStatus, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
 
 /// Version of the protocol and of every `--json` output. Fields may be added within a version, never change meaning.
 pub const VERSION: u32 = 1;

@@ -1,5 +1,6 @@
 //! The answer to `status`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -11,8 +12,22 @@ use crate::config::{TargetName, VolumeName};
 /// Every volume that was asked for.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct StatusReply {
+    /// The daemon itself.
+    #[serde(default)]
+    pub daemon: DaemonStatus,
     /// In the order of `dtfs_mounts`.
     pub volumes: Vec<VolumeStatus>,
+}
+
+/// The daemon that answered.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// Its version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// When it was started, RFC 3339.
+    pub started: String,
 }
 
 /// One volume now.
@@ -35,9 +50,15 @@ pub struct VolumeStatus {
     pub durable_tid: Tid,
     /// Bytes that the journal takes on disk.
     pub journal_bytes: u64,
+    /// The most bytes that it keeps for targets that are behind; 0 while the volume is not open.
+    #[serde(default)]
+    pub journal_cap_bytes: u64,
     /// Requests of the kernel that were answered since it was mounted; with the processor's time of the daemon, what one costs.
     #[serde(default)]
     pub requests: u64,
+    /// The same by the kind of request, without those that never came.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub requests_by_kind: BTreeMap<String, u64>,
     /// Who can write behind the mount's back, through files that were open before it. No target is consistent until they
     /// are closed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -96,6 +117,19 @@ pub struct TargetStatus {
     pub applied_tid: Tid,
     /// Changes in the journal that it has not applied.
     pub lag_changes: u64,
+    /// About how many bytes of journal these changes are.
+    #[serde(default)]
+    pub lag_bytes: u64,
+    /// How long ago the oldest of them was made, in seconds; 0 when there is none.
+    #[serde(default)]
+    pub lag_seconds: f64,
+    /// Bytes sent in a second, on the average of the last ten.
+    #[serde(default)]
+    pub rate_bytes: u64,
+    /// In how many seconds the work that is left ends if it goes on as in the last minute; `None` when nothing is left, or
+    /// when it did not become less.
+    #[serde(default)]
+    pub work_seconds: Option<u64>,
     /// Objects that it must still compare or fetch (initial mirror, repair, overflow).
     pub work_left: u64,
     /// Its tree is the source's tree after this change; `None` while it converges.
@@ -143,6 +177,9 @@ pub enum TargetState {
 }
 
 impl TargetState {
+    /// Every word that [`TargetState::parts`] gives.
+    pub const WORDS: [&str; 7] = ["new", "mirroring", "converging", "replicating", "stalled", "offline", "refused"];
+
     /// The word and the reason, for tables.
     pub fn parts(&self) -> (&'static str, Option<&str>) {
         match self {
@@ -195,7 +232,9 @@ mod tests {
             last_tid: Tid(u64::MAX),
             durable_tid: Tid(16),
             journal_bytes: 1,
+            journal_cap_bytes: 8,
             requests: 2,
+            requests_by_kind: BTreeMap::new(),
             suspects: Vec::new(),
             targets: Vec::new(),
         };

@@ -28,12 +28,14 @@ impl Handler for DaemonHandler {
                 let run = if dry_run { Run::Dry } else { Run::Real };
                 Ok(Reply::Verdicts(volumes.mount(&which, run, open_files)?))
             }
-            Request::Unmount { which, lazy } => {
+            Request::Unmount { which, dry_run: true, .. } => Ok(Reply::Verdicts(volumes.rehearse_unmount(&which)?)),
+            Request::Unmount { which, lazy, dry_run: false } => {
                 let how = if lazy { Unmount::Lazy } else { Unmount::Plain };
                 Ok(Reply::Verdicts(volumes.unmount(&which, how)?))
             }
-            Request::Reload => Ok(Reply::Notes(volumes.reload()?)),
-            Request::DefineTarget { volume: _, target: _ } => volumes.reload().map(|_| Reply::Done),
+            Request::Reload => Ok(Reply::Notes(volumes.reload(Run::Real)?)),
+            Request::PlanReload => Ok(Reply::Notes(volumes.reload(Run::Dry)?)),
+            Request::DefineTarget { volume: _, target: _ } => volumes.reload(Run::Real).map(|_| Reply::Done),
             Request::Forget { volume, target } => self.forget(&volume, target.as_ref()),
             Request::Status { volume } => Ok(Reply::Status(super::status::status(volumes, volume.as_ref())?)),
             Request::Wait { volume, target, tid, timeout_ms } => {
@@ -44,6 +46,10 @@ impl Handler for DaemonHandler {
             Request::Log { volume, from, follow, limit } => {
                 let follow = if follow { super::log::Follow::Yes } else { super::log::Follow::No };
                 super::log::log(&*volumes.need(&volume)?, from, follow, limit, sink)
+            }
+            Request::Events { volume, follow, limit } => {
+                let follow = if follow { super::log::Follow::Yes } else { super::log::Follow::No };
+                super::events::events(volumes, &super::events::Which { volume, follow, limit }, sink)
             }
             Request::Stop => {
                 self.stopper.stop();

@@ -11,11 +11,13 @@ mod bypass;
 mod confine;
 mod demo;
 mod drain;
+mod events;
 mod handler;
 mod log;
 mod logs;
 
 mod memory;
+mod meter;
 mod metrics;
 mod openers;
 mod openmetrics;

@@ -1,5 +1,7 @@
 //! What `status` says.
 
+use std::collections::BTreeMap;
+
 use super::volume::Volume;
 use super::volumes::Volumes;
 use crate::base::{Tid, Timespec};
@@ -30,10 +32,14 @@ pub(super) fn target_names(volume: &Volume) -> Vec<TargetName> {
 /// The status of all volumes, or of one.
 pub(super) fn status(volumes: &Volumes, only: Option<&VolumeName>) -> Result<StatusReply, Failure> {
     let file = volumes.mounts_file()?;
-    let mut reply = StatusReply::default();
+    let mut reply = StatusReply { daemon: volumes.daemon.clone(), ..StatusReply::default() };
     for entry in file.entries().filter(|entry| only.is_none_or(|name| entry.volume == *name)) {
         reply.volumes.push(match volumes.find(&entry.volume) {
-            Some(volume) => volume_status(&volume)?,
+            Some(volume) => {
+                let mut status = volume_status(&volume)?;
+                volumes.meter.fill(&volume, &mut status.targets);
+                status
+            }
             None => closed_volume(volumes, entry),
         });
     }
@@ -52,7 +58,9 @@ fn closed_volume(volumes: &Volumes, entry: &MountEntry) -> VolumeStatus {
         last_tid: Tid::ZERO,
         durable_tid: Tid::ZERO,
         journal_bytes: 0,
+        journal_cap_bytes: 0,
         requests: 0,
+        requests_by_kind: BTreeMap::new(),
         suspects: Vec::new(),
         targets: Vec::new(),
     }
@@ -76,6 +84,8 @@ pub(super) fn volume_status(volume: &Volume) -> Result<VolumeStatus, Failure> {
         last_tid: volume.journal.last_tid(),
         durable_tid: volume.journal.durable_tid(),
         journal_bytes: volume.journal.bytes_used(),
+        journal_cap_bytes: volume.journal.cap_bytes(),
+        requests_by_kind: live.mounted.as_ref().map(|mounted| named(mounted.requests())).unwrap_or_default(),
         requests: live.mounted.as_ref().map_or(0, |mounted| mounted.answered()),
         suspects: live.suspects.values().cloned().collect(),
         targets,
@@ -114,6 +124,10 @@ fn target(
         received_tid: row.received.max(sender.received),
         applied_tid: row.applied,
         lag_changes: volume.journal.last_tid().0.saturating_sub(row.applied.0),
+        lag_bytes: volume.journal.bytes_after(row.applied),
+        lag_seconds: 0.0,
+        rate_bytes: 0,
+        work_seconds: None,
         work_left,
         consistent_at: consistent.then_some(row.applied),
         bytes_sent: sender.bytes_sent,
@@ -121,6 +135,10 @@ fn target(
         differs: sender.differs.clone(),
         last_error: sender.last_error.as_ref().map(last_error),
     })
+}
+
+fn named(kinds: BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
+    kinds.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect()
 }
 
 fn last_error((time, message): &(Timespec, String)) -> LastError {

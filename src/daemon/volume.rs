@@ -1,6 +1,8 @@
 //! One volume: its journal, its stack, its mount and its senders.
 
 use std::collections::BTreeMap;
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +16,8 @@ use super::unwatched::{Changes, Suspects};
 use super::watched::Moment;
 use crate::backing::{BackingError, Tree, TreeView};
 use crate::config::{
-    AccessTimes, Adoption, JournalFull, MountEntry, OpenFiles, Paths, Submounts, TargetEntry, TargetName, TargetUrl,
-    VolumeFile, VolumeName,
+    AccessTimes, Adoption, ByteSize, JournalFull, MountEntry, MountOptions, OpenFiles, Paths, Submounts, TargetEntry,
+    TargetName, TargetUrl, VolumeFile, VolumeName,
 };
 use crate::control::{ExitCode, Failure, Opener};
 use crate::fuse::{MountError, MountedVolume, Unmount, Unmounted};
@@ -35,6 +37,8 @@ pub(super) struct Volume {
     pub(super) store_dir: PathBuf,
     options: StackOptions,
     submounts: Submounts,
+    /// The entry and the settings that it was opened with.
+    opened_with: (MountOptions, Option<ByteSize>, JournalFull),
     /// Protects what changes when the volume is mounted or its targets are edited. Rank: the first of the daemon's locks;
     /// held across mount, unmount and the start of a sender, never across a wait for a target.
     live: Mutex<Live>,
@@ -198,6 +202,7 @@ impl Volume {
             store_dir: store,
             options,
             submounts: entry.options.submounts,
+            opened_with: (entry.options.clone(), file.journal_cap, file.journal_full),
             live: Mutex::new(live),
         });
         volume.tell(&last_stop);
@@ -320,14 +325,32 @@ impl Volume {
         self.start_senders(live, &file.targets)
     }
 
-    /// Makes the running senders those of `targets`: new ones start, those that are no longer named stop.
+    /// Whether files say something now that only counts when the volume is opened.
+    pub(super) fn opened_otherwise(&self, entry: &MountEntry, file: &VolumeFile) -> bool {
+        let now = (entry.options.clone(), file.journal_cap, file.journal_full);
+        self.path != entry.path || self.opened_with != now
+    }
+
+    /// The targets that run, and where each is.
+    pub(super) fn target_urls(&self) -> Result<BTreeMap<TargetName, String>, VolumeError> {
+        let rows = self.journal.store().targets()?;
+        Ok(rows.into_iter().filter_map(|row| Some((TargetName::new(&row.name).ok()?, row.url))).collect())
+    }
+
+    /// Makes the running senders those of `targets`: new ones start, those that are no longer named stop, and one that is
+    /// somewhere else now starts again there, at its place in the journal.
     pub(super) fn set_targets(&self, targets: &[TargetEntry]) -> Result<(), VolumeError> {
         let mut live = self.live.lock();
         live.senders.retain(|name, _| targets.iter().any(|target| target.name == *name));
         let store = self.journal.store();
         for row in store.targets()? {
-            if !targets.iter().any(|target| target.name.as_str() == row.name) {
-                store.target_remove(row.id)?;
+            match targets.iter().find(|target| target.name.as_str() == row.name) {
+                None => store.target_remove(row.id)?,
+                Some(target) if target.url.to_string() != row.url => {
+                    live.senders.remove(&target.name);
+                    store.target_url(row.id, &target.url.to_string())?;
+                }
+                Some(_) => {}
             }
         }
         self.start_senders(&mut live, targets)
@@ -447,7 +470,12 @@ const HELD_OPEN: Duration = Duration::from_secs(1);
 const LOCAL_COMPRESSION: Compression = Compression::Zstd { level: 1, max_bytes: 64 << 10 };
 
 fn open_journal(store: &Path, memory: &Path, file: &VolumeFile) -> Result<(Arc<Journal>, LastStop), VolumeError> {
-    std::fs::create_dir_all(store).map_err(|cause| VolumeError::Io { path: store.to_owned(), cause })?;
+    // It holds copies of private and deleted data.
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(store)
+        .map_err(|cause| VolumeError::Io { path: store.to_owned(), cause })?;
     let cap_bytes = match file.journal_cap {
         Some(size) => size.0,
         None => default_cap(store)?,

@@ -3,7 +3,7 @@
 use super::unexpected;
 use crate::base::Tid;
 use crate::config::{Paths, TargetName, VolumeName};
-use crate::control::{Client, Failure, LogEntry, Reply, Request, StatusReply};
+use crate::control::{Client, EventEntry, Failure, LogEntry, Reply, Request, StatusReply};
 
 /// How one volume or all of them stand.
 ///
@@ -80,5 +80,45 @@ pub fn log(
         other => Err(unexpected(&other)),
     };
     let last = Client::connect(paths)?.stream(&Request::Log { volume, from, follow, limit }, &mut take)?;
+    take(last)
+}
+
+/// Makes the daemon read its files again; says what changed, one sentence each. A dry run says what would change.
+///
+/// # Errors
+/// Code 3 without a daemon, and what it answers.
+pub fn reload(paths: &Paths) -> Result<Vec<String>, Failure> {
+    match Client::connect(paths)?.call(&Request::Reload)? {
+        Reply::Notes(notes) => Ok(notes),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Which events.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EventRange {
+    /// One volume, or all.
+    pub volume: Option<VolumeName>,
+    /// Go on with new ones until the caller ends.
+    pub follow: bool,
+    /// At most this many of the newest of each volume to begin with.
+    pub limit: usize,
+}
+
+/// Hands events to `show` as they come.
+///
+/// # Errors
+/// Code 3 without a daemon, what it answers, and what `show` returns.
+pub fn events(
+    paths: &Paths,
+    range: EventRange,
+    show: &mut dyn FnMut(&[EventEntry]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let EventRange { volume, follow, limit } = range;
+    let mut take = |reply: Reply| match reply {
+        Reply::Events(entries) => show(&entries),
+        other => Err(unexpected(&other)),
+    };
+    let last = Client::connect(paths)?.stream(&Request::Events { volume, follow, limit }, &mut take)?;
     take(last)
 }
