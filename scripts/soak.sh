@@ -25,6 +25,7 @@ RIGS=(
   "overflow||overflow|"
   "races|DTFS_ATTEMPTS=1000000|races|"
   "fuzz||fuzz.sh|60"
+  "verify|DTFS_VERIFY_SECONDS=600|verify|a_storm_looks_like_no_difference_on_ext4"
   "controls-kill||killed|control"
   "controls-power||power|control --include-ignored"
   "controls-models||crash_model|targets_differ"
@@ -60,7 +61,7 @@ need_packages "${DTFS_NEEDS_BUILD[@]}" "${DTFS_NEEDS_TEST[@]}"
 programs=$(mktemp -d)
 log=$(mktemp --suffix .soak.log)
 trap 'rm -rf "$programs"' EXIT
-for program in crash_model replay_model killed power flips flips_state overflow races; do
+for program in crash_model replay_model killed power flips flips_state overflow races verify; do
   binary=$(cargo test --locked --test "$program" --no-run --message-format json 2>/dev/null |
     python3 -c 'import json, sys
 found = [json.loads(line).get("executable") for line in sys.stdin if line.startswith("{")]

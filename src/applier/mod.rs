@@ -11,6 +11,7 @@
 
 mod attributes;
 mod catalog;
+mod check;
 mod data;
 mod displaced;
 mod doubt;
@@ -36,7 +37,7 @@ use park::Park;
 pub use replica::{Adopt, Origin, Replica, ReplicaError, ReplicaLock};
 
 use crate::backing::Tree;
-use crate::base::{Ballast, Commit, Oid, Position, Tid, faults};
+use crate::base::{Ballast, Commit, Oid, Position, StoredTimes, Tid, faults};
 use crate::record::{Op, Record};
 use crate::sys::Errno;
 
@@ -144,6 +145,10 @@ pub struct Applier {
     fresh: Fresh,
     /// What the next ack asks for.
     missing: BTreeSet<Missing>,
+    /// Names that the directory which is being checked has at the source, as hashes.
+    checked: check::Names,
+    /// The tree's filesystem stores times with fewer digits than they are sent with.
+    coarse_times: bool,
     /// The directory whose parts are coming.
     listing: Option<Listing>,
     /// The directory whose last part came last, and the objects in it whose state was not all here.
@@ -171,6 +176,7 @@ impl Applier {
     /// # Errors
     /// [`ApplyError`] when the park cannot be read.
     pub fn new(replica: Replica, high_water: Tid) -> Result<Applier, ApplyError> {
+        let coarse_times = replica.stored_times() == StoredTimes::Coarse;
         let Replica { tree, catalog, park, doubt, ballast, lock, .. } = replica;
         let plain = park.is_plain(&tree);
         let mut applier = Applier {
@@ -181,6 +187,8 @@ impl Applier {
             touched: HashMap::new(),
             open: HashMap::new(),
             missing: BTreeSet::new(),
+            checked: check::Names::default(),
+            coarse_times,
             listing: None,
             listed: None,
             unlisted: BTreeSet::new(),

@@ -9,11 +9,13 @@
 //! - Reading leaves no access time and no record, and opens nothing but regular files and directories for reading.
 
 mod changed;
+mod check;
 mod directory;
 mod object;
 
 pub use crate::backing::TreeView;
 pub use changed::{Changed, ChangedSince};
+pub use check::{name_in, read_check, read_suspect};
 pub use directory::{DirReading, DirWalk, Follow, is_dir};
 pub use object::{Compare, ObjectReading, read_changed, read_object, read_range};
 

@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::{Action, Invocation, Verbosity};
 use crate::base::Tid;
-use crate::config::{Adoption, Edits, MountOptions, Paths, TargetName, TargetUrl, VolumeName};
+use crate::config::{Adoption, ByteSize, Edits, MountOptions, Paths, TargetName, TargetUrl, VolumeName};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -95,6 +95,8 @@ pub enum OperatorCommand {
     Forget(ForgetCommand),
     /// How volumes and targets stand
     Status(StatusArgs),
+    /// Compare a target with its source while both are in use
+    Verify(VerifyArgs),
     /// Check the configuration, without a daemon; says nothing when all is good
     #[command(after_help = "Examples:\n  dtfs check\n  dtfs check mounts.d/dtfs_mounts mounts.d/data.toml")]
     Check {
@@ -307,6 +309,30 @@ pub struct WaitArgs {
     /// Give up after so many seconds, with exit code 4
     #[arg(long, value_name = "S", value_parser = milliseconds)]
     pub timeout: Option<u64>,
+}
+
+/// `dtfs verify ...`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Examples:\n  dtfs verify data replica\n  dtfs verify data replica --repair --bandwidth 50M\n\n\
+Exit codes: 0 equal, or everything mended; 6 differences are left; 8 some objects could not be compared."
+)]
+pub struct VerifyArgs {
+    /// Volume name, or a path inside it
+    #[arg(value_name = "VOL")]
+    pub volume: String,
+    /// The target
+    #[arg(value_name = "TARGET")]
+    pub target: TargetName,
+    /// Make what differs equal to the source, and nothing else
+    #[arg(long)]
+    pub repair: bool,
+    /// Most bytes a second that are read at each side, such as 50M
+    #[arg(short, long, value_name = "RATE")]
+    pub bandwidth: Option<ByteSize>,
+    /// For programs
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `dtfs log ...`.

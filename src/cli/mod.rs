@@ -14,8 +14,10 @@ mod monitor;
 mod mount_helper;
 mod mounts;
 mod print;
+mod progress;
 mod status;
 mod table;
+mod verify;
 mod watch;
 
 use std::ffi::OsString;

@@ -11,6 +11,7 @@ mod check;
 mod daemon_file;
 mod error;
 mod escape;
+mod every;
 mod mount_options;
 mod mounts_file;
 mod names;
@@ -29,6 +30,7 @@ pub use check::{
 };
 pub use daemon_file::{DaemonFile, LogFormat, LogLevel, Seconds};
 pub use error::ConfigError;
+pub use every::VerifyEvery;
 pub use mount_options::{AccessTimes, MountOptions, OpenFiles, OptionProblem, Submounts, Writes};
 pub use mounts_file::{MountEntry, MountsFile};
 pub use names::{NameProblem, TargetName, VolumeName};

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteSize, ConfigError, Paths, TargetName, TargetUrl, VolumeName, atomic, toml_text};
+use super::{ByteSize, ConfigError, Paths, TargetName, TargetUrl, VerifyEvery, VolumeName, atomic, toml_text};
 
 /// The part this host plays for a volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -75,6 +75,9 @@ pub struct VolumeFile {
     /// What happens when that much is kept.
     #[serde(default)]
     pub journal_full: JournalFull,
+    /// How often each target is compared with the source; `None` for never.
+    #[serde(default)]
+    pub verify: Option<VerifyEvery>,
     /// Where changes are sent.
     #[serde(default, rename = "target")]
     pub targets: Vec<TargetEntry>,

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::status::{StatusReply, VolumeState};
+use super::verify::VerifyReply;
 use super::{ExitCode, Failure, tid_text};
 use crate::base::Tid;
 use crate::config::{MountEntry, MountsFile, TargetName, VolumeName};
@@ -85,6 +86,18 @@ pub enum Request {
         follow: bool,
         /// At most this many records.
         limit: Option<u64>,
+    },
+    /// Compare a target with the source. Answer: any number of [`Reply::Verified`] that say how far it is, the last one the
+    /// outcome.
+    Verify {
+        /// Which volume.
+        volume: VolumeName,
+        /// Which target.
+        target: TargetName,
+        /// Make what differs equal to the source.
+        repair: bool,
+        /// Most bytes a second that are read at each side; `None` for as many as go.
+        bandwidth: Option<u64>,
     },
     /// What [`Request::Reload`] would do. Answer: [`Reply::Notes`].
     PlanReload,
@@ -209,6 +222,8 @@ pub enum Reply {
         #[serde(with = "tid_text")]
         tid: Tid,
     },
+    /// How a verification stands, or how it ended.
+    Verified(VerifyReply),
     /// Records, oldest first.
     Log(Vec<LogEntry>),
     /// Events, oldest first.

@@ -14,6 +14,7 @@ mod server;
 mod sink;
 mod status;
 mod tid_text;
+mod verify;
 
 use message::not_an_entry;
 
@@ -26,6 +27,7 @@ pub use message::{
 };
 pub use server::{Handler, ReplySink, Server, Stopper, parse_request};
 pub use status::{DaemonStatus, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
+pub use verify::{DifferenceRow, VerifyReply};
 
 /// Version of the protocol and of every `--json` output. Fields may be added within a version, never change meaning.
 pub const VERSION: u32 = 1;

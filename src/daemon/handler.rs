@@ -9,6 +9,7 @@ use crate::base::Tid;
 use crate::config::{OpenFiles, TargetName, VolumeName};
 use crate::control::{ExitCode, Failure, Handler, MountsReply, Reply, ReplySink, Request, Stopper};
 use crate::fuse::Unmount;
+use crate::sender::{Repair, VerifyRequest};
 
 pub(super) struct DaemonHandler {
     pub(super) volumes: Arc<Volumes>,
@@ -46,6 +47,11 @@ impl Handler for DaemonHandler {
             Request::Log { volume, from, follow, limit } => {
                 let follow = if follow { super::log::Follow::Yes } else { super::log::Follow::No };
                 super::log::log(&*volumes.need(&volume)?, from, follow, limit, sink)
+            }
+            Request::Verify { volume, target, repair, bandwidth } => {
+                let repair = if repair { Repair::Yes } else { Repair::No };
+                let request = VerifyRequest { repair, bandwidth_bytes: bandwidth };
+                volumes.need(&volume)?.verify(&target, request, sink)
             }
             Request::Events { volume, follow, limit } => {
                 let follow = if follow { super::log::Follow::Yes } else { super::log::Follow::No };

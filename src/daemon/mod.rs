@@ -27,6 +27,7 @@ mod serve;
 mod service;
 mod status;
 mod unwatched;
+mod verify;
 mod volume;
 mod volumes;
 mod watched;

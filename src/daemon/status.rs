@@ -133,6 +133,7 @@ fn target(
         bytes_sent: sender.bytes_sent,
         errors: sender.errors,
         differs: sender.differs.clone(),
+        verify: sender.verify.as_ref().map(|progress| volume.verify_reply(name, progress)),
         last_error: sender.last_error.as_ref().map(last_error),
     })
 }

@@ -251,6 +251,15 @@ impl Volumes {
             if let Err(error) = volume.check_suspects() {
                 tracing::warn!(volume = %volume.name, %error, "files that were open before the mount are not compared");
             }
+            self.verify_when_due(&volume);
+        }
+    }
+
+    fn verify_when_due(&self, volume: &Volume) {
+        // A file that cannot be read is told where it is edited and where it is loaded.
+        let Ok(VolumeFile { verify: Some(every), .. }) = VolumeFile::load(&self.paths, &volume.name) else { return };
+        if let Err(failure) = volume.verify_when_due(every) {
+            tracing::warn!(volume = %volume.name, %failure, "a verification that is due cannot be started");
         }
     }
 

@@ -50,6 +50,10 @@ impl Intake {
                     check(batch, &body, |record| record.op.is_state())?;
                     self.hand_over(Job::State { batch, body })?;
                 }
+                Message::Check { batch, body } => {
+                    check(batch, &body, |record| record.op.is_state())?;
+                    self.hand_over(Job::Check { batch, body })?;
+                }
                 Message::Flush => self.hand_over(Job::Flush)?,
                 Message::Ping => drop(self.out.send(Message::Pong)),
                 Message::Bye => return Ok(()),

@@ -14,11 +14,14 @@ mod standing;
 mod status;
 mod stream;
 mod thread;
+mod verify;
+mod verify_desk;
 mod work;
 
 pub use plan::{Cause, Fork, Forked, Ours, Plan, Standing, plan};
 pub use status::{SenderState, SenderStatus};
 pub use thread::{Connect, SenderNudge, SenderOptions, SenderThread, SenderWaiter};
+pub use verify_desk::{Found, Repair, VerifyProgress, VerifyRequest, last_verified};
 
 use crate::base::{Position, Tid};
 use crate::journal::JournalError;

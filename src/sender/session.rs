@@ -1,5 +1,6 @@
 //! One session: handshake, then the loop of sending and listening.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use super::standing::{position_at, standing};
 use super::status::SharedStatus;
 use super::stream::{Batch, Stream};
 use super::thread::SenderOptions;
-use super::work::{Done, Walk};
+use super::verify::Verifier;
+use super::work::{Done, Reading, Walk};
 use super::{SenderState, SessionError};
 use crate::base::{AtimeMode, Position, StoredTimes, Tid, VolumeUuid, faults};
 use crate::catchup::TreeView;
@@ -31,6 +33,7 @@ pub(super) struct Parts<'a> {
     pub(super) options: &'a SenderOptions,
     pub(super) mailbox: &'a Arc<Mailbox>,
     pub(super) status: &'a SharedStatus,
+    pub(super) verifier: &'a RefCell<Verifier>,
 }
 
 /// Bytes that may be under way.
@@ -59,6 +62,7 @@ pub(super) struct Session<'a> {
     /// The copy that answered.
     copy: VolumeUuid,
     trimmed: Instant,
+    ticked: Instant,
     counted_bytes: u64,
     watcher: Watcher,
 }
@@ -114,6 +118,7 @@ impl<'a> Session<'a> {
         let watcher = Watcher::spawn(parts.journal.clone(), parts.mailbox.clone(), after, breaker);
         writer.send(&Message::Start { after: start.after, jump: start.jump })?;
         parts.journal.store().target_error(target, None)?;
+        parts.verifier.borrow_mut().begin_session();
         let bytes = writer.bytes_sent();
         parts.status.update(|status| {
             status.state = SenderState::Connected;
@@ -139,6 +144,7 @@ impl<'a> Session<'a> {
             last_ack: Ack { received: after, applied: reply.applied.tid.min(stored).min(after), ..Ack::default() },
             copy: reply.replica,
             trimmed: Instant::now(),
+            ticked: Instant::now(),
             counted_bytes: bytes,
             watcher,
         })
@@ -165,7 +171,7 @@ impl<'a> Session<'a> {
             if self.send_some()? {
                 continue;
             }
-            match self.parts.mailbox.next(Instant::now() + TICK) {
+            match self.parts.mailbox.next(Instant::now() + self.patience()) {
                 Some(event) => {
                     if !self.on(event)? {
                         return Ok(());
@@ -182,6 +188,12 @@ impl<'a> Session<'a> {
             Event::Heard(message) => match message {
                 Message::Ack(ack) => self.on_ack(ack)?,
                 Message::Refuse { code, text } => return Err(SessionError::Refused { code, text }),
+                Message::Checked { batch, more, found } => {
+                    let view = self.parts.view;
+                    if !self.parts.verifier.borrow_mut().checked(view, batch, more, found) {
+                        return Err(SessionError::Protocol("it compared what it was not sent"));
+                    }
+                }
                 Message::Ping => self.send(&Message::Pong)?,
                 _ => return Err(SessionError::Protocol("unexpected message")),
             },
@@ -197,7 +209,38 @@ impl<'a> Session<'a> {
         Ok(true)
     }
 
+    /// How long there is nothing to do but listen.
+    fn patience(&self) -> Duration {
+        self.parts.verifier.borrow().due_in().map_or(TICK, |due| due.min(TICK))
+    }
+
+    /// No work is left: a verification goes on, if there is one.
+    fn verify_some(&mut self) -> Result<Vec<Reading>, SessionError> {
+        let mut verifier = self.parts.verifier.borrow_mut();
+        let (step, ended) = verifier.step(self.parts.view);
+        if let Some(progress) = ended.clone().or_else(|| verifier.progress()) {
+            self.parts.status.update(|status| status.verify = Some(progress));
+        }
+        drop(verifier);
+        let store = self.parts.journal.store();
+        if let Some(progress) = ended {
+            super::verify_desk::remember(store, self.target, &progress)?;
+        }
+        if !step.mend.is_empty() {
+            store.work_renew(self.target, &step.mend)?;
+            self.walk.look_again();
+        }
+        if step.flush {
+            self.send(&Message::Flush)?;
+        }
+        Ok(step.readings)
+    }
+
     fn tick(&mut self) -> Result<(), SessionError> {
+        if self.ticked.elapsed() < TICK {
+            return Ok(());
+        }
+        self.ticked = Instant::now();
         if self.parts.mailbox.silence() > SILENCE {
             return Err(SessionError::Silent(SILENCE.as_secs()));
         }
@@ -211,7 +254,10 @@ impl<'a> Session<'a> {
             return Ok(false);
         }
         if self.stream.wants_state() {
-            let readings = self.walk.read_some()?;
+            let mut readings = self.walk.read_some()?;
+            if readings.is_empty() && self.unfinished.is_empty() {
+                readings = self.verify_some()?;
+            }
             let stamp = self.stream.queue(readings);
             if let Some(stamp) = stamp.filter(|_| !faults::skipped("journal.durable_only")) {
                 // State may not overtake the records it includes, and those are sent only once they are durable.
@@ -236,7 +282,9 @@ impl<'a> Session<'a> {
             self.under_way.push_back((self.batch, bytes));
             self.under_way_bytes += bytes;
         }
-        if !next.done.is_empty() {
+        if matches!(next.message, Message::Check { .. }) {
+            self.parts.verifier.borrow_mut().sent(self.batch, next.done);
+        } else if !next.done.is_empty() {
             self.unfinished.push_back((self.batch, next.done));
         }
         self.count_bytes(next.objects);
@@ -334,6 +382,7 @@ impl<'a> Session<'a> {
                     Done::Nothing => {}
                     Done::Row(id) => finished.push(id),
                     Done::Upto(id, offset) => progress.push((id, offset)),
+                    Done::Check(_) => {}
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! The thread of one target: connect, run a session, try again.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -8,6 +9,8 @@ use super::mailbox::{Call, Event, Mailbox};
 use super::plan::Forked;
 use super::session::Session;
 use super::status::SharedStatus;
+use super::verify::Verifier;
+use super::verify_desk::{VerifyDesk, VerifyRequest};
 use super::{SenderState, SenderStatus, SessionError};
 use crate::base::{AtimeMode, Timespec, random_bytes};
 use crate::catchup::TreeView;
@@ -35,6 +38,7 @@ pub struct SenderOptions {
 
 /// A running sender. Dropping it stops the thread and waits for it.
 pub struct SenderThread {
+    desk: Arc<VerifyDesk>,
     mailbox: Arc<Mailbox>,
     status: Arc<SharedStatus>,
     handle: Option<JoinHandle<()>>,
@@ -56,9 +60,11 @@ impl SenderThread {
         options: SenderOptions,
     ) -> std::io::Result<SenderThread> {
         let (mailbox, status) = (Arc::new(Mailbox::default()), Arc::new(SharedStatus::default()));
-        let runner = Runner { journal, view, options, mailbox: mailbox.clone(), status: status.clone() };
+        let desk = Arc::new(VerifyDesk::default());
+        let verifier = RefCell::new(Verifier::new(desk.clone()));
+        let runner = Runner { journal, view, options, mailbox: mailbox.clone(), status: status.clone(), verifier };
         let handle = std::thread::Builder::new().name("dtfs-sender".into()).spawn(move || runner.run())?;
-        Ok(SenderThread { mailbox, status, handle: Some(handle) })
+        Ok(SenderThread { desk, mailbox, status, handle: Some(handle) })
     }
 
     /// Where it is.
@@ -74,6 +80,13 @@ impl SenderThread {
     /// Asks the target to make everything it has durable at once: someone waits for it.
     pub fn flush(&self) {
         self.mailbox.call(Call::Flush);
+    }
+
+    /// Asks for a comparison of the whole tree, and returns its number in [`SenderStatus::verify`]; `None` while one runs.
+    pub fn verify(&self, request: VerifyRequest) -> Option<u64> {
+        let id = self.desk.ask(request);
+        self.mailbox.call(Call::Work);
+        id
     }
 
     /// Something to tell the sender of new work by, that does not keep it.
@@ -138,6 +151,7 @@ struct Runner {
     options: SenderOptions,
     mailbox: Arc<Mailbox>,
     status: Arc<SharedStatus>,
+    verifier: RefCell<Verifier>,
 }
 
 impl Runner {
@@ -181,6 +195,7 @@ impl Runner {
             options: &self.options,
             mailbox: &self.mailbox,
             status: &self.status,
+            verifier: &self.verifier,
         }
     }
 

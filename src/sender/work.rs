@@ -23,6 +23,17 @@ pub(super) enum Done {
     Row(i64),
     /// The row's object is there up to this byte.
     Upto(i64, u64),
+    /// A reading of a verification, by its number.
+    Check(u64),
+}
+
+/// What a target does with a reading.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Purpose {
+    /// It takes it over.
+    Apply,
+    /// It compares it.
+    Check,
 }
 
 /// A reading that waits to be sent.
@@ -31,10 +42,11 @@ pub(super) struct Reading {
     pub(super) records: VecDeque<Encoded>,
     /// What its last record ends.
     pub(super) done: Done,
+    pub(super) purpose: Purpose,
 }
 
 impl Reading {
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.records.iter().map(|record| record.bytes().len()).sum()
     }
 
@@ -192,7 +204,7 @@ impl<'a> Walk<'a> {
                 Done::Upto(row.id, next)
             }
         };
-        Reading { stamp, records: records.into(), done }
+        Reading { stamp, records: records.into(), done, purpose: Purpose::Apply }
     }
 
     fn begin_dir(&mut self, row: &WorkRow, follow: Follow, children: &mut Vec<NewWork>) -> sys::Result<Reading> {
@@ -207,7 +219,7 @@ impl<'a> Walk<'a> {
         }
         let done = if more { Done::Nothing } else { Done::Row(row.id) };
         self.current = more.then_some((*row, Rest::Parts(walk)));
-        Ok(Reading { stamp, records: records.into(), done })
+        Ok(Reading { stamp, records: records.into(), done, purpose: Purpose::Apply })
     }
 }
 

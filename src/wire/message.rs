@@ -3,7 +3,7 @@
 use crate::base::{
     AtimeMode, ChainDigest, Commit, EpochId, Oid, Position, Space, StoredTimes, Tid, VolumeUuid, is_unprintable,
 };
-use crate::record::{DecodeError, FieldReader, FieldWriter};
+use crate::record::{DecodeError, Difference, FieldReader, FieldWriter};
 
 /// What the source says first.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -170,11 +170,17 @@ pub enum Message {
     Pong,
     /// Source: the session is over.
     Bye,
+    /// Source: state records to compare with what the target has; they change nothing.
+    Check { batch: u64, body: Vec<u8> },
+    /// Target: what differs from the records of a check; `more` differences found no place.
+    Checked { batch: u64, more: u64, found: Vec<Difference> },
 }
 
 /// Most needs in one ack.
 const MAX_NEEDS: u32 = 4096;
 const MAX_TEXT_BYTES: usize = 1024;
+/// Most differences in one answer to a check.
+const MAX_FOUND: u32 = 4096;
 
 impl Message {
     /// Number of the kind in the frame header.
@@ -191,12 +197,14 @@ impl Message {
             Message::Ping => 9,
             Message::Pong => 10,
             Message::Bye => 11,
+            Message::Check { .. } => 12,
+            Message::Checked { .. } => 13,
         }
     }
 
     /// Whether it carries a batch number that acks speak of.
     pub fn is_batch(&self) -> bool {
-        matches!(self, Message::Records { .. } | Message::State { .. })
+        matches!(self, Message::Records { .. } | Message::State { .. } | Message::Check { .. })
     }
 
     /// The frame body.
@@ -222,13 +230,19 @@ impl Message {
                 out.u32(*count);
                 out.0.extend_from_slice(body);
             }
-            Message::State { batch, body } => {
+            Message::State { batch, body } | Message::Check { batch, body } => {
                 out.0.reserve(body.len() + 8);
                 out.u64(*batch);
                 out.0.extend_from_slice(body);
             }
             Message::Ack(ack) => ack.encode(&mut out),
             Message::Flush | Message::Ping | Message::Pong | Message::Bye => {}
+            Message::Checked { batch, more, found } => {
+                out.u64(*batch);
+                out.u64(*more);
+                out.u32(found.len() as u32);
+                found.iter().for_each(|difference| difference.encode(&mut out));
+            }
         }
         out.0
     }
@@ -253,16 +267,23 @@ impl Message {
                 let at = r.offset();
                 return Ok(Message::Records { batch, prev, first, last, count, body: body.split_off(at) });
             }
-            6 => {
+            6 | 12 => {
                 let batch = r.u64("batch")?;
                 let at = r.offset();
-                return Ok(Message::State { batch, body: body.split_off(at) });
+                let body = body.split_off(at);
+                return Ok(if kind == 6 { Message::State { batch, body } } else { Message::Check { batch, body } });
             }
             7 => Message::Ack(Ack::decode(&mut r)?),
             8 => Message::Flush,
             9 => Message::Ping,
             10 => Message::Pong,
             11 => Message::Bye,
+            13 => {
+                let (batch, more) = (r.u64("batch")?, r.u64("more")?);
+                let count = r.bounded_u32("difference count", MAX_FOUND)?;
+                let found = (0..count).map(|_| Difference::decode(&mut r)).collect::<Result<_, _>>()?;
+                Message::Checked { batch, more, found }
+            }
             _ => {
                 return Err(DecodeError::Value { what: "message kind", offset: 0, value: u64::from(kind) });
             }
@@ -395,6 +416,11 @@ impl Ack {
             needs,
         })
     }
+}
+
+impl Message {
+    /// Most differences that one answer to a check can carry; the rest is only counted.
+    pub const MAX_FOUND: usize = MAX_FOUND as usize;
 }
 
 impl Ack {

@@ -2,8 +2,8 @@
 
 use super::unexpected;
 use crate::base::Tid;
-use crate::config::{Paths, TargetName, VolumeName};
-use crate::control::{Client, EventEntry, Failure, LogEntry, Reply, Request, StatusReply};
+use crate::config::{ByteSize, Paths, TargetName, VolumeName};
+use crate::control::{Client, EventEntry, Failure, LogEntry, Reply, Request, StatusReply, VerifyReply};
 
 /// How one volume or all of them stand.
 ///
@@ -81,6 +81,39 @@ pub fn log(
     };
     let last = Client::connect(paths)?.stream(&Request::Log { volume, from, follow, limit }, &mut take)?;
     take(last)
+}
+
+/// What to verify, and how.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VerifyWhat {
+    /// Which volume.
+    pub volume: VolumeName,
+    /// Which target.
+    pub target: TargetName,
+    /// Whether what differs is made equal to the source.
+    pub repair: bool,
+    /// Most bytes a second that are read at each side.
+    pub bandwidth: Option<ByteSize>,
+}
+
+/// Compares a target with its source while both are in use; `show` hears now and then how far it is.
+///
+/// # Errors
+/// Code 4 when the target is not connected, code 5 while it is verified already, code 3 without a daemon.
+pub fn verify(paths: &Paths, what: VerifyWhat, show: &mut dyn FnMut(&VerifyReply)) -> Result<VerifyReply, Failure> {
+    let VerifyWhat { volume, target, repair, bandwidth } = what;
+    let request = Request::Verify { volume, target, repair, bandwidth: bandwidth.map(|size| size.0) };
+    let mut part = |reply: Reply| match reply {
+        Reply::Verified(reply) => {
+            show(&reply);
+            Ok(())
+        }
+        other => Err(unexpected(&other)),
+    };
+    match Client::connect(paths)?.stream(&request, &mut part)? {
+        Reply::Verified(reply) => Ok(reply),
+        other => Err(unexpected(&other)),
+    }
 }
 
 /// Makes the daemon read its files again; says what changed, one sentence each. A dry run says what would change.
