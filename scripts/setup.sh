@@ -5,6 +5,7 @@
 # command, or file, that shows that it is there : package that brings it
 DTFS_LIBS="/usr/lib/$(uname -m)-linux-gnu"
 DTFS_NEEDS_BUILD=(cc:gcc strip:binutils)
+DTFS_NEEDS_FUZZ=(g++:g++ chattr:e2fsprogs)
 DTFS_NEEDS_TEST=(
   setfattr:attr setfacl:acl mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount
   rsync:rsync python3:python3 git:git setpriv:util-linux ip:iproute2

@@ -23,6 +23,8 @@ RIGS=(
   "flips|DTFS_STRIDE=1|flips|"
   "flips-state|DTFS_FLIPS=400|flips_state|"
   "overflow||overflow|"
+  "races|DTFS_ATTEMPTS=1000000|races|"
+  "fuzz||fuzz.sh|60"
   "verify|DTFS_VERIFY_SECONDS=600|verify|a_storm_looks_like_no_difference_on_ext4"
   "controls-kill||killed|control"
   "controls-power||power|control --include-ignored"
@@ -59,7 +61,7 @@ need_packages "${DTFS_NEEDS_BUILD[@]}" "${DTFS_NEEDS_TEST[@]}"
 programs=$(mktemp -d)
 log=$(mktemp --suffix .soak.log)
 trap 'rm -rf "$programs"' EXIT
-for program in crash_model replay_model killed power flips flips_state overflow verify; do
+for program in crash_model replay_model killed power flips flips_state overflow races verify; do
   binary=$(cargo test --locked --test "$program" --no-run --message-format json 2>/dev/null |
     python3 -c 'import json, sys
 found = [json.loads(line).get("executable") for line in sys.stdin if line.startswith("{")]
@@ -70,6 +72,10 @@ done
 # run NAME VARIABLES PROGRAM TEST SEED
 run() {
   local began=$SECONDS
+  if [ "$3" = fuzz.sh ]; then
+    DTFS_SEED="$5" scripts/fuzz.sh "$4"
+    return
+  fi
   if ! env ${2:+$2} DTFS_SEED="$5" "$programs/$3" --nocapture --test-threads=1 $4 >"$log" 2>&1; then
     cat "$log"
     echo "soak: FAILED: $1, seed $5; log in $log; again: env $2 DTFS_SEED=$5 cargo test --test $3 -- --nocapture $4"

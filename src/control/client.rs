@@ -4,6 +4,7 @@ use std::io::{self, BufReader};
 use std::os::unix::net::UnixStream;
 
 use super::line::{ReplyLine, RequestLine, read_line, write_line};
+use super::server::GROUP;
 use super::{ExitCode, Failure, Reply, Request, VERSION};
 use crate::config::{Edits, Paths};
 
@@ -23,7 +24,7 @@ pub fn try_connect(paths: &Paths) -> Result<Option<Client>, Failure> {
         Ok(stream) => Ok(Some(Client { stream: BufReader::new(stream), edits: paths.edits() })),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            let message = format!("the daemon's socket {} is only for root", socket.display());
+            let message = format!("the daemon's socket {} is only for root and the group {GROUP}", socket.display());
             Err(Failure::new(ExitCode::Failed, message).with_remedy("run the command as root"))
         }
         Err(e) => Err(Failure::new(ExitCode::Failed, format!("cannot connect to {}: {e}", socket.display()))),

@@ -142,6 +142,24 @@ impl Request {
         }
         Ok(Some(request))
     }
+
+    /// Who may ask it. What is not named here is for root alone: records of the journal too, for they tell the names of all
+    /// files, whoever may see them.
+    pub fn access(&self) -> Access {
+        match self {
+            Request::MountsList | Request::Status { .. } | Request::Wait { .. } => Access::Read,
+            _ => Access::Change,
+        }
+    }
+}
+
+/// What a caller may do.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Access {
+    /// Ask how things stand, and wait.
+    Read,
+    /// Everything.
+    Change,
 }
 
 /// Some entries or all of them.

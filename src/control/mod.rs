@@ -1,7 +1,7 @@
 //! The daemon's socket: what may be asked, what is answered, and both ends of the line.
 //!
 //! A request is one line of JSON on a Unix socket, an answer is one or more lines; every line carries the version of
-//! the protocol. Invariants: only root is answered; a line is bounded; at most one daemon serves a root directory; a
+//! the protocol. Invariants: root is answered, and members of the group `dtfs`, who may only look; a line is bounded; at most one daemon serves a root directory; a
 //! TID is text (`0x%016x`), because JSON numbers lose the upper bits of a u64. The daemon implements [`Handler`]; the
 //! command line and the menu call [`ops`], which edits the files and then tells the daemon when one runs.
 
@@ -10,7 +10,6 @@ mod exit;
 mod line;
 mod message;
 pub mod ops;
-mod printable;
 mod server;
 mod sink;
 mod status;
@@ -19,14 +18,14 @@ mod verify;
 
 use message::not_an_entry;
 
+pub use crate::base::printable;
 pub use client::{Client, try_connect};
 pub use exit::{ExitCode, Failure};
 pub use message::{
-    EventEntry, LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Opener, Problem, Reply, Request, Selection,
-    Verdict,
+    Access, EventEntry, LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Opener, Problem, Reply, Request,
+    Selection, Verdict,
 };
-pub use printable::printable;
-pub use server::{Handler, ReplySink, Server, Stopper};
+pub use server::{Handler, ReplySink, Server, Stopper, parse_request};
 pub use status::{DaemonStatus, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
 pub use verify::{DifferenceRow, VerifyReply};
 

@@ -8,6 +8,7 @@
 //!   committed and marked clean.
 
 mod bypass;
+mod confine;
 mod connect;
 mod demo;
 mod drain;

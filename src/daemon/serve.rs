@@ -27,6 +27,7 @@ pub fn serve(paths: &Paths, dir: &Path, adoption: Adoption) -> Result<(), Failur
     };
     let options =
         ServeOptions { dir: dir.to_owned(), states: paths.replicas_dir(), adopt, inbox_cap: None, inbox_segment: None };
+    super::confine::confine()?;
     // Nothing that this process makes may be narrowed by the umask it was started with.
     crate::sys::set_umask(0);
     let input =

@@ -58,6 +58,9 @@ pub enum ServeError {
     /// Something else than a greeting came first.
     #[error("the source did not say who it is")]
     NoHello,
+    /// Records or state came before the source said where it begins.
+    #[error("the source did not say where it begins")]
+    NoStart,
     /// A record that cannot be read.
     #[error("batch {batch}: {cause}")]
     Record {
@@ -121,7 +124,10 @@ where
             Err(error)
         }
     };
-    let _ = speak.join();
+    // One whose answers nobody takes is stuck in a write for ever.
+    if !matches!(outcome, Err(ServeError::Wire(WireError::Flood))) {
+        let _ = speak.join();
+    }
     outcome
 }
 

@@ -1,6 +1,8 @@
 //! The messages of a session.
 
-use crate::base::{AtimeMode, ChainDigest, Commit, EpochId, Oid, Position, Space, StoredTimes, Tid, VolumeUuid};
+use crate::base::{
+    AtimeMode, ChainDigest, Commit, EpochId, Oid, Position, Space, StoredTimes, Tid, VolumeUuid, is_unprintable,
+};
 use crate::record::{DecodeError, Difference, FieldReader, FieldWriter};
 
 /// What the source says first.
@@ -445,18 +447,21 @@ fn position(r: &mut FieldReader<'_>, what: &'static str) -> Result<Position, Dec
 }
 
 fn clip(text: &str) -> &[u8] {
-    let bytes = text.as_bytes();
-    &bytes[..bytes.len().min(MAX_TEXT_BYTES)]
+    &text.as_bytes()[..text.floor_char_boundary(MAX_TEXT_BYTES)]
 }
 
-/// Text from a peer is shown to people: control characters do not get through.
+/// Text from a peer is shown to people: what a terminal would act on does not get through.
 fn text(r: &mut FieldReader<'_>) -> Result<String, DecodeError> {
     let offset = r.offset();
     let bytes = r.short_bytes("text")?;
     if bytes.len() > MAX_TEXT_BYTES {
         return Err(DecodeError::Value { what: "text length", offset, value: bytes.len() as u64 });
     }
-    Ok(String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { '?' } else { c }).collect())
+    let mut text: String =
+        String::from_utf8_lossy(bytes).chars().map(|c| if is_unprintable(c) { '?' } else { c }).collect();
+    // Three bytes stand for one that is not UTF-8.
+    text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -535,5 +540,17 @@ mod tests {
         let message = Message::Refuse { code: RefuseCode::Busy, text: "a\x1b[2Jb".into() };
         let decoded = Message::decode(message.kind(), message.encode()).unwrap();
         assert_eq!(decoded, Message::Refuse { code: RefuseCode::Busy, text: "a?[2Jb".into() });
+    }
+
+    #[test]
+    fn long_text_is_cut_between_characters_on_both_sides() {
+        let message = Message::Refuse { code: RefuseCode::Busy, text: "\u{e9}".repeat(MAX_TEXT_BYTES) };
+        let Ok(Message::Refuse { text, .. }) = Message::decode(message.kind(), message.encode()) else { panic!() };
+        assert_eq!(text, "\u{e9}".repeat(MAX_TEXT_BYTES / 2));
+        let mut body = FieldWriter::default();
+        body.u8(0);
+        body.short_bytes(&[0xff; MAX_TEXT_BYTES]);
+        let decoded = Message::decode(3, body.0).unwrap();
+        assert_eq!(Message::decode(decoded.kind(), decoded.encode()), Ok(decoded));
     }
 }
