@@ -103,7 +103,7 @@ fn the_manual_is_set_without_a_warning_and_says_everything() {
     let mounts = page("man5/dtfs_mounts.5");
     // Every option that the program knows.
     let help = tool(PROGRAM, &["mounts", "add", "--help"]);
-    for option in ["volume=", "atime", "norepatime", "allow-open", "submounts=", "store="] {
+    for option in ["volume=", "atime", "norepatime", "allow-open", "submounts=", "writes=", "store="] {
         assert!(mounts.contains(option), "dtfs_mounts(5) does not say {option}");
     }
     assert!(help.contains("volume=NAME"));
