@@ -181,7 +181,9 @@ impl Stage {
     fn after(self, message: &Message) -> Result<Stage, ServeError> {
         match message {
             Message::Start { .. } => Ok(Stage::Begun),
-            Message::Records { .. } | Message::State { .. } | Message::Flush if self == Stage::Greeted => {
+            Message::Records { .. } | Message::State { .. } | Message::Check { .. } | Message::Flush
+                if self == Stage::Greeted =>
+            {
                 Err(ServeError::NoStart)
             }
             _ => Ok(self),
