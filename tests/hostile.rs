@@ -363,6 +363,7 @@ impl Source {
             label: "data".into(),
             connect: Box::new(connect),
             compression: Compression::Off,
+            rate: Box::new(|| None),
             forked: Forked::Refuse,
         };
         let sender = SenderThread::spawn(journal, stack.clone(), options).unwrap();
