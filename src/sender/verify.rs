@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use super::verify_desk::{Found, Repair, VerifyDesk, VerifyProgress, VerifyRequest};
 use super::work::{Done, Purpose, Reading};
 use crate::base::{Name, Oid, Tid};
-use crate::catchup::{DirReading, DirWalk, Follow, ObjectReading, TreeView, name_in, read_check, read_suspect};
+use crate::catchup::{
+    DirReading, DirWalk, Follow, ObjectReading, TreeView, has_reserved, name_in, read_check, read_suspect,
+};
 use crate::journal::{NewWork, WorkKind, WorkReason};
 use crate::record::{Difference, DifferenceKind, DirItem};
 use crate::sys;
@@ -349,12 +351,22 @@ impl Run {
                 self.later.push(Task { looks: task.looks + 1, ..task });
             }
             Stage::SecondLook => {
-                heard.iter().for_each(|difference| self.report(view, &task, difference));
-                self.confirmed.insert(task.oid, task);
+                let counted: Vec<_> = self.counted(view, &task, heard);
+                if !counted.is_empty() {
+                    counted.into_iter().for_each(|difference| self.report(view, &task, difference));
+                    self.confirmed.insert(task.oid, task);
+                }
             }
-            Stage::LastLook => self.progress.left += heard.len() as u64,
+            Stage::LastLook => self.progress.left += self.counted(view, &task, heard).len() as u64,
             Stage::Mending => {}
         }
+    }
+
+    /// Without the holes of a file that has reserved space.
+    fn counted<'d>(&self, view: &dyn TreeView, task: &Task, heard: &'d [Difference]) -> Vec<&'d Difference> {
+        let holes = |difference: &&Difference| difference.kind == DifferenceKind::Holes;
+        let blurred = heard.iter().any(|d| holes(&d)) && has_reserved(view, task.oid).unwrap_or(false);
+        heard.iter().filter(|difference| !(blurred && holes(difference))).collect()
     }
 
     fn look_again(&mut self, task: Task) {
