@@ -99,7 +99,7 @@ static SETUP: [Node; 7] = [
     note(
         "1.2",
         "Activation codes",
-        "No codes are needed. How hosts learn to trust each other stands in the manual, dtfs(8), under targets.",
+        "No codes are needed. Which targets there are, and how each is reached, shows: dtfs help define target",
     ),
     menu("1.3", "Configure File System or Block Device Replication", &REPLICATION),
     note(
@@ -149,7 +149,7 @@ static MAIN: [Node; 6] = [
     note(
         "5",
         "Failover, failback, restore",
-        "Failing over needs a decision that no menu should take by a number: see FAILOVER in the manual, dtfs(8).",
+        "Failing over is not in this menu: dtfs help lists what this version can do, and dtfs status shows what a target holds.",
     ),
     menu("6", "Documentation and troubleshooting", &HELP),
 ];
