@@ -79,7 +79,7 @@ fn what_is_wrong_ends_with_code_2() {
         "mounts mount /a --all",
         "mounts add /a -o nosuch",
         "define volume a/b /a",
-        "define target v ssh://h/d",
+        "define target v ftp://h/d",
         "serve /b",
         "wait v --timeout -1",
         "-q -v status",
