@@ -36,7 +36,7 @@ impl Link {
 
     /// What the near side sends is lost, without a word; the other way is open.
     pub(crate) fn lose_what_is_sent(&self) {
-        let rules = "table inet lost { chain input { type filter hook input priority 0; policy drop; } }";
+        let rules = "table inet lost { chain input { type filter hook input priority 0; policy drop; }; }";
         run(&self.far, &["nft", rules]);
     }
 
