@@ -5,11 +5,11 @@
 mod support;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use dtfs::stack::{StackOptions, Writes};
@@ -17,7 +17,7 @@ use dtfs::sys;
 use support::conformance;
 use support::host::Host;
 use support::mounted::Mounted;
-use support::process::{Process, tool};
+use support::process::tool;
 use support::replica::Pair;
 use support::scratch::{FileSystem, Scratch, utf8};
 use support::user::SOMEONE;
@@ -119,41 +119,6 @@ fn a_wait_includes_what_no_program_synced() {
         assert_eq!(fs::read(back.target.join("f")).unwrap(), fs::read(back.source.join("f")).unwrap(), "{round}");
     }
     back.stop_and_compare("waits");
-}
-
-/// The writer is a process of its own: its descriptors must not be inherited, and closed, by what other tests start while
-/// nobody answers the kernel.
-#[test]
-fn what_was_not_synced_goes_with_the_daemon() {
-    // One that closes nothing meanwhile: the kernel asks the daemon at each close.
-    const WRITER: &str = "import os, sys\n\
-        fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)\n\
-        print('open', flush=True)\n\
-        sys.stdin.readline()\n\
-        os.write(fd, bytes(4096))\n\
-        print('written', flush=True)\n\
-        sys.stdin.readline()\n";
-    let mut back = pair(FileSystem::Ext4);
-    let (synced, lost) = (back.source.join("synced"), back.source.join("lost"));
-    fs::write(&synced, [1; 8192]).unwrap();
-    let mut command = Command::new("python3");
-    command.args(["-c", WRITER, utf8(&lost)]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut writer = Process::spawn(&mut command);
-    let (mut go, said) = writer.pipes();
-    let mut said = BufReader::new(said).lines();
-    assert_eq!(said.next().unwrap().unwrap(), "open");
-    // The daemon takes nothing from now on.
-    let frozen = back.host.freeze();
-    go.write_all(b"go\n").unwrap();
-    assert_eq!(said.next().unwrap().unwrap(), "written");
-    back.host.kill9();
-    drop(frozen);
-    drop(go);
-    writer.wait("the writer", Duration::from_secs(60));
-    back.host.start_and_mount();
-    assert_eq!(fs::read(&synced).unwrap(), [1; 8192]);
-    assert_eq!(fs::metadata(&lost).unwrap().len(), 0);
-    back.stop_and_compare("a kill");
 }
 
 #[test]
