@@ -220,6 +220,7 @@ fn every_message() -> Vec<(&'static str, Message)> {
         ),
         ("hello-reply", Message::HelloReply(reply)),
         ("refuse", Message::Refuse { code: RefuseCode::Wrong, text: "no".into() }),
+        ("keep", Message::Keep { epoch }),
         ("start", Message::Start { after: position, jump: true }),
         ("records", Message::Records { batch: 1, prev: Tid(0), first: Tid(1), last: Tid(1), count: 1, body }),
         ("state", Message::State { batch: 2, body: state }),

@@ -163,6 +163,7 @@ fn attacks() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("the reserved directory", one(record_named(b".dtfs")), "reserved"),
         ("a reserved xattr", one(record(1, &own)), "reserved"),
         ("pings that nobody reads the answers of", flood(), "says more than it may"),
+        ("comparisons that nobody reads the answers of", checks(), "says more than it may"),
     ]
 }
 
@@ -174,6 +175,17 @@ fn far() -> Position {
 fn flood() -> Vec<u8> {
     let ping = frame(&Message::Ping);
     [greeted(&[]), ping.repeat(40_000)].concat()
+}
+
+/// As [`flood`], with few answers that are long: nothing of what each of these asks about is there.
+fn checks() -> Vec<u8> {
+    let body: Vec<u8> =
+        (0..4096).flat_map(|tid| record(tid, &Op::StateHole { offset: 0, len: 1, attrs: attrs() })).collect();
+    let check = |batch| {
+        let body = Message::Check { batch, body: body.clone() }.encode();
+        framed([12, 1, 0, 0], body.len() as u32, &zstd::bulk::compress(&body, 3).unwrap())
+    };
+    (1..=160).fold(greeted(&[]), |bytes, batch| [bytes, check(batch)].concat())
 }
 
 /// How a target ended.
@@ -438,6 +450,33 @@ fn a_hostile_target_ends_its_session_and_frees_nothing() {
         assert_ne!(journal.store().work_count(source.target).unwrap(), 0, "{what}: its work has ended");
         drop(source.sender.take());
     }
+}
+
+/// One that asks for ever, and for what there never was.
+#[test]
+fn a_target_that_asks_for_ever_does_not_grow_its_source() {
+    let asks_for_ever = |far: &mut Far| {
+        let need = |ino| dtfs::wire::Need { oid: oid(ino), offset: 0, len: 0 };
+        for round in 0.. {
+            let needs = (0..4096).map(|at| need(1_000_000 + round * 4096 + at)).collect();
+            if far.writer.send(&Message::Ack(Ack { needs, ..Ack::default() })).is_err() {
+                return;
+            }
+        }
+    };
+    let mut source = Source::new(asks_for_ever);
+    let told = || source.events().iter().any(|text| text.contains("its whole tree is compared instead")).then_some(());
+    let mut most = 0;
+    let store = source.stack.journal().store();
+    wait_until("the queue to be cut", 2 * LIMIT, || {
+        most = most.max(store.work_count(source.target).unwrap());
+        told()
+    });
+    assert!(most < 300_000, "{most} rows of work");
+    assert!(store.work_count(source.target).unwrap() < 200_000, "what was asked for is still there");
+    // The source goes on meanwhile.
+    Hand::new(&source.stack).file("/meanwhile", b"content").unwrap();
+    drop(source.sender.take());
 }
 
 // --- What is left to a session that somebody took over ---

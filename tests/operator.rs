@@ -83,6 +83,8 @@ const MISTAKES: &[(&str, i32, &str)] = &[
     ("wait data", 3, "no daemon answers"),
     ("synctid nosuch", 2, "there is no volume"),
     ("log data --from xyz", 2, "xyz"),
+    ("rejoin data copy", 3, "no daemon answers"),
+    ("rejoin data cop", 2, "did you mean \"copy\"?"),
     ("reload", 3, "no daemon answers"),
     ("events", 3, "no daemon answers"),
     ("events nosuch", 2, "there is no volume"),

@@ -112,8 +112,8 @@ impl Rig {
 }
 
 /// Negative control: with `fault` in the daemon, the same rig must find something wrong.
-fn must_fail(victims: &[Victim], fault: &str, cuts: u64) {
-    let mut rig = Rig::new(FileSystem::Ext4, JournalOn::SameDisk, fault);
+fn must_fail((journal, victims): (JournalOn, &[Victim]), fault: &str, cuts: u64) {
+    let mut rig = Rig::new(FileSystem::Ext4, journal, fault);
     rig.is_control = true;
     for cut in 0..cuts {
         let broken = rig.round(cut, victims[cut as usize % victims.len()]);
@@ -128,12 +128,12 @@ fn must_fail(victims: &[Victim], fault: &str, cuts: u64) {
 
 #[test]
 fn control_fsync_is_left_out() {
-    must_fail(&[Victim::Source], "backing.fsync=skip", CONTROL_CUTS);
+    must_fail((JournalOn::SameDisk, &[Victim::Source]), "backing.fsync=skip", CONTROL_CUTS);
 }
 
 #[test]
 fn control_a_target_acknowledges_before_its_fsync() {
-    must_fail(&[Victim::Target], "receiver.fdatasync=skip", CONTROL_CUTS);
+    must_fail((JournalOn::SameDisk, &[Victim::Target]), "receiver.fdatasync=skip", CONTROL_CUTS);
 }
 
 /// What is looked for passes by more seldom here.
@@ -142,19 +142,23 @@ const LONG_CONTROL_CUTS: u64 = 80;
 #[test]
 #[ignore = "many cuts: scripts/soak.sh runs it, and tests/crash_model.rs sees the same in CI"]
 fn control_intents_are_left_out() {
-    must_fail(&[Victim::Source], "daemon.scan=skip,rule.intents=skip", LONG_CONTROL_CUTS);
+    must_fail((JournalOn::OwnDisk, &[Victim::Source]), "daemon.scan=skip,rule.intents=skip", LONG_CONTROL_CUTS);
 }
 
 #[test]
 #[ignore = "many cuts: scripts/soak.sh runs it, and tests/crash_model.rs sees the same in CI"]
 fn control_records_are_sent_before_they_are_durable() {
-    must_fail(&[Victim::Source], "daemon.scan=skip,journal.durable_only=skip", LONG_CONTROL_CUTS);
+    must_fail(
+        (JournalOn::SameDisk, &[Victim::Source]),
+        "daemon.scan=skip,journal.durable_only=skip",
+        LONG_CONTROL_CUTS,
+    );
 }
 
 #[test]
 #[ignore = "many cuts: scripts/soak.sh runs it"]
 fn control_the_journal_is_not_synced() {
-    must_fail(&[Victim::Source], "daemon.scan=skip,journal.fdatasync=skip", LONG_CONTROL_CUTS);
+    must_fail((JournalOn::SameDisk, &[Victim::Source]), "daemon.scan=skip,journal.fdatasync=skip", LONG_CONTROL_CUTS);
 }
 
 /// Begins every block of a file whose way to the target's disk fails. In the inbox it does not begin a block.

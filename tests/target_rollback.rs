@@ -278,7 +278,7 @@ fn a_source_that_was_put_back_is_not_followed() {
                 _ => None,
             }
         });
-        assert!(refused.contains("Nothing is sent") && refused.contains("forget the target"), "{refused}");
+        assert!(refused.contains("Nothing is sent") && refused.contains("dtfs rejoin"), "{refused}");
         assert!(pair.target().join("newest").exists(), "what the target had is gone");
         pair.stop();
         pair.forget_target();

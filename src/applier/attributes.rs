@@ -113,18 +113,19 @@ impl Applier {
 
     /// Sets what must be there before a file has data or an object has a name (see [`sys::set_hints`]). Data that is there
     /// already, from before a comparison or from the future of a create, is dropped for it: it comes again.
-    pub(super) fn set_hints(&self, oid: Oid, kind: u32, fd: BorrowedFd<'_>, flags: &InodeFlags) -> Outcome<()> {
-        let tree = self.tree.mutate();
+    pub(super) fn set_hints(&mut self, oid: Oid, kind: u32, fd: BorrowedFd<'_>, flags: &InodeFlags) -> Outcome<()> {
         match kind {
-            libc::S_IFREG | libc::S_IFDIR => match tree.set_hints(fd, flags) {
+            libc::S_IFREG | libc::S_IFDIR => match self.tree.mutate().set_hints(fd, flags) {
                 Err(Errno::EINVAL) if came_too_late(fd, flags)? => {
+                    self.keep_content(oid, fd)?;
+                    let tree = self.tree.mutate();
                     tracing::debug!(%oid, "the data goes for an extent size hint, and is fetched again");
                     tree.truncate(fd, 0)?;
                     Ok(tree.set_hints(fd, flags)?)
                 }
                 done => Ok(done?),
             },
-            _ => Ok(tree.set_project(fd, flags.project)?),
+            _ => Ok(self.tree.mutate().set_project(fd, flags.project)?),
         }
     }
 

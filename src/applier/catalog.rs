@@ -250,6 +250,15 @@ impl Catalog {
         self.unblock(oid)
     }
 
+    /// Whether all of every object is known.
+    pub(super) fn is_complete(&mut self) -> Result<bool, CatalogError> {
+        self.write_rows()?;
+        let none = format!("SELECT NOT EXISTS (SELECT 1 FROM obj WHERE state <> {})", Known::Complete.code());
+        self.connection
+            .query_row(&none, [], |row| row.get(0))
+            .map_err(|cause| self.sql("read incomplete objects", cause))
+    }
+
     /// Objects whose state is not all here.
     pub(super) fn incomplete(&mut self) -> Result<Vec<Oid>, CatalogError> {
         self.write_rows()?;

@@ -24,6 +24,9 @@ impl Applier {
             self.fresh.remove(oid);
         }
         let fd = fd.as_fd();
+        if matches!(op, Op::Write { .. } | Op::Truncate { .. } | Op::Allocate { .. }) {
+            self.keep_content(oid, fd)?;
+        }
         let tree = self.tree.mutate();
         let attrs = match op {
             Op::Write { offset, attrs } => {

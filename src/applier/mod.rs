@@ -16,6 +16,7 @@ mod data;
 mod displaced;
 mod doubt;
 mod fresh;
+mod keep;
 mod listing;
 mod names;
 mod objects;
@@ -32,6 +33,7 @@ use catalog::Catalog;
 pub use catalog::CatalogError;
 use doubt::DoubtFile;
 use fresh::Fresh;
+use keep::Keeping;
 use listing::Listing;
 use park::Park;
 pub use replica::{Adopt, Origin, Replica, ReplicaError, ReplicaLock};
@@ -160,6 +162,8 @@ pub struct Applier {
     /// Up to here the tree may hold changes from a time before a crash.
     high_water: Tid,
     doubt: DoubtFile,
+    /// Keeps what this tree has from a history that its source does not have.
+    keeping: Option<Keeping>,
     /// Room for the catalog on a full disk.
     ballast: Ballast,
     /// Keeps every other process from this replica.
@@ -195,9 +199,11 @@ impl Applier {
             displaced: BTreeSet::new(),
             high_water,
             doubt,
+            keeping: None,
             ballast,
             _lock: lock,
         };
+        applier.resume_keeping().map_err(|cause| applier.explain("start", Oid::ROOT, Tid::ZERO, cause))?;
         applier.load_displaced().map_err(|cause| applier.explain("start", Oid::ROOT, Tid::ZERO, cause))?;
         Ok(applier)
     }

@@ -82,6 +82,9 @@ impl Applier {
     ) -> Outcome<()> {
         self.adopt_from_slot(oid, slot, shape)?;
         self.ensure(oid, shape)?;
+        if let Some(fd) = self.fd(oid)?.filter(|_| self.is_keeping()) {
+            self.keep_content(oid, fd.as_fd())?;
+        }
         self.catalog.set_known(oid, Known::Complete)?;
         self.catalog.unblock(oid)?;
         self.forget_missing(oid);
@@ -176,6 +179,8 @@ impl Applier {
             if !goes || present.is_dir() || occupant.is_dir() {
                 self.preserve_of(to)?;
                 self.put_out(to.as_fd(), &step.to.name, &present)?;
+            } else {
+                self.keep_entry(to.as_fd(), &step.to.name, &present)?;
             }
         }
         self.move_entry(from.as_fd(), &step.from.name, to.as_fd(), &step.to.name, step.oid)?;

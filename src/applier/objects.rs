@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::catalog::{Known, Row};
+use super::keep::Kept;
 use super::park::{self, OID_XATTR};
 use super::{Applier, Outcome, Trouble};
 use crate::base::{Name, ObjectKey, Oid};
@@ -95,6 +96,10 @@ impl Applier {
                 return self.register(oid, &occupant, Known::Placeholder);
             }
             self.empty_if_dir(&occupant)?;
+            if self.keep_entry(parked.as_fd(), &entry, &occupant)? == Kept::Moved {
+                let fd = self.park.create(&self.tree.mutate(), oid, shape)?;
+                return self.enter(oid, shape, fd);
+            }
         }
         self.park.remove(&self.tree.mutate(), oid)?;
         let fd = self.park.create(&self.tree.mutate(), oid, shape)?;
@@ -153,7 +158,10 @@ impl Applier {
 
     fn remove_unlocked(&mut self, dir: BorrowedFd<'_>, name: &Name, occupant: &Occupant) -> Outcome<()> {
         if !occupant.is_dir() {
-            return Ok(self.tree.mutate().unlink(dir, name)?);
+            return match self.keep_entry(dir, name, occupant)? {
+                Kept::Moved => Ok(()),
+                Kept::No => Ok(self.tree.mutate().unlink(dir, name)?),
+            };
         }
         self.empty_if_dir(occupant)?;
         Ok(self.tree.mutate().rmdir(dir, name)?)

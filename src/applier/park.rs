@@ -43,6 +43,11 @@ impl Park {
         tree.set_xattr(self.own.as_fd(), COMMIT_XATTR, &commit.to_bytes(), 0)
     }
 
+    /// `.dtfs`.
+    pub(super) fn own(&self) -> BorrowedFd<'_> {
+        self.own.as_fd()
+    }
+
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.park.as_fd()
     }
@@ -125,7 +130,8 @@ fn make(tree: &TreeMut<'_>, dir: BorrowedFd<'_>, name: &Name, shape: &Shape) -> 
     }
 }
 
-fn ensure_dir(tree: &Tree, dir: BorrowedFd<'_>, name: &Name) -> Result<OwnedFd> {
+/// The directory `name` in `dir`, made when it is not there.
+pub(super) fn ensure_dir(tree: &Tree, dir: BorrowedFd<'_>, name: &Name) -> Result<OwnedFd> {
     match tree.mutate().mkdir(dir, name, 0o700) {
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(errno) => return Err(errno),

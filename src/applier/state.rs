@@ -79,6 +79,9 @@ impl Applier {
             return Ok(());
         };
         if kind == libc::S_IFREG {
+            if self.is_keeping() && sys::fstat(fd.as_fd())?.size != attrs.size {
+                self.keep_content(oid, fd.as_fd())?;
+            }
             self.tree.mutate().truncate(fd.as_fd(), attrs.size)?;
         }
         match self.fresh.contains(oid) && xattrs.is_empty() {
@@ -112,10 +115,11 @@ impl Applier {
         let fd = fd.as_fd();
         match op {
             Op::StateData { offset, .. } => {
+                self.keep_content(oid, fd)?;
                 self.save_capability(oid, fd)?;
                 Ok(self.tree.mutate().write_all(fd, payload, *offset)?)
             }
-            Op::StateHole { offset, len, .. } => self.set_hole(fd, *offset, *len),
+            Op::StateHole { offset, len, .. } => self.set_hole(oid, fd, (*offset, *len)),
             Op::StateHash { offset, len, digests, .. } => self.compare(oid, fd, (*offset, *len), digests),
             _ => Ok(()),
         }
@@ -132,13 +136,14 @@ impl Applier {
         Ok(())
     }
 
-    fn set_hole(&self, fd: BorrowedFd<'_>, offset: u64, len: u64) -> Outcome<()> {
+    fn set_hole(&mut self, oid: Oid, fd: BorrowedFd<'_>, (offset, len): (u64, u64)) -> Outcome<()> {
         let size = sys::fstat(fd)?.size;
         let end = (offset + len).min(size);
         match next_extent(fd, offset, end)? {
             None => Ok(()),
             Some(Extent::Hole { len, .. }) if offset + len >= end => Ok(()),
             Some(_) => {
+                self.keep_content(oid, fd)?;
                 // A punch that ends in the middle of the last block only zeroes it: it goes when the block is named whole.
                 let stop = if end == size { end.next_multiple_of(HOLE_UNIT).min(i64::MAX as u64) } else { end };
                 Ok(self.tree.mutate().punch_hole(fd, offset, stop - offset)?)

@@ -96,6 +96,8 @@ pub enum OperatorCommand {
     /// Stop sending to a target for a while, or go on; it keeps its place
     #[command(subcommand)]
     Replication(ReplicationCommand),
+    /// Let a target that has more than this source follow it again, after the source was put back to an older state
+    Rejoin(RejoinArgs),
     /// How volumes and targets stand
     Status(StatusArgs),
     /// Compare a target with its source while both are in use
@@ -271,6 +273,22 @@ pub struct TargetArgs {
     /// The target
     #[arg(value_name = "TARGET")]
     pub target: TargetName,
+}
+
+/// `dtfs rejoin ...`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+The source was put back to an older state, and its target has what came after. Then nothing is sent to it until this\n\
+command says that the source counts: the target is compared with it, and what differs becomes as the source has it. What\n\
+was there instead, and what only the target has, is moved to .dtfs/fork-EPOCH in the target's directory. To make the\n\
+target's state count, copy what you need from it first.\n\n\
+Example:\n  dtfs rejoin data replica")]
+pub struct RejoinArgs {
+    #[command(flatten)]
+    pub which: TargetArgs,
+    /// Give up what only the target has, instead of keeping it there
+    #[arg(long)]
+    pub discard: bool,
 }
 
 /// `dtfs status ...`.

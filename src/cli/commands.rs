@@ -25,6 +25,7 @@ pub(super) fn run(
         OperatorCommand::Define(command) => define::define(paths, verbosity, command, output),
         OperatorCommand::Forget(command) => define::forget(paths, verbosity, command, output),
         OperatorCommand::Replication(command) => define::replication(paths, verbosity, command, output),
+        OperatorCommand::Rejoin(args) => define::rejoin(paths, verbosity, args, output),
         OperatorCommand::Status(args) => status::run(paths, args, output),
         OperatorCommand::Verify(args) => verify::run(paths, verbosity, args, output),
         OperatorCommand::Check { files } => watch::check(paths, files),

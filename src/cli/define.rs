@@ -3,11 +3,11 @@
 use std::io::Write;
 
 use super::Verbosity;
-use super::args::{DefineCommand, ForgetCommand, ReplicationCommand};
+use super::args::{DefineCommand, ForgetCommand, RejoinArgs, ReplicationCommand};
 use super::mounts::say_done;
 use super::print::say;
 use crate::config::{Activity, Paths};
-use crate::control::ops::{self, NewTarget, resolve_volume};
+use crate::control::ops::{self, NewTarget, OnlyThere, resolve_volume};
 use crate::control::{ExitCode, Failure};
 
 pub(super) fn define(
@@ -46,6 +46,22 @@ pub(super) fn replication(
     let volume = resolve_volume(paths, &args.volume)?;
     let told = ops::set_activity(paths, &volume, &args.target, activity)?;
     say_done(output, verbosity, &format!("{done} the target {} of {volume}", args.target), &told)
+}
+
+pub(super) fn rejoin(
+    paths: &Paths,
+    verbosity: Verbosity,
+    args: &RejoinArgs,
+    output: &mut dyn Write,
+) -> Result<ExitCode, Failure> {
+    let (volume, target) = (resolve_volume(paths, &args.which.volume)?, &args.which.target);
+    let (own, kept) = match args.discard {
+        false => (OnlyThere::Kept, "kept in .dtfs/fork-EPOCH in its directory"),
+        true => (OnlyThere::GivenUp, "given up"),
+    };
+    let told = ops::rejoin(paths, &volume, target, own)?;
+    let line = format!("the target {target} follows {volume} again; what only it has is {kept}");
+    say_done(output, verbosity, &line, &told)
 }
 
 pub(super) fn forget(

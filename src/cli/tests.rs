@@ -53,6 +53,7 @@ fn every_command_is_read() {
         "status v --json -vv",
         "wait v n --tid 0x10 --timeout 1.5",
         "synctid v",
+        "rejoin v n --discard",
         "check",
         "check a/dtfs_mounts",
         "reload --dry-run",

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{ConfigError, Paths, atomic, toml_text};
+use super::{ByteSize, ConfigError, Paths, atomic, toml_text};
 
 /// The whole file. A missing file, or key, is the default.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
@@ -17,6 +17,10 @@ pub struct DaemonFile {
     /// At the stop, how long targets that answer may take for what they lack; `None` is the built-in default.
     #[serde(default)]
     pub drain: Option<Seconds>,
+    /// Most bytes of received records that each replica on this host keeps until they are in its tree; `None` is a tenth of the
+    /// filesystem that holds them, at most 8 GiB.
+    #[serde(default)]
+    pub inbox_cap: Option<ByteSize>,
     /// Where numbers for Prometheus are served, an address of this host's loopback; `None` serves none.
     #[serde(default)]
     pub metrics: Option<SocketAddr>,
@@ -76,6 +80,9 @@ pub struct Seconds(pub Duration);
 #[error("\"{0}\" is not a length of time; write it like 500ms, 30s, 5m or 2h")]
 pub struct SecondsProblem(String);
 
+/// What an inbox needs to take any batch while another one leaves it.
+const LEAST_INBOX: ByteSize = ByteSize(32 << 20);
+
 /// The longest first, because "ms" also ends with "s".
 const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
@@ -130,15 +137,21 @@ impl DaemonFile {
     pub fn parse(file: &Path, bytes: &[u8]) -> Result<DaemonFile, ConfigError> {
         let parsed: DaemonFile =
             toml_text::parse(file, bytes, "correct the line; the daemon does not start until then")?;
-        match parsed.metrics.filter(|address| !address.ip().is_loopback()) {
+        let conflict = |problem, remedy: &str| {
+            Err(ConfigError::Conflict { file: file.to_owned(), problem, remedy: remedy.to_owned() })
+        };
+        if let Some(address) = parsed.metrics.filter(|address| !address.ip().is_loopback()) {
+            return conflict(
+                format!("metrics = \"{address}\" is not an address of the loopback, and nobody is asked who he is"),
+                "use 127.0.0.1:PORT, and a proxy where others shall read it",
+            );
+        }
+        match parsed.inbox_cap.filter(|cap| *cap < LEAST_INBOX) {
             None => Ok(parsed),
-            Some(address) => Err(ConfigError::Conflict {
-                file: file.to_owned(),
-                problem: format!(
-                    "metrics = \"{address}\" is not an address of the loopback, and nobody is asked who he is"
-                ),
-                remedy: "use 127.0.0.1:PORT, and a proxy where others shall read it".to_owned(),
-            }),
+            Some(cap) => conflict(
+                format!("inbox_cap = \"{cap}\" is less than {LEAST_INBOX}: there has to be room for a few batches"),
+                "give more, or leave the key out",
+            ),
         }
     }
 }
@@ -165,6 +178,8 @@ mod tests {
         let error = parse("\ndrian = \"5m\"\n").unwrap_err();
         assert_eq!((error.line(), error.remedy()), (Some(2), Some("did you mean \"drain\"?")));
         assert!(parse("drain = \"soon\"\n").unwrap_err().to_string().contains("is not a length of time"));
+        assert!(parse("inbox_cap = \"1M\"\n").unwrap_err().to_string().contains("less than 32M"));
+        assert_eq!(parse("inbox_cap = \"2G\"\n").unwrap().inbox_cap, Some(ByteSize(2 << 30)));
         assert!(parse("metrics = \"0.0.0.0:9\"\n").unwrap_err().to_string().contains("loopback"));
     }
 

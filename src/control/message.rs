@@ -99,6 +99,15 @@ pub enum Request {
         /// Most bytes a second that are read at each side; `None` for as many as go.
         bandwidth: Option<u64>,
     },
+    /// Let a target that followed another history follow the volume again. Answer: [`Reply::Done`].
+    Rejoin {
+        /// Which volume.
+        volume: VolumeName,
+        /// Which target.
+        target: TargetName,
+        /// Give up what only the target has, instead of keeping it there.
+        discard: bool,
+    },
     /// What [`Request::Reload`] would do. Answer: [`Reply::Notes`].
     PlanReload,
     /// What was written down to be read later. Answer: any number of [`Reply::Events`], the last one flagged (perhaps

@@ -9,6 +9,7 @@ use crate::base::Tid;
 use crate::config::{OpenFiles, TargetName, VolumeName};
 use crate::control::{ExitCode, Failure, Handler, MountsReply, Reply, ReplySink, Request, Stopper};
 use crate::fuse::Unmount;
+use crate::journal::Own;
 use crate::sender::{Repair, VerifyRequest};
 
 pub(super) struct DaemonHandler {
@@ -52,6 +53,10 @@ impl Handler for DaemonHandler {
                 let repair = if repair { Repair::Yes } else { Repair::No };
                 let request = VerifyRequest { repair, bandwidth_bytes: bandwidth };
                 volumes.need(&volume)?.verify(&target, request, sink)
+            }
+            Request::Rejoin { volume, target, discard } => {
+                let own = if discard { Own::Discard } else { Own::Keep };
+                volumes.need(&volume)?.rejoin(&target, own).map(|()| Reply::Done)
             }
             Request::Events { volume, follow, limit } => {
                 let follow = if follow { super::log::Follow::Yes } else { super::log::Follow::No };

@@ -22,6 +22,7 @@ mod meter;
 mod metrics;
 mod openers;
 mod openmetrics;
+mod rejoin;
 mod run;
 mod scan;
 mod serve;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::applier::{Adopt, ReplicaError};
-use crate::config::{Adoption, Paths};
+use crate::config::{Adoption, DaemonFile, Paths};
 use crate::control::{ExitCode, Failure};
 use crate::receiver::{self, ServeError, ServeOptions};
 use crate::wire::{PatientReader, RefuseCode, refuse, remote_command};
@@ -25,8 +25,13 @@ pub fn serve(paths: &Paths, dir: &Path, adoption: Adoption) -> Result<(), Failur
         Adoption::Allow => Adopt::Yes,
         Adoption::Refuse => Adopt::No,
     };
-    let options =
-        ServeOptions { dir: dir.to_owned(), states: paths.replicas_dir(), adopt, inbox_cap: None, inbox_segment: None };
+    let options = ServeOptions {
+        dir: dir.to_owned(),
+        states: paths.replicas_dir(),
+        adopt,
+        inbox_cap: inbox_cap(paths)?,
+        inbox_segment: None,
+    };
     super::confine::confine()?;
     // Nothing that this process makes may be narrowed by the umask it was started with.
     crate::sys::set_umask(0);
@@ -40,6 +45,18 @@ pub fn serve(paths: &Paths, dir: &Path, adoption: Adoption) -> Result<(), Failur
         };
         Failure::new(code, &error)
     })
+}
+
+/// What `dtfs.toml` of this host says. A file that cannot be understood is told to the source: somebody is waiting there.
+fn inbox_cap(paths: &Paths) -> Result<Option<u64>, Failure> {
+    match DaemonFile::load(paths) {
+        Ok(file) => Ok(file.inbox_cap.map(|cap| cap.0)),
+        Err(error) => {
+            refuse(std::io::stdout(), RefuseCode::Failed, &error.to_string())
+                .map_err(|error| Failure::new(ExitCode::Failed, error))?;
+            Err(error.into())
+        }
+    }
 }
 
 /// Standard input without a buffer of its own, so that waiting for it says whether something is there.

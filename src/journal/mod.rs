@@ -23,7 +23,9 @@ mod volume;
 pub use error::JournalError;
 pub use local::{Intent, REGION_BYTES, Region};
 pub use log::{ChainEnd, Chunk, LogOptions, Position, SegmentLog, SegmentReader};
-pub use store::{EpochRow, EventRow, Level, NewWork, Said, Store, TargetId, TargetRow, WorkKind, WorkReason, WorkRow};
+pub use store::{
+    EpochRow, EventRow, Level, NewWork, Own, Rejoin, Said, Store, TargetId, TargetRow, WorkKind, WorkReason, WorkRow,
+};
 pub use volume::{
     Checkpointer, Identity, InFlight, Journal, JournalOptions, JournalReader, LastStop, Reservation, SyncTree,
     UnderWay, WhenFull,

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 
+use super::outbox::Outbox;
 use super::positions::Positions;
 use crate::applier::{Applier, ApplyError, Replica};
-use crate::base::{Position, Tid, faults};
+use crate::base::{EpochId, Position, Tid, faults};
 use crate::journal::{ChainEnd, JournalError, SegmentLog};
 use crate::record::{RecordIter, chain};
 use crate::sys::Errno;
@@ -18,6 +19,8 @@ use crate::wire::{Ack, Message, Need, RefuseCode, Stall};
 pub(super) enum Job {
     /// The stream begins, or goes on, where this side is.
     Start,
+    /// The history of the source left the one that this tree followed: what it has is kept from the next jump on.
+    Keep { epoch: EpochId },
     /// The position moves to `after`; what lies between comes as state.
     Jump { after: Position },
     /// Records that are durable in the inbox up to `last`.
@@ -54,7 +57,7 @@ impl ApplyThread {
         (replica, received, high_water): (Replica, Tid, Tid),
         inbox: Arc<SegmentLog>,
         queue: Receiver<Job>,
-        out: Sender<Message>,
+        out: Outbox,
         positions: Arc<Positions>,
     ) -> ApplyThread {
         let handle = std::thread::spawn(move || {
@@ -65,7 +68,7 @@ impl ApplyThread {
                 Err(error) => {
                     let text = error.to_string();
                     tracing::error!(%text, "the target cannot go on");
-                    let _ = out.send(Message::Refuse { code: error.code(), text: text.clone() });
+                    out.send(Message::Refuse { code: error.code(), text: text.clone() });
                     Err(text)
                 }
             }
@@ -113,7 +116,7 @@ fn perform(
     (replica, received, high_water): (Replica, Tid, Tid),
     inbox: Arc<SegmentLog>,
     queue: &Receiver<Job>,
-    out: &Sender<Message>,
+    out: &Outbox,
     positions: &Positions,
 ) -> Result<(), PerformError> {
     let applier = Applier::new(replica, high_water)?;
@@ -125,10 +128,13 @@ fn perform(
         out,
         positions,
         batch: 0,
+        batch_durable: 0,
+        saying: Saying::Done,
         pending_bytes: 0,
         pending_since: None,
         idle: IDLE,
         started: false,
+        keep: None,
         retried: Instant::now(),
     };
     worker.run(queue).map_err(|error| worker.remember(error))
@@ -137,13 +143,17 @@ fn perform(
 struct Worker<'a> {
     applier: Applier,
     inbox: Arc<SegmentLog>,
-    out: &'a Sender<Message>,
+    out: &'a Outbox,
     positions: &'a Positions,
     /// Behind the last record performed.
     at: Position,
     /// What sessions before this one received.
     replay_to: Tid,
     batch: u64,
+    /// The last batch that was taken when the tree was made durable.
+    batch_durable: u64,
+    /// Whether the source was told of that.
+    saying: Saying,
     pending_bytes: usize,
     pending_since: Option<Instant>,
     /// How long the stream may pause before everything is made durable.
@@ -151,20 +161,36 @@ struct Worker<'a> {
     /// Until the source has said how it begins nothing is made durable: it compares what this copy says of itself with what
     /// it remembers, and writes down what it finds before it says so.
     started: bool,
+    /// What is here is kept when the position moves, in a place named after this epoch.
+    keep: Option<EpochId>,
     /// When what is blocked was last asked for.
     retried: Instant,
 }
+
+/// Whether what is durable was told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Saying {
+    Done,
+    /// What has to be asked for before is more than the source takes at once.
+    Goes,
+}
+
+/// How soon more is asked for, while the source takes in what it was asked for.
+const ASK_AGAIN: Duration = Duration::from_millis(10);
 
 impl Worker<'_> {
     fn run(&mut self, queue: &Receiver<Job>) -> Result<(), PerformError> {
         loop {
             match queue.recv_timeout(self.patience()) {
                 Ok(job) => self.job(job)?,
+                Err(RecvTimeoutError::Timeout) if self.saying == Saying::Goes => {}
                 Err(RecvTimeoutError::Timeout) => self.idle()?,
                 Err(RecvTimeoutError::Disconnected) => return self.make_durable_if_dirty(),
             }
             if self.is_due() {
                 self.make_durable()?;
+            } else if self.saying == Saying::Goes {
+                self.say_durable()?;
             }
         }
     }
@@ -182,6 +208,10 @@ impl Worker<'_> {
     fn job(&mut self, job: Job) -> Result<(), PerformError> {
         match job {
             Job::Start => self.start(),
+            Job::Keep { epoch } => {
+                self.keep = Some(epoch);
+                Ok(())
+            }
             Job::Jump { after } => self.jump(after),
             Job::Records { batch, last, body } => {
                 self.records(&body)?;
@@ -215,6 +245,7 @@ impl Worker<'_> {
             return Ok(self.applier.ask_for_parked()?);
         }
         self.replay()?;
+        self.applier.end_keeping_when_settled()?;
         Ok(self.applier.ask_for_incomplete()?)
     }
 
@@ -252,7 +283,7 @@ impl Worker<'_> {
         }
         let more = found.len().saturating_sub(Message::MAX_FOUND) as u64;
         found.truncate(Message::MAX_FOUND);
-        let _ = self.out.send(Message::Checked { batch, more, found });
+        self.out.send(Message::Checked { batch, more, found });
         Ok(())
     }
 
@@ -289,6 +320,10 @@ impl Worker<'_> {
     fn jump(&mut self, after: Position) -> Result<(), PerformError> {
         self.begin()?;
         let at = self.at;
+        if let Some(epoch) = self.keep {
+            self.with_room(|applier| applier.begin_keeping(at, epoch))?;
+            self.keep = None;
+        }
         self.with_room(|applier| applier.begin_jump(at, after))?;
         faults::point("receiver.jump").map_err(ApplyError::Sync)?;
         self.inbox.reset(ChainEnd { tid: after.tid, digest: after.digest })?;
@@ -315,6 +350,7 @@ impl Worker<'_> {
 
     fn patience(&self) -> Duration {
         match self.pending_since {
+            _ if self.saying == Saying::Goes => ASK_AGAIN,
             Some(_) => self.idle,
             None => DURABLE_EVERY,
         }
@@ -337,6 +373,7 @@ impl Worker<'_> {
         let began = Instant::now();
         let at = self.at;
         self.with_room(|applier| applier.make_durable(at))?;
+        self.batch_durable = self.batch;
         self.idle = (began.elapsed() * 2).clamp(IDLE, IDLE_MOST);
         self.pending_bytes = 0;
         self.pending_since = None;
@@ -344,9 +381,15 @@ impl Worker<'_> {
     }
 
     /// What is needed goes out before the positions that follow from it: once the source has the position, it has what was
-    /// asked for up to there as well.
+    /// asked for up to there as well. Of very much a part is asked for at a time, as the source takes it in; the rest
+    /// takes less room where it is.
     fn say_durable(&mut self) -> Result<(), PerformError> {
         loop {
+            // Nothing was taken yet: what stands since sessions before is told apart by that.
+            if self.batch > 0 && self.applier.has_missing() && self.out.is_busy() {
+                self.saying = Saying::Goes;
+                return Ok(());
+            }
             let missing = self.applier.take_missing(Ack::MAX_NEEDS);
             let needs = missing.iter().map(|m| Need { oid: m.oid, offset: m.offset, len: m.len }).collect();
             if self.applier.has_missing() {
@@ -358,13 +401,14 @@ impl Worker<'_> {
     }
 
     fn say_positions(&mut self, needs: Vec<Need>) -> Result<(), PerformError> {
+        self.saying = Saying::Done;
         let blocked = self.applier.blocked()?;
         let (applied, commit) = (self.applier.applied().tid, self.applier.commit_no());
         faults::point("receiver.ack_applied").map_err(ApplyError::Sync)?;
         self.positions.say(self.out, needs, |ack| {
             ack.applied = applied.min(ack.received);
             ack.commit = commit;
-            ack.batch_durable = self.batch;
+            ack.batch_durable = self.batch_durable;
             ack.blocked = blocked.count;
             (ack.blocked_oid, ack.blocked_errno) = blocked.first.unwrap_or((crate::base::Oid::ROOT, 0));
         });

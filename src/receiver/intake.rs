@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crossbeam_channel::Sender;
 
 use super::apply::Job;
+use super::outbox::Outbox;
 use super::positions::Positions;
 use super::session::ServeError;
 use crate::base::{Position, Tid, faults};
@@ -18,7 +19,7 @@ pub(super) struct Intake {
     inbox: Arc<SegmentLog>,
     cap_bytes: u64,
     jobs: Sender<Job>,
-    out: Sender<Message>,
+    out: Outbox,
     positions: Arc<Positions>,
 }
 
@@ -26,7 +27,7 @@ impl Intake {
     pub(super) fn new(
         (inbox, cap_bytes): (Arc<SegmentLog>, u64),
         jobs: Sender<Job>,
-        out: Sender<Message>,
+        out: Outbox,
         positions: Arc<Positions>,
     ) -> Intake {
         Intake { inbox, cap_bytes, jobs, out, positions }
@@ -37,12 +38,13 @@ impl Intake {
         loop {
             let message = reader.receive()?;
             // Whoever takes no answers gets no more of them to wait here.
-            if self.out.len() > MOST_UNHEARD {
+            if self.out.is_full() {
                 return Err(WireError::Flood.into());
             }
             stage = stage.after(&message)?;
             match message {
                 Message::Start { after, jump } => self.start(after, jump)?,
+                Message::Keep { epoch } => self.hand_over(Job::Keep { epoch })?,
                 Message::Records { batch, prev, first, last, count, body } => {
                     self.records(batch, (prev, first, last), count, body).inspect_err(|error| self.report(error))?;
                 }
@@ -55,7 +57,7 @@ impl Intake {
                     self.hand_over(Job::Check { batch, body })?;
                 }
                 Message::Flush => self.hand_over(Job::Flush)?,
-                Message::Ping => drop(self.out.send(Message::Pong)),
+                Message::Ping => self.out.send(Message::Pong),
                 Message::Bye => return Ok(()),
                 Message::Pong => {}
                 _ => return Err(ServeError::NoHello),
@@ -164,10 +166,6 @@ impl Intake {
         self.jobs.send(job).map_err(|_| ServeError::Apply("the applier has stopped".to_owned()))
     }
 }
-
-/// Messages to the source that may wait for it to take them. It takes them at once unless the connection is stuck, and then
-/// its silence ends the session.
-const MOST_UNHEARD: usize = 4096;
 
 /// How far a session is.
 #[derive(Clone, Copy, PartialEq, Eq)]

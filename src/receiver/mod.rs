@@ -12,6 +12,7 @@
 mod apply;
 mod inbox;
 mod intake;
+mod outbox;
 mod positions;
 mod session;
 

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
 use parking_lot::{Condvar, Mutex};
 
+use super::outbox::Outbox;
 use crate::base::{Commit, Position, Tid};
 use crate::sys::Errno;
 use crate::wire::{Ack, Message, Need, Stall};
@@ -42,16 +42,16 @@ impl Positions {
 
     /// Changes the positions and says so. Two threads do: the lock is held until the ack is in the queue (which never
     /// blocks), so that no ack overtakes a later one and seems to take something back.
-    pub(super) fn say(&self, out: &Sender<Message>, needs: Vec<Need>, change: impl FnOnce(&mut Ack)) {
+    pub(super) fn say(&self, out: &Outbox, needs: Vec<Need>, change: impl FnOnce(&mut Ack)) {
         let mut state = self.state.lock();
         change(&mut state.ack);
-        let _ = out.send(Message::Ack(Ack { needs, ..state.ack.clone() }));
+        out.send(Message::Ack(Ack { needs, ..state.ack.clone() }));
         drop(state);
         self.changed.notify_all();
     }
 
     /// As [`Positions::say`], for what the inbox has taken.
-    pub(super) fn say_received(&self, out: &Sender<Message>, received: Position) {
+    pub(super) fn say_received(&self, out: &Outbox, received: Position) {
         self.state.lock().received = received;
         self.say(out, Vec::new(), |ack| ack.received = received.tid);
     }
@@ -86,7 +86,7 @@ impl Positions {
     }
 
     /// A disk has no room: says so, and waits a moment. False when nobody is there any more to go on for.
-    pub(super) fn wait_for_room(&self, out: &Sender<Message>, stall: Stall, errno: Errno) -> bool {
+    pub(super) fn wait_for_room(&self, out: &Outbox, stall: Stall, errno: Errno) -> bool {
         let known = self.state.lock().ack.stalled_at;
         if known != stall {
             tracing::warn!(?stall, %errno, "a disk has no room: waiting");
@@ -100,7 +100,7 @@ impl Positions {
     }
 
     /// What `stall` was waited for can be done.
-    pub(super) fn go_on(&self, out: &Sender<Message>, stall: Stall) {
+    pub(super) fn go_on(&self, out: &Outbox, stall: Stall) {
         if self.state.lock().ack.stalled_at == stall {
             self.say(out, Vec::new(), |ack| (ack.stalled_at, ack.stalled_errno) = (Stall::No, 0));
         }

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
-
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use parking_lot::Mutex;
 
 use super::apply::ApplyThread;
 use super::inbox::{self, Inbox};
 use super::intake::Intake;
+use super::outbox::{Outbox, Outgoing, outbox};
 use super::positions::Positions;
 use crate::applier::{Adopt, Origin, Replica, ReplicaError};
 use crate::base::Tid;
@@ -109,7 +109,7 @@ where
         _ => return Err(ServeError::NoHello),
     };
     // From here on the source hears that somebody is there, however long it takes to open a large replica.
-    let (out, messages) = unbounded();
+    let (out, messages) = outbox();
     let gone = Arc::new(Gone::default());
     let heard = gone.clone();
     let speak = std::thread::spawn(move || speak(writer, &messages, &heard));
@@ -119,7 +119,7 @@ where
             run(reader, out, ready, &gone)
         }
         Err(error) => {
-            let _ = out.send(Message::Refuse { code: refuse_code(&error), text: error.to_string() });
+            out.send(Message::Refuse { code: refuse_code(&error), text: error.to_string() });
             drop(out);
             Err(error)
         }
@@ -179,8 +179,8 @@ fn refuse_code(error: &ServeError) -> RefuseCode {
     }
 }
 
-fn run<R: Read>(mut reader: FrameReader<R>, out: Sender<Message>, ready: Ready, gone: &Gone) -> Result<(), ServeError> {
-    let _ = out.send(Message::HelloReply(greeting(&ready)));
+fn run<R: Read>(mut reader: FrameReader<R>, out: Outbox, ready: Ready, gone: &Gone) -> Result<(), ServeError> {
+    out.send(Message::HelloReply(greeting(&ready)));
     let Ready { replica, inbox: Inbox { log, received, high_water }, cap_bytes } = ready;
     // Until the intake has ended too: it writes to the inbox.
     let lock = replica.lock();
@@ -230,10 +230,10 @@ impl Gone {
 
 /// Writes what the other threads have to say; a sign of life when they are silent, so that the source can tell a slow
 /// target from a dead one.
-fn speak<W: Write>(mut writer: FrameWriter<W>, messages: &Receiver<Message>, gone: &Gone) {
+fn speak<W: Write>(mut writer: FrameWriter<W>, messages: &Outgoing, gone: &Gone) {
     const SILENCE: Duration = Duration::from_secs(2);
     loop {
-        let message = match messages.recv_timeout(SILENCE) {
+        let message = match messages.next(SILENCE) {
             Ok(message) => message,
             Err(RecvTimeoutError::Timeout) => Message::Pong,
             Err(RecvTimeoutError::Disconnected) => return,

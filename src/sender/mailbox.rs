@@ -1,5 +1,6 @@
 //! What a sender has to attend to. Bounded by what it is: of each wake-up one is kept, of acks that ask for nothing the
-//! last, and of other messages a few hundred; a target that says more than that without being heard is cut off.
+//! last, and of other messages a few hundred: whoever reads them from the connection waits, and so does the target, until
+//! some were attended to. A target may have very much to ask for, and that is no reason to leave it.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -10,6 +11,13 @@ use crate::wire::{Ack, Message, WireError};
 
 /// Most messages that wait. An ack that asks for something has at most 128 KiB.
 const MOST_MESSAGES: usize = 256;
+
+/// Most messages that are read behind the end of a session: a target may have some on their way.
+const MOST_UNHEARD: usize = 4096;
+
+/// The connection was closed, and nobody reads on.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Closed;
 
 /// Something to attend to.
 #[derive(Debug)]
@@ -26,6 +34,8 @@ pub(super) enum Event {
     Flush,
     /// Work rows were added.
     Work,
+    /// The operator has decided something: no session is to be waited for.
+    Retry,
 }
 
 /// A wake-up that carries nothing.
@@ -35,6 +45,7 @@ pub(super) enum Call {
     Durable,
     Flush,
     Work,
+    Retry,
 }
 
 #[derive(Default)]
@@ -42,23 +53,22 @@ pub(super) struct Mailbox {
     /// Protects what waits. Rank: a leaf; held for a few assignments.
     waiting: Mutex<Waiting>,
     arrived: Condvar,
+    /// A message was attended to, or the connection is of no use any more.
+    attended: Condvar,
 }
 
 #[derive(Default)]
 struct Waiting {
     /// By [`Call`].
-    called: [bool; 4],
+    called: [bool; 5],
     heard: VecDeque<Message>,
     last_heard: Option<Instant>,
     ended: Option<WireError>,
-    flooded: bool,
     /// Counts connections: what an old one still says is nobody's business.
     session: u64,
+    /// Messages that came for nobody.
+    unheard: usize,
 }
-
-/// A target says more than anybody could hear.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Flood;
 
 impl Mailbox {
     /// Wakes the session.
@@ -70,31 +80,36 @@ impl Mailbox {
     /// A new connection begins; returns what its reader names itself by. What the last one said is of no use.
     pub(super) fn open_session(&self) -> u64 {
         let mut waiting = self.waiting.lock();
-        waiting.heard.clear();
-        waiting.ended = None;
-        waiting.flooded = false;
+        waiting.forget();
         waiting.last_heard = Some(Instant::now());
-        waiting.session += 1;
         waiting.session
     }
 
-    /// A message of the target. Acks are cumulative: the last of several that ask for nothing stands for all.
-    pub(super) fn hear(&self, session: u64, message: Message) -> Result<(), Flood> {
+    /// Nobody attends to the present connection any more: its reader is not to wait for that.
+    pub(super) fn close_session(&self) {
+        self.waiting.lock().forget();
+        self.attended.notify_all();
+    }
+
+    /// A message of the target; waits while too many do. Acks are cumulative: the last of several that ask for nothing
+    /// stands for all.
+    ///
+    /// # Errors
+    /// [`Closed`] when the connection is closed and the target goes on and on.
+    pub(super) fn hear(&self, session: u64, message: Message) -> Result<(), Closed> {
         let mut waiting = self.waiting.lock();
+        while waiting.session == session && waiting.is_full_for(&message) {
+            self.attended.wait(&mut waiting);
+        }
         if waiting.session != session {
-            return Ok(());
+            waiting.unheard += 1;
+            return if waiting.unheard > MOST_UNHEARD { Err(Closed) } else { Ok(()) };
         }
         waiting.last_heard = Some(Instant::now());
         match (waiting.heard.back_mut(), message) {
             (Some(Message::Ack(last)), Message::Ack(new)) if replaces(&new, last) => *last = new,
             (_, Message::Pong) => {}
-            (_, message) => {
-                if waiting.heard.len() >= MOST_MESSAGES {
-                    waiting.flooded = true;
-                    return Err(Flood);
-                }
-                waiting.heard.push_back(message);
-            }
+            (_, message) => waiting.heard.push_back(message),
         }
         drop(waiting);
         self.arrived.notify_all();
@@ -116,14 +131,11 @@ impl Mailbox {
         self.waiting.lock().last_heard.map_or(Duration::ZERO, |heard| heard.elapsed())
     }
 
-    /// Whether the target of this connection says more than can be heard.
-    pub(super) fn is_flooded(&self) -> bool {
-        self.waiting.lock().flooded
-    }
-
     /// What there is to attend to, if anything.
     pub(super) fn try_next(&self) -> Option<Event> {
-        self.waiting.lock().take()
+        let event = self.waiting.lock().take();
+        self.attended.notify_all();
+        event
     }
 
     /// Waits for something, at most until `deadline`.
@@ -131,6 +143,7 @@ impl Mailbox {
         let mut waiting = self.waiting.lock();
         loop {
             if let Some(event) = waiting.take() {
+                self.attended.notify_all();
                 return Some(event);
             }
             if self.arrived.wait_until(&mut waiting, deadline).timed_out() {
@@ -150,24 +163,50 @@ fn replaces(new: &Ack, last: &Ack) -> bool {
 }
 
 impl Waiting {
+    fn forget(&mut self) {
+        self.heard.clear();
+        self.ended = None;
+        self.session += 1;
+        self.unheard = 0;
+    }
+
+    /// Whether `message` has to wait for its place.
+    fn is_full_for(&self, message: &Message) -> bool {
+        let needs_place = match (self.heard.back(), message) {
+            (_, Message::Pong) => false,
+            (Some(Message::Ack(last)), Message::Ack(new)) => !replaces(new, last),
+            _ => true,
+        };
+        needs_place && self.heard.len() >= MOST_MESSAGES
+    }
+
     fn take(&mut self) -> Option<Event> {
         // Stopping stays: whoever asks next is to know it too.
         if self.called[Call::Stop as usize] {
             return Some(Event::Stop);
         }
         if let Some(message) = self.heard.pop_front() {
+            // What the target says next may have waited for this one.
+            self.last_heard = Some(Instant::now());
             return Some(Event::Heard(message));
         }
         if let Some(error) = self.ended.take() {
             return Some(Event::Ended(error));
         }
-        let calls = [(Call::Durable, Event::Durable), (Call::Work, Event::Work), (Call::Flush, Event::Flush)];
+        let calls = [
+            (Call::Durable, Event::Durable),
+            (Call::Work, Event::Work),
+            (Call::Flush, Event::Flush),
+            (Call::Retry, Event::Retry),
+        ];
         calls.into_iter().find_map(|(call, event)| std::mem::take(&mut self.called[call as usize]).then_some(event))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::base::{Oid, Tid};
     use crate::wire::Need;
@@ -207,13 +246,39 @@ mod tests {
         assert_eq!(heard(&mailbox), [ack(1), asks, ack(3), ack(2)]);
     }
 
+    /// Very much is asked for, faster than it can be attended to: nothing is lost, and only so much waits.
     #[test]
-    fn a_flood_is_noticed_at_a_bound() {
-        let mailbox = Mailbox::default();
+    fn whoever_says_much_waits_until_it_is_heard() {
+        let mailbox = Arc::new(Mailbox::default());
         let session = mailbox.open_session();
-        let flood = (0..1_000_000).position(|_| mailbox.hear(session, Message::Ping) == Err(Flood));
-        assert_eq!(flood, Some(MOST_MESSAGES));
-        assert_eq!(heard(&mailbox).len(), MOST_MESSAGES);
+        let asks = |taken| {
+            let needs = vec![Need { oid: Oid::ROOT, offset: 0, len: 0 }];
+            Message::Ack(Ack { batch_taken: taken, needs, ..Ack::default() })
+        };
+        let speaker = mailbox.clone();
+        let says = std::thread::spawn(move || (0..5_000).for_each(|taken| speaker.hear(session, asks(taken)).unwrap()));
+        for taken in 0..5_000 {
+            assert!(mailbox.waiting.lock().heard.len() <= MOST_MESSAGES);
+            let event = mailbox.next(Instant::now() + Duration::from_secs(60));
+            assert!(matches!(event, Some(Event::Heard(message)) if message == asks(taken)), "{taken}");
+        }
+        says.join().unwrap();
+    }
+
+    #[test]
+    fn who_waits_to_be_heard_does_not_outlive_the_session() {
+        let mailbox = Arc::new(Mailbox::default());
+        let session = mailbox.open_session();
+        let speaker = mailbox.clone();
+        let floods = std::thread::spawn(move || {
+            (0..1_000_000).position(|_| speaker.hear(session, Message::Ping) == Err(Closed))
+        });
+        while mailbox.waiting.lock().heard.len() < MOST_MESSAGES {
+            std::thread::yield_now();
+        }
+        mailbox.close_session();
+        assert_eq!(floods.join().unwrap(), Some(MOST_MESSAGES + MOST_UNHEARD));
+        assert!(mailbox.try_next().is_none());
     }
 
     #[test]

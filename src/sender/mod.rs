@@ -25,7 +25,7 @@ pub use status::{SenderState, SenderStatus};
 pub use thread::{Connect, SenderNudge, SenderOptions, SenderThread, SenderWaiter};
 pub use verify_desk::{Found, Repair, VerifyProgress, VerifyRequest, last_verified};
 
-use crate::base::{Position, Tid};
+use crate::base::{Position, Tid, VolumeUuid};
 use crate::journal::JournalError;
 use crate::wire::{RefuseCode, WireError};
 
@@ -51,11 +51,12 @@ pub enum SessionError {
     },
     /// The target holds what this source does not know.
     #[error(
-        "{fork}. Nothing is sent, for what it holds may be the only copy; to make it equal to this source, forget the \
-         target and define it anew with leave to take over what is there (it has received {received}, this source ends \
-         at {durable})"
+        "{fork}. Nothing is sent, for what it holds may be the only copy (it has received {received}, this source ends at \
+         {durable}). To make it equal to this source, and keep there what only it has: dtfs rejoin"
     )]
     Fork {
+        /// The copy.
+        copy: VolumeUuid,
         /// Where the target is.
         received: Position,
         /// Where this source is.

@@ -47,6 +47,8 @@ pub enum Forked {
     Refuse,
     /// The operator wants it to become equal to this source.
     Compare,
+    /// As before, and what it has and this source has not is kept there.
+    Keep,
 }
 
 /// How a session begins.
@@ -130,7 +132,7 @@ pub fn plan(ours: &Ours, theirs: &HelloReply) -> Plan {
             Plan::Compare(Cause::Doubt(theirs.doubt.clone()))
         }
         (Standing::Ours | Standing::Forgotten, _) => continue_with(ours, theirs),
-        (_, Forked::Compare) => Plan::Compare(Cause::Forked),
+        (_, Forked::Compare | Forked::Keep) => Plan::Compare(Cause::Forked),
         (Standing::Ahead, Forked::Refuse) => Plan::Refuse(Fork::Ahead),
         (Standing::Elsewhere, Forked::Refuse) => Plan::Refuse(Fork::Elsewhere),
     }
@@ -255,6 +257,8 @@ mod tests {
             assert_eq!(plan(&ours, &replica(80, 60)), Plan::Refuse(fork));
             let decided = Ours { forked: Forked::Compare, ..ours };
             assert_eq!(plan(&decided, &replica(80, 60)), Plan::Compare(Cause::Forked));
+            let kept = Ours { forked: Forked::Keep, ..ours };
+            assert_eq!(plan(&kept, &replica(80, 60)), Plan::Compare(Cause::Forked));
             let doubtful = HelloReply { state: ReplicaState::Doubtful, ..replica(80, 60) };
             assert_eq!(plan(&ours, &doubtful), Plan::Refuse(fork), "it may be the only copy all the same");
         }

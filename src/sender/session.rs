@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::mailbox::{Call, Event, Mailbox};
+use super::mailbox::{Call, Closed, Event, Mailbox};
 use super::pace::Pace;
-use super::plan::{Forked, Ours, Plan, plan};
+use super::plan::{Cause, Forked, Ours, Plan, plan};
 use super::standing::{position_at, standing};
 use super::status::SharedStatus;
 use super::stream::{Batch, Stream};
@@ -20,7 +20,7 @@ use super::work::{Done, Reading, Walk};
 use super::{SenderState, SessionError};
 use crate::base::{AtimeMode, Position, StoredTimes, Tid, VolumeUuid, faults};
 use crate::catchup::TreeView;
-use crate::journal::{Journal, JournalError, Level, NewWork, Said, TargetId, TargetRow, WorkKind, WorkReason};
+use crate::journal::{Journal, JournalError, Level, NewWork, Own, Said, TargetId, TargetRow, WorkKind, WorkReason};
 use crate::sys::Errno;
 use crate::wire::{
     Ack, Breaker, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, PROTOCOL_VERSION, Stall, WireError,
@@ -44,6 +44,9 @@ const HANDSHAKE: Duration = Duration::from_secs(60);
 /// A target says something every two seconds.
 const SILENCE: Duration = Duration::from_secs(15);
 const TICK: Duration = Duration::from_secs(2);
+/// Most rows of work that a target may have asked for, and after how many more that is looked at. A row takes some 100 bytes.
+const MOST_NEEDS: u64 = 1 << 18;
+const LOOK_AT_NEEDS: usize = 1 << 14;
 /// Journal segments are freed at most this often.
 const TRIM_EVERY: Duration = Duration::from_secs(1);
 
@@ -60,6 +63,8 @@ pub(super) struct Session<'a> {
     /// Rows that end, or move on, when their batch is durable at the target.
     unfinished: VecDeque<(u64, Vec<Done>)>,
     last_ack: Ack,
+    /// What was asked for since the queue was last looked at.
+    asked: usize,
     /// The copy that answered.
     copy: VolumeUuid,
     trimmed: Instant,
@@ -85,7 +90,7 @@ impl<'a> Session<'a> {
                     if matches!(message, Message::HelloReply(_)) {
                         reader.trust();
                     }
-                    mailbox.hear(session, message).map_err(|_| WireError::Flood)?;
+                    mailbox.hear(session, message).map_err(|Closed| WireError::Flood)?;
                 }
             };
             if let Err(error) = listen() {
@@ -115,11 +120,14 @@ impl<'a> Session<'a> {
         let reply = wait_for_reply(parts.mailbox)?;
         let differs = note_times(&parts, &reply)?;
         let start = begin(&parts, &reply)?;
+        if start.what == Begin::Keep {
+            writer.send(&Message::Keep { epoch: start.after.epoch })?;
+        }
         let after = start.after.tid;
         let stored = find_target(&parts)?.applied;
         let stream = Stream::new(parts.journal.clone(), start.after)?;
         let watcher = Watcher::spawn(parts.journal.clone(), parts.mailbox.clone(), after, breaker);
-        writer.send(&Message::Start { after: start.after, jump: start.jump })?;
+        writer.send(&Message::Start { after: start.after, jump: start.what != Begin::Stream })?;
         parts.journal.store().target_error(target, None)?;
         parts.verifier.borrow_mut().begin_session();
         let bytes = writer.bytes_sent();
@@ -129,6 +137,7 @@ impl<'a> Session<'a> {
             status.applied = reply.applied.tid;
             status.high_water = reply.high_water.min(after);
             status.stalled = None;
+            status.forked = None;
             status.last_error = None;
             status.differs = differs;
             status.bytes_sent += bytes;
@@ -145,6 +154,7 @@ impl<'a> Session<'a> {
             unfinished: VecDeque::new(),
             // What the store does not know yet is news: the ack that said so may have been lost with the session before.
             last_ack: Ack { received: after, applied: reply.applied.tid.min(stored).min(after), ..Ack::default() },
+            asked: 0,
             copy: reply.replica,
             trimmed: Instant::now(),
             ticked: Instant::now(),
@@ -159,7 +169,6 @@ impl<'a> Session<'a> {
         let outcome = self.converse();
         // A connection that was cut because nothing was heard fails like any other.
         match outcome {
-            Err(_) if self.parts.mailbox.is_flooded() => Err(WireError::Flood.into()),
             Err(_) if self.watcher.has_broken() => Err(SessionError::Silent(SILENCE.as_secs())),
             outcome => outcome,
         }
@@ -171,6 +180,8 @@ impl<'a> Session<'a> {
                 if !self.on(event)? {
                     return Ok(());
                 }
+                // Also while there is much to hear the target has to hear something.
+                self.tick()?;
             }
             self.tick()?;
             let patience = match self.pace.wait((self.parts.options.rate)(), Instant::now()) {
@@ -205,6 +216,7 @@ impl<'a> Session<'a> {
             Event::Durable => self.stream.more(),
             Event::Flush => self.send(&Message::Flush)?,
             Event::Work => self.walk.look_again(),
+            Event::Retry => {}
             Event::Stop => {
                 let _ = self.send(&Message::Bye);
                 return Ok(false);
@@ -402,10 +414,23 @@ impl<'a> Session<'a> {
         let needs = if first { &[][..] } else { &needs };
         let said = Said { copy: self.copy, received: ack.received, applied: ack.applied, commit: ack.commit };
         store.ack(self.target, &said, &finished, &progress, needs)?;
+        self.bound_needs(ack.needs.len())?;
         self.walk.look_again();
         if self.trimmed.elapsed() >= TRIM_EVERY {
             self.trimmed = Instant::now();
             self.parts.journal.trim()?;
+        }
+        Ok(())
+    }
+}
+
+/// Most of what a target asks for it lacks by its source's own doing; one that asks for ever gets no more than a comparison.
+impl Session<'_> {
+    fn bound_needs(&mut self, asked: usize) -> Result<(), SessionError> {
+        self.asked += asked;
+        if self.asked >= LOOK_AT_NEEDS {
+            self.asked = 0;
+            self.parts.journal.store().work_bound_needs(self.target, MOST_NEEDS)?;
         }
         Ok(())
     }
@@ -443,7 +468,7 @@ fn wait_for_reply(mailbox: &Mailbox) -> Result<HelloReply, SessionError> {
             Some(Event::Heard(_)) => return Err(SessionError::Protocol("it did not say who it is")),
             Some(Event::Ended(error)) => return Err(error.into()),
             Some(Event::Stop) => return Err(SessionError::Protocol("stopped before it answered")),
-            Some(Event::Durable | Event::Flush | Event::Work) | None => {}
+            Some(Event::Durable | Event::Flush | Event::Work | Event::Retry) | None => {}
         }
     }
     Err(SessionError::Silent(HANDSHAKE.as_secs()))
@@ -453,8 +478,18 @@ fn wait_for_reply(mailbox: &Mailbox) -> Result<HelloReply, SessionError> {
 struct Start {
     /// Behind which place its records go on.
     after: Position,
-    /// Whether the target has to take that for its position.
-    jump: bool,
+    what: Begin,
+}
+
+/// How a target comes to the place where its records go on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    /// It is there.
+    Stream,
+    /// It takes that for its position.
+    Jump,
+    /// As before, and keeps what it has.
+    Keep,
 }
 
 /// Writes down how the session begins.
@@ -462,6 +497,15 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, SessionError> {
     let (journal, target) = (parts.journal, parts.options.target);
     let store = journal.store();
     let row = find_target(parts)?;
+    let decided = store.rejoin(target)?;
+    let valid = decided.filter(|rejoin| rejoin.copy == reply.replica && rejoin.epoch == reply.received.epoch);
+    let forked = match valid.map(|rejoin| rejoin.own) {
+        Some(Own::Keep) => Forked::Keep,
+        Some(Own::Discard) => Forked::Compare,
+        // A target that was defined anew with the leave to take over what is there.
+        None if !row.mirrored => parts.options.forked,
+        None => Forked::Refuse,
+    };
     let ours = Ours {
         durable: journal.durable_tid(),
         oldest_kept: journal.oldest_kept(),
@@ -470,31 +514,59 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, SessionError> {
         mirrored: row.mirrored,
         said: row.said,
         standing: standing(journal, &reply.received)?,
-        // A target that was defined anew with the leave to take over what is there.
-        forked: if row.mirrored { Forked::Refuse } else { parts.options.forked },
+        forked,
     };
+    let plan = plan(&ours, reply);
+    let is_fork = matches!(plan, Plan::Refuse(_) | Plan::Compare(Cause::Forked));
+    if decided.is_some() && !is_fork {
+        store.rejoin_set(target, None)?;
+    }
     let said =
         Said { copy: reply.replica, received: reply.received.tid, applied: reply.applied.tid, commit: reply.commit };
-    let (reason, text) = match plan(&ours, reply) {
+    let (reason, text) = match plan {
         Plan::Stream => {
             store.target_said(target, Some(&said))?;
-            return Ok(Start { after: reply.received, jump: false });
+            return Ok(Start { after: reply.received, what: Begin::Stream });
         }
         Plan::Jump { to } => {
             store.target_said(target, Some(&said))?;
-            return Ok(Start { after: position_at(journal, to)?, jump: true });
+            return Ok(Start { after: position_at(journal, to)?, what: Begin::Jump });
         }
-        Plan::Refuse(fork) => return Err(SessionError::Fork { received: reply.received, durable: ours.durable, fork }),
+        Plan::Refuse(fork) => {
+            // What was acknowledged before says nothing of a target that went on without us: it is consistent nowhere.
+            store.work_insert(target, &[NewWork::whole_tree(WorkReason::Verify, Tid::ZERO)])?;
+            let (copy, durable) = (reply.replica, ours.durable);
+            return Err(SessionError::Fork { copy, received: reply.received, durable, fork });
+        }
         Plan::Mirror => (WorkReason::Mirror, "the whole tree is sent".to_owned()),
         Plan::Compare(cause) => (WorkReason::Verify, format!("the whole tree is compared: {cause}")),
     };
-    let base = ours.durable;
-    store.reset_target(target, base, &[NewWork::whole_tree(reason, base)])?;
+    if is_fork {
+        leave_what_is_lost(journal, &reply.received)?;
+    }
+    let base = journal.durable_tid();
+    store.reset_target(target, base, &[NewWork::whole_tree(reason, Tid::ZERO)])?;
     // After the work is queued: a copy that is known has had its beginning.
     store.target_said(target, Some(&said))?;
     let level = if reason == WorkReason::Mirror { Level::Info } else { Level::Warning };
-    store.event(level, Some(target), &format!("{text}; it goes on behind {base}"))?;
-    Ok(Start { after: position_at(journal, base)?, jump: true })
+    let after = position_at(journal, base)?;
+    let what = if is_fork && forked == Forked::Keep { Begin::Keep } else { Begin::Jump };
+    let kept = match what {
+        Begin::Keep => format!("; what it has and this source has not is kept there in .dtfs/fork-{}", after.epoch),
+        _ => String::new(),
+    };
+    store.event(level, Some(target), &format!("{text}; it goes on behind {base}{kept}"))?;
+    Ok(Start { after, what })
+}
+
+/// The target has followed a history further than it goes here. From now on no TID means one thing there and another here,
+/// and no place behind the parting is taken for one of ours.
+fn leave_what_is_lost(journal: &Journal, theirs: &Position) -> Result<(), SessionError> {
+    if theirs.epoch == journal.identity().epoch || theirs.tid >= journal.last_tid() {
+        let why = "a target holds changes that this volume has lost";
+        journal.begin_epoch(theirs.tid, why)?;
+    }
+    Ok(())
 }
 
 /// The target's row, as it is now.
@@ -524,7 +596,7 @@ fn note_times(parts: &Parts<'_>, reply: &HelloReply) -> Result<Option<String>, S
 }
 
 /// Turns the journal's progress into events, so that the session waits in one place, and cuts a connection on which nothing
-/// is heard, or far too much: a write to such a target would never end. Ends with the session: the journal must be free to be closed
+/// is heard: a write to such a target would never end. Ends with the session: the journal must be free to be closed
 /// once its senders have stopped.
 struct Watcher {
     stop: Arc<AtomicBool>,
@@ -553,7 +625,7 @@ impl Watcher {
                     mailbox.call(Call::Durable);
                 }
                 after = durable;
-                if mailbox.silence() > SILENCE || mailbox.is_flooded() {
+                if mailbox.silence() > SILENCE {
                     cut.store(true, Ordering::SeqCst);
                     return breaker.cut();
                 }

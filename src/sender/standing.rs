@@ -1,5 +1,7 @@
 //! Places in our own history, and where a target's position lies in it.
 
+use std::collections::VecDeque;
+
 use super::plan::Standing;
 use crate::base::{EpochId, Position, Tid};
 use crate::journal::{EpochRow, Journal, JournalError};
@@ -31,9 +33,8 @@ pub(super) fn position_at(journal: &Journal, tid: Tid) -> Result<Position, Journ
     Ok(Position { epoch, tid, digest: journal.digest_at(tid)?.unwrap_or_default() })
 }
 
-/// The epochs that begin behind a place in `epoch`, oldest first.
-pub(super) fn epochs_after(journal: &Journal, epoch: EpochId) -> Result<Vec<EpochRow>, JournalError> {
-    let epochs = journal.epochs()?;
-    let here = epochs.iter().position(|row| row.id == epoch).map_or(epochs.len(), |at| at + 1);
-    Ok(epochs[here..].to_vec())
+/// Those of `all` that begin behind a place in `epoch`, oldest first.
+pub(super) fn epochs_after(all: &[EpochRow], epoch: EpochId) -> VecDeque<EpochRow> {
+    let here = all.iter().position(|row| row.id == epoch).map_or(all.len(), |at| at + 1);
+    all[here..].iter().copied().collect()
 }

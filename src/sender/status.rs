@@ -5,7 +5,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use super::verify_desk::VerifyProgress;
-use crate::base::{Tid, Timespec};
+use crate::base::{EpochId, Tid, Timespec, VolumeUuid};
 
 /// What a sender is doing.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -32,6 +32,8 @@ pub struct SenderStatus {
     pub applied: Tid,
     /// Up to here its tree may hold changes from before a crash of its own: below it is no past state of the source.
     pub high_water: Tid,
+    /// Which copy is refused because it followed another history, and the epoch that it is in.
+    pub forked: Option<(VolumeUuid, EpochId)>,
     /// What it waits for, when nothing goes on although the session lives.
     pub stalled: Option<String>,
     /// Bytes on the wire since the sender was started.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::SessionError;
 use super::standing::{epochs_after, position_at};
 use super::work::{Done, Purpose, Reading};
-use crate::base::{Position, Tid};
+use crate::base::{EpochId, Position, Tid};
 use crate::journal::{EpochRow, Journal, JournalReader};
 use crate::wire::Message;
 
@@ -18,6 +18,8 @@ pub(super) struct Stream {
     reader: JournalReader,
     /// Epochs that begin behind what was sent: the target's position names the epoch that its TID belongs to.
     epochs: VecDeque<EpochRow>,
+    /// The last epoch that is known of.
+    known: EpochId,
     /// Last TID sent.
     sent: Tid,
     /// Readings that wait for their place; stamps never go down from one to the next.
@@ -38,8 +40,9 @@ pub(super) struct Batch {
 impl Stream {
     pub(super) fn new(journal: Arc<Journal>, after: Position) -> Result<Stream, SessionError> {
         let reader = journal.reader(after.tid)?;
-        let epochs = epochs_after(&journal, after.epoch)?.into();
-        Ok(Stream { journal, reader, epochs, sent: after.tid, waiting: VecDeque::new(), maybe_more: true })
+        let all = journal.epochs()?;
+        let (epochs, known) = (epochs_after(&all, after.epoch), all.last().map_or(after.epoch, |epoch| epoch.id));
+        Ok(Stream { journal, reader, epochs, known, sent: after.tid, waiting: VecDeque::new(), maybe_more: true })
     }
 
     /// Last TID sent.
@@ -63,11 +66,13 @@ impl Stream {
         self.waiting.back().map(|reading| reading.stamp)
     }
 
-    /// The next batch, or `None` when nothing can be sent now.
+    /// The next batch, or `None` when nothing can be sent now. `durable` was read before: no record up to there belongs to an
+    /// epoch that is not known of then.
     pub(super) fn next(&mut self, durable: Tid, batch: u64) -> Result<Option<Batch>, SessionError> {
+        self.learn_epochs()?;
         let stamp = self.waiting.front().map_or(Tid(u64::MAX), |reading| reading.stamp);
         let fork = self.epochs.front().map_or(Tid(u64::MAX), |epoch| epoch.fork.tid);
-        let limit = stamp.min(fork);
+        let limit = stamp.min(fork).min(durable);
         let looked = self.maybe_more || !self.waiting.is_empty();
         if looked && let Some(chunk) = self.reader.next_chunk(limit, BATCH_BYTES)? {
             let prev = std::mem::replace(&mut self.sent, chunk.last);
@@ -90,6 +95,16 @@ impl Stream {
         Ok(None)
     }
 
+    /// An epoch may have begun since the session did.
+    fn learn_epochs(&mut self) -> Result<(), SessionError> {
+        if self.journal.identity().epoch != self.known {
+            let all = self.journal.epochs()?;
+            self.epochs.extend(epochs_after(&all, self.known));
+            self.known = all.last().map_or(self.known, |epoch| epoch.id);
+        }
+        Ok(())
+    }
+
     /// Every record up to `durable` was sent and the last one has a lower TID: the numbers between were jumped over when
     /// the journal started again. The target's place moves behind them, or it would never be where the source is.
     fn skip(&mut self, to: Tid) -> Result<Batch, SessionError> {
@@ -108,7 +123,9 @@ impl Stream {
         self.reader = self.journal.reader(after)?;
         self.maybe_more = true;
         let to = position_at(&self.journal, after)?;
-        self.epochs = epochs_after(&self.journal, to.epoch)?.into();
+        let all = self.journal.epochs()?;
+        self.epochs = epochs_after(&all, to.epoch);
+        self.known = all.last().map_or(to.epoch, |epoch| epoch.id);
         self.skip(after)
     }
 

@@ -97,6 +97,11 @@ impl SenderThread {
         SenderNudge { mailbox: self.mailbox.clone() }
     }
 
+    /// The next session is to begin at once: the operator has decided what it was refused for.
+    pub fn retry(&self) {
+        self.mailbox.call(Call::Retry);
+    }
+
     /// Tells the thread to stop; [`Drop`] waits for it.
     pub fn stop(&self) {
         self.mailbox.call(Call::Stop);
@@ -184,6 +189,7 @@ impl Runner {
         let session = self.mailbox.open_session();
         let reader = Session::spawn_reader(reader, self.mailbox.clone(), session).map_err(SessionError::Connect)?;
         let outcome = Session::open(self.parts(), writer, peer.breaker()).and_then(Session::run);
+        self.mailbox.close_session();
         let outcome = match outcome {
             // ssh, for one, says why.
             Err(SessionError::Wire(WireError::Closed)) => Err(closed(&peer.last_words())),
@@ -223,8 +229,13 @@ impl Runner {
             }
             _ => SenderState::Offline,
         };
+        let forked = match error {
+            SessionError::Fork { copy, received, .. } => Some((*copy, received.epoch)),
+            _ => None,
+        };
         self.status.update(|status| {
             status.state = state;
+            status.forked = forked;
             status.stalled = None;
             status.peer_pid = None;
             status.last_error = Some((Timespec::now(), text));
@@ -238,6 +249,7 @@ impl Runner {
         loop {
             match self.mailbox.next(deadline) {
                 Some(Event::Stop) => return true,
+                Some(Event::Retry) => return false,
                 Some(_) => {}
                 None => return false,
             }

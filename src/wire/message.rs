@@ -156,6 +156,9 @@ pub enum Message {
     /// Source: the next record follows `after`. `jump` when the target must take that as its position although it did not
     /// receive everything up to there (the difference comes as state).
     Start { after: Position, jump: bool },
+    /// Source: before a Start with `jump`: what the target has and this source has not is kept, in a place that is named
+    /// after the epoch. It followed a history that this source does not have any more.
+    Keep { epoch: EpochId },
     /// Source: records, encoded one behind the other. `prev` is the TID before the first.
     Records { batch: u64, prev: Tid, first: Tid, last: Tid, count: u32, body: Vec<u8> },
     /// Source: state records, encoded one behind the other. They go where they stand in the stream.
@@ -190,6 +193,7 @@ impl Message {
             Message::HelloReply(_) => 2,
             Message::Refuse { .. } => 3,
             Message::Start { .. } => 4,
+            Message::Keep { .. } => 40,
             Message::Records { .. } => 5,
             Message::State { .. } => 6,
             Message::Ack(_) => 7,
@@ -217,6 +221,7 @@ impl Message {
                 out.u8(*code as u8);
                 out.short_bytes(clip(text));
             }
+            Message::Keep { epoch } => out.0.extend_from_slice(&epoch.0),
             Message::Start { after, jump } => {
                 out.0.extend_from_slice(&after.to_bytes());
                 out.u8(u8::from(*jump));
@@ -257,6 +262,7 @@ impl Message {
             1 => Message::Hello(Hello::decode(&mut r)?),
             2 => Message::HelloReply(HelloReply::decode(&mut r)?),
             3 => Message::Refuse { code: refuse_code(&mut r)?, text: text(&mut r)? },
+            40 => Message::Keep { epoch: EpochId(r.fixed("epoch")?) },
             4 => Message::Start { after: position(&mut r, "after")?, jump: r.flag("jump")? },
             5 => {
                 let (batch, prev) = (r.u64("batch")?, Tid(r.u64("previous TID")?));
@@ -493,6 +499,7 @@ mod tests {
                 stored_times: StoredTimes::Coarse,
             }),
             Message::Refuse { code: RefuseCode::Wrong, text: "no".into() },
+            Message::Keep { epoch: EpochId([7; 16]) },
             Message::Start { after: Position { tid: Tid(6), ..Position::START }, jump: true },
             Message::Records { batch: 1, prev: Tid(6), first: Tid(7), last: Tid(9), count: 3, body: vec![1, 2, 3] },
             Message::State { batch: 2, body: vec![4, 5] },

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use dtfs::applier::Adopt;
 use dtfs::backing::Tree;
 use dtfs::backing::compare::CompareOptions;
-use dtfs::journal::{Journal, JournalOptions, TargetId};
+use dtfs::journal::{Journal, JournalOptions, Own, Rejoin, TargetId};
 use dtfs::receiver::{ServeOptions, serve};
 use dtfs::sender::{Connect, Forked, SenderOptions, SenderState, SenderStatus, SenderThread};
 use dtfs::stack::{AtimeMode, Stack, StackOptions};
@@ -108,6 +108,11 @@ impl Pair {
         pair
     }
 
+    /// With source and journal in `dir`; the target belongs elsewhere.
+    pub(crate) fn on(dir: &Path) -> Pair {
+        Pair::below(dir)
+    }
+
     fn below(dir: &Path) -> Pair {
         Pair::with(dir, JournalOptions { segment_bytes: 8 << 20, ..JournalOptions::default() })
     }
@@ -193,6 +198,13 @@ impl Pair {
 
     pub(crate) fn stack(&self) -> &Arc<Stack> {
         self.stack.as_ref().expect("the stack is open")
+    }
+
+    /// Decides, as by `dtfs rejoin`, what becomes of a target that is refused because it followed another history.
+    pub(crate) fn rejoin(&self, own: Own) {
+        let (copy, epoch) = self.status().forked.expect("it is refused for another history");
+        self.stack().journal().store().rejoin_set(self.target, Some(&Rejoin { copy, epoch, own })).expect("the store");
+        self.sender.as_ref().expect("the sender runs").retry();
     }
 
     /// Opens tree and journal.

@@ -18,7 +18,7 @@ pub use ask::{EventRange, LogRange, VerifyWhat, WaitFor, events, log, reload, st
 pub use check::{check, check_files};
 pub use doctor::{Finding, Severity, doctor};
 pub use entries::{Detach, MountHow, Rehearsal, add_entry, list_entries, mount, remove_entry, unmount};
-pub use targets::{NewTarget, define_target, forget_target, set_activity};
+pub use targets::{NewTarget, OnlyThere, define_target, forget_target, rejoin, set_activity};
 pub use volumes::{define_volume, forget_volume};
 pub use which::{Which, find_entry, resolve_volume};
 

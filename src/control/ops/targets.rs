@@ -5,7 +5,7 @@ use crate::config::{
     Activity, Adoption, EditLock, MountsFile, Paths, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
     add_target, check_target_dir, nearest, pause_target, remove_target,
 };
-use crate::control::{ExitCode, Failure, Request, try_connect};
+use crate::control::{Client, ExitCode, Failure, Request, try_connect};
 
 /// A target that shall be defined.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -91,6 +91,26 @@ pub fn set_activity(
     pause_target(&lock, paths, volume, target, activity)?;
     drop(lock);
     tell(paths, &Request::Reload)
+}
+
+/// What becomes of what only a target has that followed another history.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnlyThere {
+    /// It is kept there, in `.dtfs/fork-EPOCH`.
+    Kept,
+    /// It is given up.
+    GivenUp,
+}
+
+/// Lets a target that followed another history follow the volume again: its whole tree is compared.
+///
+/// # Errors
+/// Code 2 when it is not refused for that, code 3 without a daemon.
+pub fn rejoin(paths: &Paths, volume: &VolumeName, target: &TargetName, own: OnlyThere) -> Result<Told, Failure> {
+    need_target(paths, volume, target)?;
+    let discard = own == OnlyThere::GivenUp;
+    Client::connect(paths)?.call(&Request::Rejoin { volume: volume.clone(), target: target.clone(), discard })?;
+    Ok(Told::Daemon(Vec::new()))
 }
 
 fn need_target(paths: &Paths, volume: &VolumeName, target: &TargetName) -> Result<(), Failure> {

@@ -72,7 +72,8 @@ pub(super) enum Room {
 pub struct SegmentLog {
     dir: SegmentDir,
     volume: VolumeUuid,
-    epoch: EpochId,
+    /// What segments that are begun belong to. Rank: a leaf; held for a copy.
+    epoch: Mutex<EpochId>,
     options: LogOptions,
     /// Protects the end of the log and the free files. Rank: above `index`, below every lock of the caller but the
     /// store's. Held across writes and syncs of the log's files; readers never take it.
@@ -184,8 +185,8 @@ impl SegmentLog {
     }
 
     /// Segments that are begun from now on belong to `epoch`.
-    pub(super) fn set_epoch(&mut self, epoch: EpochId) {
-        self.epoch = epoch;
+    pub(super) fn set_epoch(&self, epoch: EpochId) {
+        *self.epoch.lock() = epoch;
     }
 
     /// Number of the oldest segment.

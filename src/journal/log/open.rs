@@ -78,7 +78,7 @@ impl SegmentLog {
 
     /// The header of a segment that begins now.
     pub(super) fn new_header(&self, no: u64, base: ChainEnd) -> SegmentHeader {
-        header(self.volume, self.epoch, &self.options, no, base)
+        header(self.volume, *self.epoch.lock(), &self.options, no, base)
     }
 }
 
@@ -125,7 +125,7 @@ fn assemble(
     SegmentLog {
         dir,
         volume,
-        epoch,
+        epoch: Mutex::new(epoch),
         options,
         writer: Mutex::new(writer),
         index: Arc::new(Mutex::new(Index { segments, durable })),

@@ -242,7 +242,7 @@ impl SegmentLog {
         writer.file = Arc::clone(&file);
         writer.link = header.link();
         writer.unsynced = false;
-        let segment = new_segment(self.epoch, writer.link, file);
+        let segment = new_segment(*self.epoch.lock(), writer.link, file);
         self.index.lock().segments.push_back(segment);
         Ok(())
     }

@@ -23,7 +23,7 @@ pub(super) use events::put_event;
 pub use events::{EventRow, Level};
 pub(super) use overflow::{Collapsed, collapse, put_suspects};
 pub(super) use segments::{Sealed, SegmentRow};
-pub use targets::{Said, TargetId, TargetRow};
+pub use targets::{Own, Rejoin, Said, TargetId, TargetRow};
 pub(super) use targets::{all_targets, lose_place};
 pub use work::{NewWork, WorkKind, WorkReason, WorkRow};
 

@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
 use super::work::{NewWork, put_compare_all, put_work};
 use super::{Store, from_sql, to_sql};
-use crate::base::{Commit, Tid, Timespec, VolumeUuid};
+use crate::base::{Commit, EpochId, Tid, Timespec, VolumeUuid};
 use crate::journal::error::JournalError;
 
 /// Names a target within its volume, for the life of `state.db`; never used twice.
@@ -172,6 +172,32 @@ impl Store {
         self.write("target said", |tx| put_said(tx, target, said))
     }
 
+    /// Remembers that the operator wants a target of another history to follow this one; `None` forgets it.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn rejoin_set(&self, target: TargetId, rejoin: Option<&Rejoin>) -> Result<(), JournalError> {
+        let bytes = rejoin.map(|Rejoin { copy, epoch, own }| {
+            let own = [u8::from(*own == Own::Discard)];
+            [&copy.0[..], &epoch.0, &own].concat()
+        });
+        self.meta_set(&rejoin_key(target), &bytes.unwrap_or_default())
+    }
+
+    /// What was set by [`Store::rejoin_set`].
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn rejoin(&self, target: TargetId) -> Result<Option<Rejoin>, JournalError> {
+        let bytes = self.meta_get(&rejoin_key(target))?.unwrap_or_default();
+        let parts = bytes.split_first_chunk().and_then(|(copy, rest)| Some((copy, rest.split_first_chunk()?)));
+        Ok(parts.map(|(copy, (epoch, own))| Rejoin {
+            copy: VolumeUuid(*copy),
+            epoch: EpochId(*epoch),
+            own: if own == [1] { Own::Discard } else { Own::Keep },
+        }))
+    }
+
     /// Sets the target's state word (such as `active` or `paused`).
     ///
     /// # Errors
@@ -182,6 +208,30 @@ impl Store {
             Ok(())
         })
     }
+}
+
+/// What becomes of what only a target has that followed another history.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Own {
+    /// It is kept there, in `.dtfs/fork-EPOCH`.
+    Keep,
+    /// It is given up.
+    Discard,
+}
+
+/// The operator wants a target of another history to follow this one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rejoin {
+    /// The copy that he was told of.
+    pub copy: VolumeUuid,
+    /// The epoch that it was in.
+    pub epoch: EpochId,
+    /// What becomes of what only it has.
+    pub own: Own,
+}
+
+fn rejoin_key(target: TargetId) -> String {
+    format!("rejoin.{}", target.0)
 }
 
 /// All targets, as part of a larger transaction.

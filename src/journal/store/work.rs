@@ -199,6 +199,29 @@ impl Store {
         })
     }
 
+    /// When more than `most` rows are there that the target asked for, they go, and its whole tree is compared in their
+    /// place, with an event: whatever it asks for, the queue stays bounded. Returns whether that was so.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn work_bound_needs(&self, target: TargetId, most: u64) -> Result<bool, JournalError> {
+        let need = reason_code(WorkReason::Need);
+        let asked: u64 = self.read("count needs", |connection| {
+            let count = "SELECT count(*) FROM work WHERE target = ?1 AND reason = ?2";
+            connection.query_row(count, (target.0, need), |row| Ok(from_sql(row.get(0)?)))
+        })?;
+        if asked <= most {
+            return Ok(false);
+        }
+        self.write("bound needs", |tx| {
+            tx.execute("DELETE FROM work WHERE target = ?1 AND reason = ?2", (target.0, need))?;
+            put_compare_all(tx, target, Tid::ZERO)?;
+            let text = format!("it has asked for {asked} objects and ranges: its whole tree is compared instead");
+            put_event(tx, Level::Warning, Some(target), &text)
+        })?;
+        Ok(true)
+    }
+
     /// Rows in the target's queue.
     ///
     /// # Errors

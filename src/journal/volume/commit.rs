@@ -17,7 +17,7 @@ use crate::journal::log::Position;
 use crate::record::FieldWriter;
 
 /// How long a clean stop waits for changes that are under way.
-const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Journal {
     /// Returns when every record up to `upto` (at most the last given) is durable: at once when it is, else as the

@@ -3,6 +3,7 @@
 mod change;
 mod checkpoint;
 mod commit;
+mod fork;
 mod hot;
 mod mark;
 mod open;
@@ -105,8 +106,10 @@ pub struct Journal {
 
 /// What the journal, its readers and its committer thread share.
 struct Core {
-    /// Its space is in `object_space`.
+    /// Its space is in `object_space`, its epoch in `epoch`.
     identity: Identity,
+    /// The current epoch. Rank: a leaf, held for a copy.
+    epoch: Mutex<EpochId>,
     /// Space of the objects that are born here.
     object_space: AtomicU32,
     options: JournalOptions,
@@ -146,7 +149,8 @@ pub struct JournalReader {
 impl Journal {
     /// Whose journal it is.
     pub fn identity(&self) -> Identity {
-        Identity { space: Space(self.core.object_space.load(Ordering::SeqCst)), ..self.core.identity }
+        let epoch = *self.core.epoch.lock();
+        Identity { space: Space(self.core.object_space.load(Ordering::SeqCst)), epoch, ..self.core.identity }
     }
 
     /// Last TID given. Exact for a caller who holds the lock of the object in question.
@@ -164,7 +168,7 @@ impl Journal {
         // The TIDs of a jump count although the log ends before them: nothing lies between.
         let given = self.durable_tid();
         let end = self.core.log.durable_end();
-        Position { epoch: self.core.identity.epoch, tid: given.max(end.tid), digest: end.digest }
+        Position { epoch: *self.core.epoch.lock(), tid: given.max(end.tid), digest: end.digest }
     }
 
     /// Digest of the chain of records up to `tid`; `None` when that is no longer, or not yet, known. Where a segment ended

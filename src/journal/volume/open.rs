@@ -89,6 +89,7 @@ impl Journal {
         let ring = Ring::new(last, ring_bytes, log.room());
         let core = Arc::new(Core {
             identity,
+            epoch: Mutex::new(identity.epoch),
             object_space: AtomicU32::new(identity.space.0),
             options,
             log,

@@ -30,7 +30,7 @@ use crate::journal::store::{
 use crate::record::{Fate, FieldWriter, Header, Op, RecordIter};
 
 /// How far TIDs jump after a power loss: more than the changes that can have had a TID without a durable record.
-const JUMP: u64 = 1 << 32;
+pub(super) const JUMP: u64 = 1 << 32;
 /// Key in `meta`: the life whose memory counts.
 pub(super) const LIFE: &str = "life";
 const ORPHANS: &str = "orphans";
@@ -110,7 +110,7 @@ impl Found<'_> {
         Ok(Recovered { log, identity: self.identity, last: start, stop: LastStop::Damaged { reason } })
     }
 
-    fn settle(&mut self, known: &Known, mut log: SegmentLog) -> Result<Recovered, Failure> {
+    fn settle(&mut self, known: &Known, log: SegmentLog) -> Result<Recovered, Failure> {
         let end = log.last_tid();
         let damage = |reason| Failure::Damage(reason, end);
         let Some((mark, stop)) = &known.mark else {
@@ -142,7 +142,7 @@ impl Found<'_> {
                 let doubt = self.doubt(&log, Wanted::All)?;
                 match doubt.changes.len() {
                     0 => self.settle_clean(known, &log),
-                    _ => self.settle_power_loss(known, &mut log, doubt),
+                    _ => self.settle_power_loss(known, &log, doubt),
                 }
             }
             (Stop::Open, Memory::Left(left)) if left.durable.tid > end => {
@@ -151,7 +151,7 @@ impl Found<'_> {
             (Stop::Open, Memory::Left(left)) => self.settle_kill(known, &log, &left),
             (Stop::Open, Memory::Gone) => {
                 let doubt = self.doubt(&log, Wanted::All)?;
-                self.settle_power_loss(known, &mut log, doubt)
+                self.settle_power_loss(known, &log, doubt)
             }
         };
         let (last, stop) = outcome?;
@@ -209,7 +209,7 @@ impl Found<'_> {
     fn settle_power_loss(
         &mut self,
         known: &Known,
-        log: &mut SegmentLog,
+        log: &SegmentLog,
         mut doubt: Doubt,
     ) -> Result<(Tid, LastStop), Failure> {
         let last = Tid(known.bound().max(log.last_tid()).0 + JUMP - 1);

@@ -46,7 +46,7 @@ impl Journal {
         }
         loop {
             core.take_room(&mut ring, share)?;
-            if ring.gate != Gate::Blocked {
+            if !matches!(ring.gate, Gate::Blocked | Gate::Paused) {
                 break;
             }
             ring.give_back(share);

@@ -135,7 +135,7 @@ impl Core {
                 self.want_checkpoint(&mut ring);
             }
             ring.gate = match ring.gate {
-                Gate::Closed => Gate::Closed,
+                gate @ (Gate::Closed | Gate::Paused) => gate,
                 _ if full => Gate::Blocked,
                 _ => Gate::Open,
             };

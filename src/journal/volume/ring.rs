@@ -48,6 +48,8 @@ pub(super) enum Gate {
     Open,
     /// They wait: the log is at its cap, and a target is waited for.
     Blocked,
+    /// They wait for a moment: a new epoch begins.
+    Paused,
     /// No more.
     Closed,
 }
