@@ -24,8 +24,9 @@ fn run() -> anyhow::Result<control::ExitCode> {
     log_to_stderr(verbosity);
     let done = match &action {
         Action::Operator(command) => return Ok(cli::run(&paths, verbosity, command)),
-        Action::Daemon => daemon::run(&paths),
+        Action::Daemon(args) => daemon::run(&paths, args.drain()),
         Action::Serve(args) => daemon::serve(&paths, &args.dir, args.adoption()),
+        Action::Pfs(verb) => daemon::pfs(&paths, verb, &mut std::io::stdout()),
         Action::Demo(args) => daemon::demo(if args.keep { Keep::Yes } else { Keep::No }, &mut std::io::stdout()),
     };
     Ok(match done {

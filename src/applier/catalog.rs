@@ -184,6 +184,17 @@ impl Catalog {
         Catalog::begin(path, connection)
     }
 
+    /// What was last durable in the tree, for somebody who only looks: another process may have the catalog open.
+    pub(super) fn look_at(path: &Path) -> Result<Position, CatalogError> {
+        let connection = open_database(path)?;
+        let cursor = read_cursor(&connection).map_err(|cause| CatalogError::Sql {
+            path: path.to_owned(),
+            what: "read cursor",
+            cause,
+        })?;
+        Ok(cursor.applied)
+    }
+
     fn begin(path: &Path, connection: Connection) -> Result<Catalog, CatalogError> {
         let fail = |what| move |cause| CatalogError::Sql { path: path.to_owned(), what, cause };
         let cursor = read_cursor(&connection).map_err(fail("read cursor"))?;

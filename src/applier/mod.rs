@@ -31,7 +31,7 @@ pub use catalog::CatalogError;
 use doubt::DoubtFile;
 use fresh::Fresh;
 use park::Park;
-pub use replica::{Adopt, Origin, Replica, ReplicaError, ReplicaLock};
+pub use replica::{About, Adopt, Origin, Replica, ReplicaError, ReplicaLock};
 
 use crate::backing::Tree;
 use crate::base::{Ballast, Commit, Oid, Position, Tid, faults};

@@ -100,6 +100,20 @@ pub struct Replica {
     pub(super) lock: ReplicaLock,
 }
 
+/// What a replica says of itself to those who only look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct About {
+    /// Unique id of the copy.
+    pub id: VolumeUuid,
+    /// Whose copy it is.
+    pub volume: VolumeUuid,
+    /// Everything up to here is durable in its tree.
+    pub applied: Position,
+}
+
+/// In the state directory of a replica that no source has filled yet.
+const AWAITS: &str = "awaits-source";
+
 /// Keeps every other process from a replica, as long as any part of this one may still write to it.
 pub type ReplicaLock = Arc<OwnedFd>;
 
@@ -136,6 +150,9 @@ impl Replica {
             None => (VolumeUuid::random(), examine(dir, adopt)?),
         };
         let state = states.join(id.to_string());
+        // Nobody has filled it yet.
+        let awaits = state.join(AWAITS);
+        let origin = if awaits.exists() { examine(dir, adopt)? } else { origin };
         let inbox = state.join("inbox");
         let io = |cause| ReplicaError::Io { path: inbox.clone(), cause };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&inbox).map_err(io)?;
@@ -150,11 +167,50 @@ impl Replica {
         };
         if origin != Origin::Existing {
             write_id(dir, id, volume)?;
+            remove_marker(&awaits)?;
         }
         let mut replica =
             Replica { tree, catalog, park, doubt, ballast, space, id, origin, inbox, lock: Arc::new(lock) };
         replica.register_root()?;
         Ok(replica)
+    }
+
+    /// Makes the empty directory `dir` a copy of `volume` that no source has filled yet: only one of that volume may. Of one
+    /// that is that already nothing is changed.
+    ///
+    /// # Errors
+    /// [`ReplicaError`], as [`Replica::open`].
+    pub fn await_source(dir: &Path, states: &Path, volume: VolumeUuid) -> Result<(), ReplicaError> {
+        make_dir(dir)?;
+        let tree = Tree::open(dir)?;
+        let _lock = lock(dir, &tree)?;
+        match read_id(dir)? {
+            Some((_, found)) if found == volume => return Ok(()),
+            Some((_, found)) => {
+                return Err(ReplicaError::OtherVolume { path: dir.to_owned(), found, wanted: volume });
+            }
+            None => {}
+        }
+        examine(dir, Adopt::No)?;
+        let id = VolumeUuid::random();
+        let state = states.join(id.to_string());
+        let io = |cause| ReplicaError::Io { path: state.clone(), cause };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&state).map_err(io)?;
+        Park::open(&tree).map_err(|errno| ReplicaError::Io { path: dir.to_owned(), cause: errno.into() })?;
+        // Before the id: with it alone the directory would count as a replica whose catalog is lost.
+        fs::write(state.join(AWAITS), b"").and_then(|()| fs::File::open(&state)?.sync_all()).map_err(io)?;
+        write_id(dir, id, volume)
+    }
+
+    /// What the directory `dir` is, when it is a replica; also while a session works on it.
+    ///
+    /// # Errors
+    /// [`ReplicaError`] when its id file or its catalog cannot be read.
+    pub fn describe(dir: &Path, states: &Path) -> Result<Option<About>, ReplicaError> {
+        let Some((id, volume)) = read_id(dir)? else { return Ok(None) };
+        let catalog = states.join(id.to_string()).join("catalog.db");
+        let applied = if catalog.exists() { Catalog::look_at(&catalog)? } else { Position::START };
+        Ok(Some(About { id, volume, applied }))
     }
 
     /// How the tree's filesystem stores times that are set, found out on the park, and whether its mount moves them. When
@@ -273,6 +329,15 @@ fn inspect(
         () => return Ok(Ok(catalog)),
     };
     Ok(Err((reason, cursor.applied)))
+}
+
+fn remove_marker(path: &Path) -> Result<(), ReplicaError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(ReplicaError::Io { path: path.to_owned(), cause: error })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn make_dir(dir: &Path) -> Result<(), ReplicaError> {

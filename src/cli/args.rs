@@ -1,12 +1,14 @@
 //! The grammar of the command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::{Action, Invocation, Verbosity};
-use crate::base::Tid;
-use crate::config::{Adoption, MountOptions, Paths, TargetName, TargetUrl, VolumeName};
+use crate::base::{Tid, VolumeUuid};
+use crate::config::{Adoption, ByteSize, MountOptions, Paths, TargetName, TargetUrl, VolumeName};
+use crate::control::PfsVerb;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,13 +41,30 @@ pub(super) struct Arguments {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Mount every entry, serve targets and answer commands until stopped
-    Daemon,
+    Daemon(DaemonArgs),
     /// The receiving end of one session; started by the source
     Serve(ServeArgs),
     /// Replicate a real tree between two directories of this host, check it, and clean up
     Demo(DemoArgs),
     #[command(flatten)]
+    Pfs(PfsCommand),
+    #[command(flatten)]
     Operator(OperatorCommand),
+}
+
+/// `dtfs daemon [--drain S]`.
+#[derive(Args, Clone, Debug)]
+pub struct DaemonArgs {
+    /// At the stop, give targets that answer so many seconds for what they lack; what is left then is said
+    #[arg(long, value_name = "S", default_value = "10", value_parser = milliseconds)]
+    pub drain: u64,
+}
+
+impl DaemonArgs {
+    /// `--drain`.
+    pub fn drain(&self) -> Duration {
+        Duration::from_millis(self.drain)
+    }
 }
 
 /// `dtfs serve --stdio DIR [--adopt]`.
@@ -67,6 +86,63 @@ impl ServeArgs {
     pub fn adoption(&self) -> Adoption {
         self.adopt.into()
     }
+}
+
+/// HAMMER's pfs directives.
+#[derive(Subcommand, Clone, Debug)]
+enum PfsCommand {
+    /// Make a directory a master volume, and show what it is
+    #[command(after_help = "Example:\n  dtfs pfs-master /srv/data")]
+    PfsMaster {
+        /// The directory; it is made when it is missing
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Make an empty directory a copy that only a source of this volume may fill
+    #[command(after_help = "Example:\n  dtfs pfs-slave /mnt/replica shared-uuid=9043570e-b3d9-4de9-9bef-011617202aa6")]
+    PfsSlave {
+        /// The directory; it is made when it is missing
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// The volume, as pfs-status shows it
+        #[arg(value_name = "shared-uuid=UUID", value_parser = shared_uuid)]
+        shared: VolumeUuid,
+    },
+    /// Show what a volume or a copy is
+    PfsStatus {
+        /// Volume name, a path inside it, or the directory of a copy
+        #[arg(value_name = "VOL")]
+        volume: String,
+    },
+}
+
+impl From<PfsCommand> for PfsVerb {
+    fn from(command: PfsCommand) -> PfsVerb {
+        match command {
+            PfsCommand::PfsMaster { dir } => PfsVerb::Master { dir },
+            PfsCommand::PfsSlave { dir, shared } => PfsVerb::Slave { dir, shared },
+            PfsCommand::PfsStatus { volume } => PfsVerb::Status { volume },
+        }
+    }
+}
+
+fn shared_uuid(text: &str) -> Result<VolumeUuid, String> {
+    let uuid = text.strip_prefix("shared-uuid=").and_then(|uuid| uuid.parse().ok());
+    uuid.ok_or_else(|| "write shared-uuid=UUID, as dtfs pfs-status shows it at the source".to_owned())
+}
+
+/// `dtfs mirror-copy ...` and `dtfs mirror-stream ...`.
+#[derive(Args, Clone, Debug)]
+pub struct MirrorArgs {
+    /// Volume name, or a path inside it
+    #[arg(value_name = "VOL")]
+    pub volume: String,
+    /// A target's name, or where it is: local:DIR, or just DIR
+    #[arg(value_name = "TARGET")]
+    pub target: String,
+    /// Most bytes on the wire in a second, such as 512K or 10M
+    #[arg(short = 'b', long = "bandwidth", value_name = "RATE")]
+    pub rate: Option<ByteSize>,
 }
 
 /// `dtfs demo [--keep]`.
@@ -101,6 +177,12 @@ pub enum OperatorCommand {
     },
     /// Show the records of a volume's journal
     Log(LogArgs),
+    /// Bring a target up to everything that there is now, and end
+    #[command(after_help = "Example:\n  dtfs mirror-copy data /mnt/replica -b 10M")]
+    MirrorCopy(MirrorArgs),
+    /// Bring a target up to date and keep it so until this command is ended; a second one ends at once with code 5
+    #[command(after_help = "Example:\n  dtfs mirror-stream data /mnt/replica")]
+    MirrorStream(MirrorArgs),
     /// The menu, with DTSetup's numbers
     #[command(after_help = "Examples:\n  dtfs setup\n  dtfs setup 1.3.1.1 /srv/data n\n  dtfs setup 1.3.1.3")]
     Setup {
@@ -286,9 +368,10 @@ impl Arguments {
             (false, _) => Verbosity::Trace,
         };
         let action = match self.command {
-            Command::Daemon => Action::Daemon,
+            Command::Daemon(args) => Action::Daemon(args),
             Command::Serve(args) => Action::Serve(args),
             Command::Demo(args) => Action::Demo(args),
+            Command::Pfs(command) => Action::Pfs(command.into()),
             Command::Operator(command) => Action::Operator(command),
         };
         Invocation { paths: Paths::new(self.root), verbosity, action }

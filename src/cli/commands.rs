@@ -4,10 +4,10 @@ use std::io::{self, Write};
 
 use super::args::{LogArgs, OperatorCommand, WaitArgs};
 use super::print::{print_json, say};
-use super::{Verbosity, define, mounts, status};
+use super::{Verbosity, define, mirror, mounts, status};
 use crate::config::Paths;
 use crate::control::ops::{self, LogRange, WaitFor, resolve_volume};
-use crate::control::{ExitCode, Failure, LogEntry};
+use crate::control::{ExitCode, Failure, LogEntry, MirrorMode};
 use crate::menu;
 
 /// Does `command`; its result goes to `output`.
@@ -28,6 +28,8 @@ pub(super) fn run(
             say(output, &tid.to_string()).map(|()| ExitCode::Ok)
         }
         OperatorCommand::Log(args) => log(paths, args, output),
+        OperatorCommand::MirrorCopy(args) => mirror::run(paths, verbosity, args, MirrorMode::Copy, output),
+        OperatorCommand::MirrorStream(args) => mirror::run(paths, verbosity, args, MirrorMode::Stream, output),
         OperatorCommand::Setup { start } => menu::run(paths, &mut io::stdin().lock(), output, start),
     }
 }

@@ -8,6 +8,7 @@
 mod args;
 mod commands;
 mod define;
+mod mirror;
 mod mounts;
 mod print;
 mod status;
@@ -18,9 +19,9 @@ use std::io::{self, Write};
 use clap::Parser;
 
 use crate::config::Paths;
-use crate::control::{ExitCode, Failure};
+use crate::control::{ExitCode, Failure, PfsVerb};
 
-pub use args::{DemoArgs, OperatorCommand, ServeArgs};
+pub use args::{DaemonArgs, DemoArgs, OperatorCommand, ServeArgs};
 pub use print::report;
 
 /// What was asked for.
@@ -38,11 +39,13 @@ pub struct Invocation {
 #[derive(Clone, Debug)]
 pub enum Action {
     /// `dtfs daemon`: mounts, serves and answers until it is stopped.
-    Daemon,
+    Daemon(DaemonArgs),
     /// `dtfs serve --stdio`: the receiving end of one session.
     Serve(ServeArgs),
     /// `dtfs demo`.
     Demo(DemoArgs),
+    /// `dtfs pfs-...`.
+    Pfs(PfsVerb),
     /// Everything else: [`run`] does it.
     Operator(OperatorCommand),
 }

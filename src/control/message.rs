@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::status::{StatusReply, VolumeState};
-use super::{ExitCode, Failure, tid_text};
+use super::{ExitCode, Failure, MirrorProgress, MirrorRun, PfsStatus, tid_text};
 use crate::base::Tid;
 use crate::config::{MountEntry, MountsFile, TargetName, VolumeName};
 
@@ -83,6 +83,19 @@ pub enum Request {
         /// At most this many records.
         limit: Option<u64>,
     },
+    /// What a volume is, in HAMMER's words. Answer: [`Reply::Pfs`].
+    PfsStatus {
+        /// Which volume.
+        volume: VolumeName,
+    },
+    /// A session to a target that the daemon does not serve by itself. Answer: any number of [`Reply::Mirror`], the last
+    /// one flagged; a failure with code 5 when another session to it is there.
+    Mirror {
+        /// Which volume.
+        volume: VolumeName,
+        /// To which target, and how.
+        run: MirrorRun,
+    },
     /// Stop the daemon cleanly: no new ops, journal committed, mounts gone. Answer: [`Reply::Done`] when it begins.
     Stop,
 }
@@ -149,6 +162,10 @@ pub enum Reply {
     },
     /// Records, oldest first.
     Log(Vec<LogEntry>),
+    /// What a volume is.
+    Pfs(PfsStatus),
+    /// How far a session is that a command asked for.
+    Mirror(MirrorProgress),
 }
 
 /// The entries of `dtfs_mounts`.

@@ -10,6 +10,7 @@ mod exit;
 mod line;
 mod message;
 pub mod ops;
+mod pfs;
 mod printable;
 mod server;
 mod sink;
@@ -23,6 +24,7 @@ pub use exit::{ExitCode, Failure};
 pub use message::{
     LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Opener, Problem, Reply, Request, Selection, Verdict,
 };
+pub use pfs::{MirrorMode, MirrorProgress, MirrorRun, PfsRole, PfsStatus, PfsVerb};
 pub use printable::printable;
 pub use server::{Handler, ReplySink, Server, Stopper};
 pub use status::{LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};

@@ -45,6 +45,8 @@ impl Handler for DaemonHandler {
                 let follow = if follow { super::log::Follow::Yes } else { super::log::Follow::No };
                 super::log::log(&*volumes.need(&volume)?, from, follow, limit, sink)
             }
+            Request::PfsStatus { volume } => Ok(Reply::Pfs(super::pfs::of_volume(&*volumes.need(&volume)?)?)),
+            Request::Mirror { volume, run } => super::mirror_run::mirror(volumes, &volume, &run, sink),
             Request::Stop => {
                 self.stopper.stop();
                 Ok(Reply::Done)

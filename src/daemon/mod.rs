@@ -4,14 +4,17 @@
 //! - A volume is open (journal, tree, senders) from its first mount until it is forgotten or the daemon ends; unmounting
 //!   ends captures and nothing else.
 //! - One bad entry never keeps the others from being mounted.
-//! - The end is in this order: mounts gone, senders told to finish, journal committed and marked clean.
+//! - The end is in this order: mounts gone, targets that answer brought up to date (up to a deadline), senders told to finish, journal committed and marked clean.
 
 mod bypass;
 mod demo;
+mod drain;
 mod handler;
 mod log;
 mod memory;
+mod mirror_run;
 mod openers;
+mod pfs;
 mod run;
 mod scan;
 mod serve;
@@ -22,5 +25,6 @@ mod volumes;
 mod watched;
 
 pub use demo::{Keep, demo};
+pub use pfs::pfs;
 pub use run::run;
 pub use serve::serve;

@@ -12,11 +12,11 @@ use super::volumes::{Run, Volumes};
 use crate::config::{OpenFiles, Paths};
 use crate::control::{ExitCode, Failure, Selection, Server, Stopper};
 
-/// Runs until SIGTERM, SIGINT or a request to stop.
+/// Runs until SIGTERM, SIGINT or a request to stop; then targets get what they lack for as long as `drain`.
 ///
 /// # Errors
 /// [`Failure`] when another daemon runs, the socket cannot be made, or a volume could not be closed cleanly.
-pub fn run(paths: &Paths) -> Result<(), Failure> {
+pub fn run(paths: &Paths, drain: Duration) -> Result<(), Failure> {
     let io = |what: &str, error: std::io::Error| Failure::new(ExitCode::Failed, format!("{what}: {error}"));
     // A working directory inside a mount would keep it busy.
     std::env::set_current_dir("/").map_err(|error| io("/", error))?;
@@ -32,7 +32,7 @@ pub fn run(paths: &Paths) -> Result<(), Failure> {
     let tended = tend(volumes.clone()).map_err(|error| io("a thread", error))?;
     let served = server.serve(Arc::new(handler));
     drop(tended);
-    let closed = volumes.close();
+    let closed = volumes.close(drain);
     served.and(closed)
 }
 

@@ -1,9 +1,9 @@
 //! One volume: its journal, its stack, its mount and its senders.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -13,15 +13,16 @@ use super::openers::{holds_below, openers};
 use super::unwatched::{Changes, Suspects};
 use super::watched::Moment;
 use crate::backing::{BackingError, Tree, TreeView};
+use crate::base::Tid;
 use crate::config::{
     AccessTimes, Adoption, JournalFull, MountEntry, OpenFiles, Paths, Submounts, TargetEntry, TargetName, TargetUrl,
     VolumeFile, VolumeName,
 };
 use crate::control::{ExitCode, Failure, Opener};
 use crate::fuse::{MountError, MountedVolume, Unmount, Unmounted};
-use crate::journal::{Journal, JournalError, JournalOptions, LastStop, Level, WhenFull};
+use crate::journal::{Journal, JournalError, JournalOptions, LastStop, Level, TargetId, WhenFull};
 use crate::record::MAX_RECORD_BYTES;
-use crate::sender::{Forked, SenderOptions, SenderThread};
+use crate::sender::{Forked, SenderOptions, SenderStatus, SenderThread};
 use crate::stack::{AtimeMode, Stack, StackError, StackOptions};
 use crate::wire::{Compression, connect_local};
 
@@ -53,6 +54,8 @@ pub(super) struct Live {
     /// While somebody stands behind the mount.
     pub(super) bypass: Option<Bypass>,
     pub(super) senders: BTreeMap<TargetName, SenderThread>,
+    /// Those of them that a command runs, and not the volume's file.
+    runs: BTreeSet<TargetName>,
 }
 
 /// Why a volume cannot be opened or mounted.
@@ -79,6 +82,8 @@ pub(super) enum VolumeError {
         path: PathBuf,
         openers: Vec<Opener>,
     },
+    #[error("target {target} is served already, by {}", if *.by_command { "another command" } else { "the daemon" })]
+    Running { target: TargetName, by_command: bool },
     #[error("{path}: {cause}")]
     Io {
         /// The directory.
@@ -123,7 +128,7 @@ impl From<VolumeError> for Failure {
                 ExitCode::Refused
             }
             VolumeError::OpenFiles { .. } => ExitCode::Refused,
-            VolumeError::InUse { .. } => ExitCode::Busy,
+            VolumeError::InUse { .. } | VolumeError::Running { .. } => ExitCode::Busy,
             VolumeError::Mount(MountError::Busy { .. }) | VolumeError::Journal(JournalError::Busy { .. }) => {
                 ExitCode::Busy
             }
@@ -140,6 +145,12 @@ impl From<VolumeError> for Failure {
             VolumeError::Backing(BackingError::InnerMounts { .. }) => failure.with_remedy(
                 "unmount them first, and mount them again on top; or choose submounts=ignore: they stay out",
             ),
+            VolumeError::Running { by_command: true, .. } => {
+                failure.with_remedy("one session to a target at a time: end the other one")
+            }
+            VolumeError::Running { by_command: false, .. } => {
+                failure.with_remedy("it is kept up to date all the time; dtfs wait waits until it has everything")
+            }
             _ => failure,
         }
     }
@@ -164,12 +175,11 @@ impl Volume {
             ..StackOptions::default()
         };
         let (tree, hidden) = open_tree(&entry.path, entry.options.submounts)?;
-        let store = entry.options.store.clone().unwrap_or_else(|| paths.volume_state(&entry.volume));
+        let store = store_of(paths, entry);
         let io = |cause| VolumeError::Io { path: entry.path.clone(), cause };
-        let memory = memory_file(paths, &entry.volume).map_err(io)?;
         // A mount that lies dead over the tree is there since the daemon died.
         let covered = crate::sys::is_dead(&entry.path);
-        let (journal, last_stop) = open_journal(&store, &memory, file)?;
+        let (journal, last_stop) = open_journal(paths, entry, file)?;
         let stack = Stack::new(tree, journal.clone(), options)?;
         super::unwatched::remember_inodes(&stack, &store, &journal);
         if starts_watch(&last_stop, covered) {
@@ -185,6 +195,7 @@ impl Volume {
             suspects: Suspects::new(),
             bypass: None,
             senders: BTreeMap::new(),
+            runs: BTreeSet::new(),
         };
         let volume = Arc::new(Volume {
             name: entry.volume.clone(),
@@ -307,6 +318,7 @@ impl Volume {
     /// senders with it, because they share its locks.
     fn renew(&self, live: &mut Live, file: &VolumeFile) -> Result<(), VolumeError> {
         live.senders.clear();
+        live.runs.clear();
         // The new stack goes on with the same list; the old one has no more to say.
         live.stack.flush_inodes();
         let (tree, hidden) = open_tree(&self.path, self.submounts)?;
@@ -319,10 +331,11 @@ impl Volume {
     /// Makes the running senders those of `targets`: new ones start, those that are no longer named stop.
     pub(super) fn set_targets(&self, targets: &[TargetEntry]) -> Result<(), VolumeError> {
         let mut live = self.live.lock();
-        live.senders.retain(|name, _| targets.iter().any(|target| target.name == *name));
+        let Live { senders, runs, .. } = &mut *live;
+        senders.retain(|name, _| runs.contains(name) || targets.iter().any(|target| target.name == *name));
         let store = self.journal.store();
         for row in store.targets()? {
-            if !targets.iter().any(|target| target.name.as_str() == row.name) {
+            if row.state != RUN && !targets.iter().any(|target| target.name.as_str() == row.name) {
                 store.target_remove(row.id)?;
             }
         }
@@ -336,23 +349,76 @@ impl Volume {
                 Some(row) => row.id,
                 None => store.target_add(target.name.as_str(), &target.url.to_string())?,
             };
-            let options = SenderOptions {
-                target: id,
-                access_times: self.options.atime,
-                label: self.name.to_string(),
-                connect: self.connect(target),
-                compression: LOCAL_COMPRESSION,
-                forked: match target.adoption {
-                    Adoption::Allow => Forked::Compare,
-                    Adoption::Refuse => Forked::Refuse,
-                },
-            };
-            let view: Arc<dyn TreeView> = live.stack.clone();
-            let sender = SenderThread::spawn(self.journal.clone(), view, options)
-                .map_err(|cause| VolumeError::Io { path: self.path.clone(), cause })?;
-            live.senders.insert(target.name.clone(), sender);
+            if store.target_by_id(id)?.is_some_and(|row| row.state == RUN) {
+                store.target_state(id, "active")?;
+            }
+            self.start_sender(live, id, target, self.connect(target))?;
         }
         Ok(())
+    }
+
+    fn start_sender(
+        &self,
+        live: &mut Live,
+        id: TargetId,
+        target: &TargetEntry,
+        connect: crate::sender::Connect,
+    ) -> Result<(), VolumeError> {
+        let options = SenderOptions {
+            target: id,
+            access_times: self.options.atime,
+            label: self.name.to_string(),
+            connect,
+            compression: LOCAL_COMPRESSION,
+            forked: match target.adoption {
+                Adoption::Allow => Forked::Compare,
+                Adoption::Refuse => Forked::Refuse,
+            },
+        };
+        let view: Arc<dyn TreeView> = live.stack.clone();
+        let sender = SenderThread::spawn(self.journal.clone(), view, options)
+            .map_err(|cause| VolumeError::Io { path: self.path.clone(), cause })?;
+        live.senders.insert(target.name.clone(), sender);
+        Ok(())
+    }
+
+    /// Starts a session to `target` that a command wants; returns where the target is. Its row outlives the session, so
+    /// that the next one goes on at its place.
+    ///
+    /// # Errors
+    /// `Running` when there is a session to it already.
+    pub(super) fn begin_run(&self, target: &TargetEntry, rate_bytes: Option<u64>) -> Result<Tid, VolumeError> {
+        let mut live = self.live.lock();
+        if live.senders.contains_key(&target.name) {
+            let by_command = live.runs.contains(&target.name);
+            return Err(VolumeError::Running { target: target.name.clone(), by_command });
+        }
+        let store = self.journal.store();
+        let (id, applied) = match store.target(target.name.as_str())? {
+            Some(row) => (row.id, row.applied),
+            None => {
+                let id = store.target_add(target.name.as_str(), &target.url.to_string())?;
+                store.target_state(id, RUN)?;
+                (id, Tid::ZERO)
+            }
+        };
+        let connect = super::mirror_run::paced(self.connect(target), rate_bytes);
+        self.start_sender(&mut live, id, target, connect)?;
+        live.runs.insert(target.name.clone());
+        Ok(applied)
+    }
+
+    /// Ends the session of a command.
+    pub(super) fn end_run(&self, target: &TargetName) {
+        let mut live = self.live.lock();
+        let sender = live.runs.remove(target).then(|| live.senders.remove(target)).flatten();
+        drop(live);
+        drop(sender);
+    }
+
+    /// How a target's session stands; `None` when there is none.
+    pub(super) fn sender_status(&self, target: &TargetName) -> Option<SenderStatus> {
+        self.live.lock().senders.get(target).map(SenderThread::status)
     }
 
     fn connect(&self, target: &TargetEntry) -> crate::sender::Connect {
@@ -372,7 +438,7 @@ impl Volume {
     }
 
     /// Makes everything up to now durable, in the tree and in the journal; returns the last TID.
-    pub(super) fn synctid(&self) -> Result<crate::base::Tid, VolumeError> {
+    pub(super) fn synctid(&self) -> Result<Tid, VolumeError> {
         let stack = self.live.lock().stack.clone();
         let tid = self.journal.last_tid();
         stack.tree().sync().map_err(|errno| {
@@ -383,8 +449,9 @@ impl Volume {
         Ok(tid)
     }
 
-    /// Ends everything: no new ops, senders finished, journal clean.
-    pub(super) fn close(&self) -> Result<(), VolumeError> {
+    /// Ends everything: no new ops, targets up to date as far as they get until `drained_by`, senders finished, journal
+    /// clean.
+    pub(super) fn close(&self, drained_by: Instant) -> Result<(), VolumeError> {
         const HELD_OPEN: Duration = Duration::from_secs(1);
         if let Err(error) = self.check_suspects() {
             tracing::warn!(volume = %self.name, %error, "files that were open before the mount are not compared");
@@ -401,6 +468,11 @@ impl Volume {
         }
         live.detached.retain(|mounted| mounted.wait(HELD_OPEN) == Unmounted::InUse);
         live.unwatched = Changes::Unknown;
+        drop(live);
+        if let Err(error) = self.drain(drained_by) {
+            tracing::warn!(volume = %self.name, %error, "not drained");
+        }
+        let mut live = self.live.lock();
         live.senders.clear();
         // A clean stop says that nothing is in doubt, also when the system goes down right behind it.
         live.stack.checkpoint()?;
@@ -420,10 +492,26 @@ fn starts_watch(last_stop: &LastStop, covered: bool) -> bool {
     }
 }
 
+/// State of a target's row that no file names: the sessions of commands go on at its place.
+const RUN: &str = "run";
+
+/// Where the journal of `entry` lies.
+fn store_of(paths: &Paths, entry: &MountEntry) -> PathBuf {
+    entry.options.store.clone().unwrap_or_else(|| paths.volume_state(&entry.volume))
+}
+
 /// A pipe on one host is faster than compressing, except for small frames, which are mostly names and attributes.
 const LOCAL_COMPRESSION: Compression = Compression::Zstd { level: 1, max_bytes: 64 << 10 };
 
-fn open_journal(store: &Path, memory: &Path, file: &VolumeFile) -> Result<(Arc<Journal>, LastStop), VolumeError> {
+/// The journal of `entry`, made when there is none.
+pub(super) fn open_journal(
+    paths: &Paths,
+    entry: &MountEntry,
+    file: &VolumeFile,
+) -> Result<(Arc<Journal>, LastStop), VolumeError> {
+    let store = &store_of(paths, entry);
+    let memory = memory_file(paths, &entry.volume);
+    let memory = &memory.map_err(|cause| VolumeError::Io { path: entry.path.clone(), cause })?;
     std::fs::create_dir_all(store).map_err(|cause| VolumeError::Io { path: store.to_owned(), cause })?;
     let cap_bytes = match file.journal_cap {
         Some(size) => size.0,
@@ -461,7 +549,7 @@ impl Volume {
     }
 
     /// Whether the target holds the tree as it was at `tid`: everything up to there is applied, and no older work is left.
-    pub(super) fn is_consistent(&self, name: &TargetName, tid: crate::base::Tid) -> Result<bool, VolumeError> {
+    pub(super) fn is_consistent(&self, name: &TargetName, tid: Tid) -> Result<bool, VolumeError> {
         let store = self.journal.store();
         let Some(row) = store.target(name.as_str())? else { return Ok(false) };
         let live = self.live.lock();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -240,20 +241,20 @@ impl Volumes {
             return Err(Failure::new(ExitCode::Busy, format!("volume {name} is mounted on {}", volume.path.display()))
                 .with_remedy("unmount it first: dtfs mounts unmount"));
         }
-        volume.close()?;
+        volume.close(Instant::now())?;
         let mut table = self.table.lock();
         table.open.remove(name);
         table.refused.remove(name);
         Ok(())
     }
 
-    /// Closes everything; what fails is said and does not keep the rest from being closed.
-    pub(super) fn close(&self) -> Result<(), Failure> {
+    /// Closes everything, and brings targets up to date before for as long as `drain`; what fails is said and does not keep the rest from being closed.
+    pub(super) fn close(&self, drain: Duration) -> Result<(), Failure> {
         let _changing = self.changing.lock();
         let open = std::mem::take(&mut self.table.lock().open);
-        let mut failed = None;
+        let (mut failed, drained_by) = (None, Instant::now() + drain);
         for (name, volume) in open {
-            if let Err(error) = volume.close() {
+            if let Err(error) = volume.close(drained_by) {
                 tracing::error!(volume = %name, %error, "not closed cleanly");
                 failed = Some(Failure::from(error));
             }

@@ -198,6 +198,7 @@ impl Runner {
             SessionError::Refused { code: RefuseCode::Wrong | RefuseCode::Version, .. } | SessionError::Fork { .. } => {
                 SenderState::Refused(text.clone())
             }
+            SessionError::Refused { code: RefuseCode::Busy, .. } => SenderState::Busy(text.clone()),
             _ => SenderState::Offline,
         };
         self.status.update(|status| {

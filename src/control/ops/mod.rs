@@ -12,7 +12,7 @@ mod which;
 use super::{Failure, Reply, Request, try_connect};
 use crate::config::Paths;
 
-pub use ask::{LogRange, WaitFor, log, status, sync_tid, wait};
+pub use ask::{LogRange, WaitFor, log, mirror, pfs_status, status, sync_tid, wait};
 pub use entries::{Detach, MountHow, Rehearsal, add_entry, list_entries, mount, remove_entry, unmount};
 pub use targets::{NewTarget, define_target, forget_target};
 pub use volumes::{define_volume, forget_volume};

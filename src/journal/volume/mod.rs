@@ -149,6 +149,23 @@ impl Journal {
         Identity { space: Space(self.core.object_space.load(Ordering::SeqCst)), ..self.core.identity }
     }
 
+    /// Names this store among all copies of the volume.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn unique_id(&self) -> Result<VolumeUuid, JournalError> {
+        const KEY: &str = "unique";
+        let store = &self.core.store;
+        match store.meta_get(KEY)?.and_then(|bytes| bytes.try_into().ok()) {
+            Some(bytes) => Ok(VolumeUuid(bytes)),
+            None => {
+                let fresh = VolumeUuid::random();
+                store.meta_set(KEY, &fresh.0)?;
+                Ok(fresh)
+            }
+        }
+    }
+
     /// Last TID given. Exact for a caller who holds the lock of the object in question.
     pub fn last_tid(&self) -> Tid {
         self.core.ring.lock().last
