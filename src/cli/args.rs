@@ -8,7 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use super::{Action, Invocation, Verbosity};
 use crate::base::{Tid, VolumeUuid};
 use crate::config::{Adoption, ByteSize, MountOptions, Paths, TargetName, TargetUrl, VolumeName};
-use crate::control::PfsVerb;
+use crate::control::{PfsVerb, Promotion};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -46,6 +46,9 @@ enum Command {
     Serve(ServeArgs),
     /// Replicate a real tree between two directories of this host, check it, and clean up
     Demo(DemoArgs),
+    /// Make a copy on this host a master volume: its source is gone
+    #[command(after_help = "Example:\n  dtfs promote /mnt/replica --as data")]
+    Promote(PromoteArgs),
     #[command(flatten)]
     Pfs(PfsCommand),
     #[command(flatten)]
@@ -86,6 +89,42 @@ impl ServeArgs {
     pub fn adoption(&self) -> Adoption {
         self.adopt.into()
     }
+}
+
+/// `dtfs promote ...`.
+#[derive(Args, Clone, Debug)]
+struct PromoteArgs {
+    /// The directory of the copy
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// The volume's name; otherwise the last component of the directory
+    #[arg(long = "as", value_name = "NAME")]
+    name: Option<VolumeName>,
+    /// Give up what was received behind this change
+    #[arg(long, value_name = "TID")]
+    at: Option<Tid>,
+    /// Also a copy that is converging: it is no past state of its source, and objects may be missing or mixed
+    #[arg(long)]
+    force: bool,
+}
+
+impl From<PromoteArgs> for Promotion {
+    fn from(args: PromoteArgs) -> Promotion {
+        let PromoteArgs { dir, name, at, force } = args;
+        Promotion { dir, name, at, even_converging: force }
+    }
+}
+
+/// `dtfs demote ...`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Example:\n  dtfs demote data")]
+pub struct DemoteArgs {
+    /// Volume name, or a path inside it
+    #[arg(value_name = "VOL")]
+    pub volume: String,
+    /// Give up versions that only this copy has; otherwise they are kept in .dtfs/fork-EPOCH
+    #[arg(long)]
+    pub discard: bool,
 }
 
 /// HAMMER's pfs directives.
@@ -177,6 +216,8 @@ pub enum OperatorCommand {
     },
     /// Show the records of a volume's journal
     Log(LogArgs),
+    /// Make a master volume a copy that another source brings up to date: after a failover, or before one
+    Demote(DemoteArgs),
     /// Bring a target up to everything that there is now, and end
     #[command(after_help = "Example:\n  dtfs mirror-copy data /mnt/replica -b 10M")]
     MirrorCopy(MirrorArgs),
@@ -371,6 +412,7 @@ impl Arguments {
             Command::Daemon(args) => Action::Daemon(args),
             Command::Serve(args) => Action::Serve(args),
             Command::Demo(args) => Action::Demo(args),
+            Command::Promote(args) => Action::Promote(args.into()),
             Command::Pfs(command) => Action::Pfs(command.into()),
             Command::Operator(command) => Action::Operator(command),
         };

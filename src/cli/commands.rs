@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::args::{LogArgs, OperatorCommand, WaitArgs};
 use super::print::{print_json, say};
-use super::{Verbosity, define, mirror, mounts, status};
+use super::{Verbosity, define, mirror, mounts, roles, status};
 use crate::config::Paths;
 use crate::control::ops::{self, LogRange, WaitFor, resolve_volume};
 use crate::control::{ExitCode, Failure, LogEntry, MirrorMode};
@@ -28,6 +28,7 @@ pub(super) fn run(
             say(output, &tid.to_string()).map(|()| ExitCode::Ok)
         }
         OperatorCommand::Log(args) => log(paths, args, output),
+        OperatorCommand::Demote(args) => roles::demote(paths, verbosity, args, output),
         OperatorCommand::MirrorCopy(args) => mirror::run(paths, verbosity, args, MirrorMode::Copy, output),
         OperatorCommand::MirrorStream(args) => mirror::run(paths, verbosity, args, MirrorMode::Stream, output),
         OperatorCommand::Setup { start } => menu::run(paths, &mut io::stdin().lock(), output, start),
@@ -60,7 +61,7 @@ fn log(paths: &Paths, args: &LogArgs, output: &mut dyn Write) -> Result<ExitCode
     Ok(ExitCode::Ok)
 }
 
-fn log_line(entry: &LogEntry) -> String {
+pub(super) fn log_line(entry: &LogEntry) -> String {
     let time = entry.time.as_deref().unwrap_or("-");
     format!("{}  {time}  {:<10}  {}  {}", entry.tid, entry.op, entry.object, entry.detail).trim_end().to_owned()
 }

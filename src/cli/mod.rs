@@ -11,6 +11,7 @@ mod define;
 mod mirror;
 mod mounts;
 mod print;
+mod roles;
 mod status;
 mod table;
 
@@ -19,7 +20,7 @@ use std::io::{self, Write};
 use clap::Parser;
 
 use crate::config::Paths;
-use crate::control::{ExitCode, Failure, PfsVerb};
+use crate::control::{ExitCode, Failure, PfsVerb, Promotion};
 
 pub use args::{DaemonArgs, DemoArgs, OperatorCommand, ServeArgs};
 pub use print::report;
@@ -44,6 +45,8 @@ pub enum Action {
     Serve(ServeArgs),
     /// `dtfs demo`.
     Demo(DemoArgs),
+    /// `dtfs promote`.
+    Promote(Promotion),
     /// `dtfs pfs-...`.
     Pfs(PfsVerb),
     /// Everything else: [`run`] does it.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::status::{StatusReply, VolumeState};
-use super::{ExitCode, Failure, MirrorProgress, MirrorRun, PfsStatus, tid_text};
+use super::{Demoted, ExitCode, Failure, MirrorProgress, MirrorRun, OwnVersions, PfsStatus, tid_text};
 use crate::base::Tid;
 use crate::config::{MountEntry, MountsFile, TargetName, VolumeName};
 
@@ -96,6 +96,14 @@ pub enum Request {
         /// To which target, and how.
         run: MirrorRun,
     },
+    /// Make a volume a copy: its mount goes, its sessions end. The caller forgets the volume after the answer. Answer:
+    /// [`Reply::Demoted`].
+    Demote {
+        /// Which volume.
+        volume: VolumeName,
+        /// What becomes of what only it has.
+        own: OwnVersions,
+    },
     /// Stop the daemon cleanly: no new ops, journal committed, mounts gone. Answer: [`Reply::Done`] when it begins.
     Stop,
 }
@@ -164,6 +172,8 @@ pub enum Reply {
     Log(Vec<LogEntry>),
     /// What a volume is.
     Pfs(PfsStatus),
+    /// The volume is a copy.
+    Demoted(Demoted),
     /// How far a session is that a command asked for.
     Mirror(MirrorProgress),
 }

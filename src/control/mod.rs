@@ -12,6 +12,7 @@ mod message;
 pub mod ops;
 mod pfs;
 mod printable;
+mod roles;
 mod server;
 mod sink;
 mod status;
@@ -26,6 +27,7 @@ pub use message::{
 };
 pub use pfs::{MirrorMode, MirrorProgress, MirrorRun, PfsRole, PfsStatus, PfsVerb};
 pub use printable::printable;
+pub use roles::{Demoted, OwnVersions, Promotion};
 pub use server::{Handler, ReplySink, Server, Stopper};
 pub use status::{LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
 

@@ -47,6 +47,7 @@ impl Handler for DaemonHandler {
             }
             Request::PfsStatus { volume } => Ok(Reply::Pfs(super::pfs::of_volume(&*volumes.need(&volume)?)?)),
             Request::Mirror { volume, run } => super::mirror_run::mirror(volumes, &volume, &run, sink),
+            Request::Demote { volume, own } => Ok(Reply::Demoted(volumes.demote(&volume, own)?)),
             Request::Stop => {
                 self.stopper.stop();
                 Ok(Reply::Done)

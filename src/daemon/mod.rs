@@ -8,6 +8,7 @@
 
 mod bypass;
 mod demo;
+mod demote;
 mod drain;
 mod handler;
 mod log;
@@ -15,6 +16,7 @@ mod memory;
 mod mirror_run;
 mod openers;
 mod pfs;
+mod promote;
 mod run;
 mod scan;
 mod serve;
@@ -26,5 +28,6 @@ mod watched;
 
 pub use demo::{Keep, demo};
 pub use pfs::pfs;
+pub use promote::promote;
 pub use run::run;
 pub use serve::serve;

@@ -20,7 +20,7 @@ use crate::config::{
 };
 use crate::control::{ExitCode, Failure, Opener};
 use crate::fuse::{MountError, MountedVolume, Unmount, Unmounted};
-use crate::journal::{Journal, JournalError, JournalOptions, LastStop, Level, TargetId, WhenFull};
+use crate::journal::{AWAITED, Journal, JournalError, JournalOptions, LastStop, Level, TargetId, WhenFull};
 use crate::record::MAX_RECORD_BYTES;
 use crate::sender::{Forked, SenderOptions, SenderStatus, SenderThread};
 use crate::stack::{AtimeMode, Stack, StackError, StackOptions};
@@ -82,6 +82,11 @@ pub(super) enum VolumeError {
         path: PathBuf,
         openers: Vec<Opener>,
     },
+    #[error("{path} is a copy of another source: what is written here would not be known there")]
+    IsCopy {
+        /// The directory.
+        path: PathBuf,
+    },
     #[error("target {target} is served already, by {}", if *.by_command { "another command" } else { "the daemon" })]
     Running { target: TargetName, by_command: bool },
     #[error("{path}: {cause}")]
@@ -127,7 +132,7 @@ impl From<VolumeError> for Failure {
             VolumeError::Backing(BackingError::InnerMounts { .. } | BackingError::Unsupported { .. }) => {
                 ExitCode::Refused
             }
-            VolumeError::OpenFiles { .. } => ExitCode::Refused,
+            VolumeError::OpenFiles { .. } | VolumeError::IsCopy { .. } => ExitCode::Refused,
             VolumeError::InUse { .. } | VolumeError::Running { .. } => ExitCode::Busy,
             VolumeError::Mount(MountError::Busy { .. }) | VolumeError::Journal(JournalError::Busy { .. }) => {
                 ExitCode::Busy
@@ -145,6 +150,9 @@ impl From<VolumeError> for Failure {
             VolumeError::Backing(BackingError::InnerMounts { .. }) => failure.with_remedy(
                 "unmount them first, and mount them again on top; or choose submounts=ignore: they stay out",
             ),
+            VolumeError::IsCopy { .. } => {
+                failure.with_remedy("make it a master with dtfs promote, or take the entry away with dtfs forget volume")
+            }
             VolumeError::Running { by_command: true, .. } => {
                 failure.with_remedy("one session to a target at a time: end the other one")
             }
@@ -175,6 +183,9 @@ impl Volume {
             ..StackOptions::default()
         };
         let (tree, hidden) = open_tree(&entry.path, entry.options.submounts)?;
+        if crate::sys::openat2_beneath(tree.root(), c".dtfs/id", libc::O_PATH, 0).is_ok() {
+            return Err(VolumeError::IsCopy { path: entry.path.clone() });
+        }
         let store = store_of(paths, entry);
         let io = |cause| VolumeError::Io { path: entry.path.clone(), cause };
         // A mount that lies dead over the tree is there since the daemon died.
@@ -335,7 +346,7 @@ impl Volume {
         senders.retain(|name, _| runs.contains(name) || targets.iter().any(|target| target.name == *name));
         let store = self.journal.store();
         for row in store.targets()? {
-            if row.state != RUN && !targets.iter().any(|target| target.name.as_str() == row.name) {
+            if row.state != RUN && row.state != AWAITED && !targets.iter().any(|target| target.name.as_str() == row.name) {
                 store.target_remove(row.id)?;
             }
         }
@@ -406,6 +417,14 @@ impl Volume {
         self.start_sender(&mut live, id, target, connect)?;
         live.runs.insert(target.name.clone());
         Ok(applied)
+    }
+
+    /// Ends all sessions, and makes everything durable.
+    pub(super) fn end_sessions(&self) -> Result<(), VolumeError> {
+        let mut live = self.live.lock();
+        live.senders.clear();
+        live.runs.clear();
+        Ok(live.stack.checkpoint()?)
     }
 
     /// Ends the session of a command.
@@ -512,6 +531,12 @@ pub(super) fn open_journal(
     let store = &store_of(paths, entry);
     let memory = memory_file(paths, &entry.volume);
     let memory = &memory.map_err(|cause| VolumeError::Io { path: entry.path.clone(), cause })?;
+    let options = journal_options(store, file)?;
+    Ok(Journal::open_with(store, memory, options)?)
+}
+
+/// The sizes of a volume's journal that lies, or will lie, in `store`.
+pub(super) fn journal_options(store: &Path, file: &VolumeFile) -> Result<JournalOptions, VolumeError> {
     std::fs::create_dir_all(store).map_err(|cause| VolumeError::Io { path: store.to_owned(), cause })?;
     let cap_bytes = match file.journal_cap {
         Some(size) => size.0,
@@ -524,8 +549,7 @@ pub(super) fn open_journal(
         JournalFull::Degrade => WhenFull::Degrade,
         JournalFull::Block => WhenFull::Block,
     };
-    let options = JournalOptions { cap_bytes, when_full, segment_bytes, ..JournalOptions::default() };
-    Ok(Journal::open_with(store, memory, options)?)
+    Ok(JournalOptions { cap_bytes, when_full, segment_bytes, ..JournalOptions::default() })
 }
 
 /// The smaller of 8 GiB and a tenth of the filesystem that holds the journal.

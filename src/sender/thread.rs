@@ -195,7 +195,7 @@ impl Runner {
             let _ = store.target_said(self.options.target, None);
         }
         let state = match error {
-            SessionError::Refused { code: RefuseCode::Wrong | RefuseCode::Version, .. } | SessionError::Fork { .. } => {
+            SessionError::Refused { code: RefuseCode::Wrong | RefuseCode::Version, .. } | SessionError::Fork { .. } | SessionError::Superseded { .. } => {
                 SenderState::Refused(text.clone())
             }
             SessionError::Refused { code: RefuseCode::Busy, .. } => SenderState::Busy(text.clone()),

@@ -14,7 +14,7 @@ mod message;
 
 pub use frame::{Compression, FrameReader, FrameWriter, WireError};
 pub use local::{Breaker, Connection, Peer, connect_local};
-pub use message::{Ack, Hello, HelloReply, Message, Need, RefuseCode, ReplicaState, Stall};
+pub use message::{Ack, Convergence, Hello, HelloReply, Message, Need, RefuseCode, ReplicaState, Stall};
 
 /// First line each side sends, so that a person who connects by hand sees what answers.
 pub const BANNER: &[u8] = b"dtfs replication protocol 1\n";

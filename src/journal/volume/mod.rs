@@ -3,8 +3,10 @@
 mod change;
 mod checkpoint;
 mod commit;
+mod found;
 mod hot;
 mod mark;
+mod oids;
 mod open;
 mod recover;
 mod reserve;
@@ -39,7 +41,9 @@ use shared::Shared;
 use slots::Slots;
 
 pub use change::InFlight;
+pub use found::{Founding, OwnChanges};
 pub use checkpoint::{Checkpointer, SyncTree};
+pub use oids::OidMap;
 pub use open::LastStop;
 pub use reserve::Reservation;
 pub use slots::UnderWay;
@@ -131,6 +135,10 @@ struct Core {
     checkpoints: Checkpoints,
     /// Protects the list of objects without a name that are held open. Rank: a leaf.
     orphans: Mutex<HashSet<Oid>>,
+    /// What objects of other instances are called here. Emptied when the tree turns out to be another. Rank: a leaf.
+    oids: Mutex<Arc<OidMap>>,
+    /// Another copy went on without this one: nothing is taken any more.
+    superseded: AtomicBool,
     /// That the log fills was said; only the committer asks.
     warned: AtomicBool,
     /// Only for its lock, which ends with it.
@@ -249,6 +257,11 @@ impl Journal {
     /// Why the volume is Failed, if it is. Opening it anew clears that.
     pub fn failed(&self) -> Option<String> {
         self.core.ring.lock().failed.clone()
+    }
+
+    /// What objects that were not born in this instance are called.
+    pub fn oids(&self) -> Arc<OidMap> {
+        self.core.oids.lock().clone()
     }
 
     /// Targets, cursors, work and events.
