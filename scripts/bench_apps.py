@@ -15,6 +15,8 @@ from bench import MIB, timed
 
 PLACES = ["native", "mount", "target", "bindfs", "mergerfs"]
 RANDOM_MIB = 128
+# Nothing is deleted between rows, and mergerfs creates nothing where less than 4 GiB are free (its default minfreespace).
+DISK_GIB = 40
 
 
 def run(*command, **options):
@@ -136,7 +138,7 @@ def peer(command, path):
 
 def one_round(options, scratch, number):
     with contextlib.ExitStack() as stack:
-        disk = stack.enter_context(bench.Ext4(scratch))
+        disk = stack.enter_context(bench.Ext4(scratch, DISK_GIB))
         places = {name: disk / name for name in PLACES}
         for path in (*places.values(), disk / "replica", disk / "host", disk / "bindfs-behind", disk / "mergerfs-behind"):
             path.mkdir()

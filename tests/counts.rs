@@ -202,6 +202,26 @@ fn a_change_of_a_hot_object_makes_no_system_call_for_the_journal() {
     assert_eq!(made, Some(1000), "writes by this thread");
 }
 
+#[test]
+fn the_first_change_of_a_cold_object_waits_for_one_commit_and_the_next_for_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let behind = dir.path().join("tree");
+    fs::create_dir(&behind).unwrap();
+    fs::write(behind.join("file"), [0; 8192]).unwrap();
+    let options = JournalOptions { commit_interval: Duration::from_secs(600), ..JournalOptions::default() };
+    let (journal, _) = Journal::open(&dir.path().join("j"), options).unwrap();
+    let stack = Stack::new(Tree::open(&behind).unwrap(), journal.clone(), StackOptions::default()).unwrap();
+    let entry = stack.lookup(NodeId::ROOT, b"file").unwrap();
+    let chmod = |mode| {
+        let before = journal.log_calls();
+        let change = AttrChange { mode: Some(mode), uid: None, gid: None, size: None, atime: Keep, mtime: Keep };
+        stack.setattr(&Caller::daemon(), entry.node, None, &change).unwrap();
+        journal.log_calls() - before
+    };
+    // One frame and its sync.
+    assert_eq!([chmod(0o600), chmod(0o640), chmod(0o644)], [2, 0, 0]);
+}
+
 /// Calls of write(2) and its kin that this thread has made (proc(5), /proc/PID/task/TID/io, syscw).
 fn thread_calls() -> Option<u64> {
     let io = fs::read_to_string("/proc/thread-self/io").ok()?;

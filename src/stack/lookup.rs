@@ -95,7 +95,7 @@ impl Stack {
     }
 
     /// The kernel would take a backing inode 1 for the root of the mount.
-    fn refuse_inode_one(&self, key: ObjectKey) -> Result<()> {
+    pub(super) fn refuse_inode_one(&self, key: ObjectKey) -> Result<()> {
         match key.ino == NodeId::ROOT.0 {
             false => Ok(()),
             true => {

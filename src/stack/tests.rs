@@ -365,6 +365,28 @@ fn an_unknown_node_needs_proof_that_it_lies_in_the_tree() {
     assert_eq!(stack.lookup(node("tree/file"), b"."), Err(Errno::ESTALE));
 }
 
+/// An NFS server passes the answer on as a delay.
+#[test]
+fn a_second_walk_for_an_unknown_number_is_not_waited_for() {
+    let bench = Bench::new();
+    std::fs::write(bench.path("file"), b"").unwrap();
+    let node = NodeId(std::fs::metadata(bench.path("file")).unwrap().ino());
+    bench.stack.remember_inodes(&bench._state.path().join("inodes"), None).unwrap();
+    let walk = bench.stack.walk.lock();
+    assert_eq!(bench.stack.lookup(node, b"."), Err(Errno::EAGAIN));
+    drop(walk);
+    let found = bench.stack.lookup(node, b".").map(|entry| entry.node);
+    // Some filesystems find no inode without its generation, and then by the list only.
+    assert_eq!(found, Ok(node));
+}
+
+#[test]
+fn an_object_that_the_kernel_would_take_for_the_root_is_refused() {
+    let stack = Bench::new().stack;
+    let key = |ino| crate::base::ObjectKey { ino, generation: 7 };
+    assert_eq!((stack.refuse_inode_one(key(1)), stack.refuse_inode_one(key(2))), (Err(Errno::EIO), Ok(())));
+}
+
 #[test]
 fn a_handle_of_another_process_life_is_opened_again() {
     let bench = Bench::new();

@@ -34,6 +34,8 @@ pub(crate) struct Host {
     /// What the commands and the daemon print, outside the root so that tests can say "nothing changed" of it.
     output: TempDir,
     daemon: Option<Process>,
+    /// The daemon itself, where `daemon` is the process that gave it a pid namespace.
+    inner: Option<Pid>,
     volumes: Vec<PathBuf>,
     /// Fault points of every daemon.
     faults: String,
@@ -46,7 +48,7 @@ impl Host {
         assert!(Path::new("/dev/fuse").exists(), "these tests mount: /dev/fuse is needed");
         let scratch = || tempfile::Builder::new().prefix("dtfs-host-").tempdir().expect("a temporary directory");
         let (root, output, commands) = (scratch(), scratch(), AtomicU32::new(0));
-        Host { root, output, daemon: None, volumes: Vec::new(), faults: String::new(), commands }
+        Host { root, output, daemon: None, inner: None, volumes: Vec::new(), faults: String::new(), commands }
     }
 
     /// Gives the daemons that are started from now on, and their targets, these fault points (`base::faults`).
@@ -85,11 +87,24 @@ impl Host {
         self.start_with_faults(&self.faults.clone());
     }
 
+    /// As [`Host::start`], with the daemon in a pid namespace of its own.
+    pub(crate) fn start_in_pid_namespace(&mut self) {
+        let daemon = self.command(&["daemon"]);
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--kill-child"]).arg(daemon.get_program()).args(daemon.get_args());
+        self.spawn_daemon(command, "");
+        let unshare = self.daemon_pid();
+        self.inner = descendants(unshare).first().map(|(pid, _)| Pid::from_raw(*pid));
+    }
+
     /// As [`Host::start`], with these fault points armed (`DTFS_FAULTS`).
     pub(crate) fn start_with_faults(&mut self, faults: &str) {
+        self.spawn_daemon(self.command(&["daemon"]), faults);
+    }
+
+    fn spawn_daemon(&mut self, mut command: Command, faults: &str) {
         assert!(self.daemon.is_none(), "one daemon per host");
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a log file");
-        let mut command = self.command(&["daemon"]);
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a second handle")).stderr(log);
         command.env("DTFS_FAULTS", faults);
         self.daemon = Some(Process::spawn(&mut command));
@@ -113,7 +128,10 @@ impl Host {
     /// Stops the daemon by SIGTERM: it must end with 0 and leave no mount.
     pub(crate) fn stop(&mut self) {
         let mut daemon = self.daemon.take().expect("the daemon runs");
-        daemon.signal(Signal::SIGTERM);
+        match self.inner.take() {
+            None => daemon.signal(Signal::SIGTERM),
+            Some(inner) => kill(inner, Signal::SIGTERM).expect("the daemon runs"),
+        }
         let status = daemon.wait("the daemon to stop", STOP_LIMIT);
         assert!(status.success(), "the daemon ended with {status}\n{}", self.log());
         for dir in &self.volumes {

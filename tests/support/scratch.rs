@@ -37,8 +37,17 @@ impl FileSystem {
 /// A mounted filesystem of its own. The fields are dropped in this order: mount, device, image.
 pub(crate) struct Scratch {
     mount: Mounted,
-    _device: LoopDevice,
+    device: LoopDevice,
     _dir: TempDir,
+}
+
+/// A filesystem on which every change waits; a context, so that it goes on also when a test fails.
+pub(crate) struct FrozenDisk<'s>(&'s Scratch);
+
+impl Drop for FrozenDisk<'_> {
+    fn drop(&mut self) {
+        try_tool("fsfreeze", &["--unfreeze", utf8(self.0.path())]);
+    }
 }
 
 impl Scratch {
@@ -61,12 +70,24 @@ impl Scratch {
         fs::create_dir(&point).expect("a mount point");
         tool("mount", &["-t", kind.name(), &device.0, utf8(&point)]);
         keep_holes(kind, &device);
-        Scratch { mount: Mounted(point), _device: device, _dir: dir }
+        Scratch { mount: Mounted(point), device, _dir: dir }
     }
 
     /// The root of the filesystem.
     pub(crate) fn path(&self) -> &Path {
         &self.mount.0
+    }
+
+    /// Keeps `percent` of an ext4 for members of the group `gid`.
+    pub(crate) fn reserve_for_group(&self, gid: u32, percent: u32) {
+        tool("tune2fs", &["-m", &percent.to_string(), self.device.path()]);
+        tool("mount", &["-o", &format!("remount,resgid={gid}"), utf8(self.path())]);
+    }
+
+    /// Stops all changes of it until the guard is dropped.
+    pub(crate) fn freeze(&self) -> FrozenDisk<'_> {
+        tool("fsfreeze", &["--freeze", utf8(self.path())]);
+        FrozenDisk(self)
     }
 
     /// A new directory in it.
