@@ -105,7 +105,7 @@ fn work_as_b(tree: &Path) {
     fs::write(tree.join("changed-by-b"), b"by b, under both names").unwrap();
     fs::remove_file(tree.join("removed-by-b")).unwrap();
     fs::rename(tree.join("renamed-by-b"), tree.join("many/renamed")).unwrap();
-    fs::hard_link(tree.join("many/file-1"), tree.join("linked-by-b")).unwrap();
+    fs::hard_link(tree.join("many/file-00001"), tree.join("linked-by-b")).unwrap();
     fs::create_dir(tree.join("made-by-b")).unwrap();
     fs::rename(tree.join("many"), tree.join("made-by-b/many")).unwrap();
     fs::write(tree.join("made-by-b/new"), b"new").unwrap();
@@ -117,7 +117,7 @@ fn work_as_a(tree: &Path) {
     fs::remove_file(tree.join("removed-by-a")).unwrap();
     fs::create_dir(tree.join("made-by-a")).unwrap();
     fs::write(tree.join("made-by-a/new"), b"new at a").unwrap();
-    fs::rename(tree.join("many/file-7"), tree.join("made-by-a/moved")).unwrap();
+    fs::rename(tree.join("many/file-00007"), tree.join("made-by-a/moved")).unwrap();
 }
 
 fn writes_are_refused(tree: &Path) -> bool {

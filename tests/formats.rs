@@ -10,12 +10,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use dtfs::base::{
-    AtimeMode, ChainDigest, Commit, EpochId, Name, Oid, History, Position, Space, Spaces, StoredTimes, Tid, Timespec, VolumeUuid,
+    AtimeMode, ChainDigest, Commit, EpochId, History, Name, Oid, Position, Space, Spaces, StoredTimes, Tid, Timespec,
+    VolumeUuid,
 };
 use dtfs::record::{Attrs, DirItem, Draft, Fate, Op, Record, RecordIter, Replaced, Shape, Slot, Xattr};
 use dtfs::sys::InodeFlags;
 use dtfs::wire::{
-    Ack, Compression, Convergence, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, RefuseCode, ReplicaState, Stall,
+    Ack, Compression, Convergence, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, RefuseCode,
+    ReplicaState, Stall,
 };
 use proptest::prelude::*;
 use support::prng::Prng;

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::host::{Host, is_dtfs};
-use support::process::{Process, wait_until};
 use support::prng::Prng;
+use support::process::{Process, wait_until};
 use support::scratch::{FileSystem, Scratch, utf8};
 use support::trees;
 
@@ -75,7 +75,8 @@ const SLAVE: [&str; 9] = [
 #[test]
 fn the_how_to_step_by_step() {
     let scratch = Scratch::new(FileSystem::Ext4);
-    let (source, slave) = (scratch.dir("").join("master"), scratch.dir("").join("slave"));
+    let base = scratch.dir("base");
+    let (source, slave) = (base.join("master"), base.join("slave"));
     let mut host = Host::new();
     // Without a daemon, and the directory is made.
     let printed = host.must(&["pfs-master", utf8(&source)]);
@@ -169,7 +170,7 @@ fn a_stream_is_alone_and_goes_on_where_it_was() {
 #[test]
 fn a_rate_is_kept() {
     const BYTES: usize = 1 << 20;
-    let Rig { mut host, source, slave, .. } = rig();
+    let Rig { mut host, source, slave, scratch: _scratch } = rig();
     host.must(&["mirror-copy", "master", utf8(&slave), "-q"]);
     fs::write(source.join("noise"), Prng::new(7).bytes(BYTES)).unwrap();
     let began = Instant::now();
@@ -191,14 +192,17 @@ fn script(host: &Host, name: &str, args: &[&str]) -> Command {
 
 #[test]
 fn the_example_scripts() {
-    let Rig { mut host, source, slave, .. } = rig();
+    let Rig { mut host, source, slave, scratch: _scratch } = rig();
     let slave_text = utf8(&slave);
     assert!(script(&host, "hmc", &["master", slave_text]).status().unwrap().success());
     trees::assert_equal(&source, &slave, "hmc");
     let mut stream = Process::spawn(&mut script(&host, "hms", &["master", slave_text]));
     fs::write(source.join("live"), b"1").unwrap();
     wait_until("the change to arrive", PATIENCE, || slave.join("live").exists().then_some(()));
-    assert!(script(&host, "hms", &["master", slave_text]).status().unwrap().success(), "cron starts it again: no error");
+    assert!(
+        script(&host, "hms", &["master", slave_text]).status().unwrap().success(),
+        "cron starts it again: no error"
+    );
     let [(inner, _)] = &support::process::descendants(stream.pid())[..] else { panic!("one command in the script") };
     fs::write(source.join("last"), b"2").unwrap();
     let pid = inner.to_string();
@@ -234,7 +238,8 @@ fn at_the_stop_targets_get_what_they_lack_or_it_is_said() {
     host.stop();
     assert!(!is_dtfs(&source));
     let log = host.log();
-    let line = log.lines().find(|line| line.contains("stopped before target target")).unwrap_or_else(|| panic!("{log}"));
+    let line =
+        log.lines().find(|line| line.contains("stopped before target target")).unwrap_or_else(|| panic!("{log}"));
     let left = line.split(" changes and ").next().unwrap().rsplit(' ').next().unwrap();
     // A file takes one record for its birth, and one when it is closed.
     assert!((7..=14).contains(&left.parse::<u64>().unwrap()), "{line}");

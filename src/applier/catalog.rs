@@ -195,6 +195,16 @@ impl Catalog {
         Ok(cursor.applied)
     }
 
+    /// As [`Catalog::look_at`]: whose objects it knows.
+    pub(super) fn look_at_spaces(path: &Path) -> Result<Spaces, CatalogError> {
+        let connection = open_database(path)?;
+        read_spaces(&connection).map_err(|cause| CatalogError::Sql {
+            path: path.to_owned(),
+            what: "read spaces",
+            cause,
+        })
+    }
+
     fn begin(path: &Path, connection: Connection) -> Result<Catalog, CatalogError> {
         let fail = |what| move |cause| CatalogError::Sql { path: path.to_owned(), what, cause };
         let cursor = read_cursor(&connection).map_err(fail("read cursor"))?;
@@ -346,7 +356,7 @@ impl Catalog {
             .execute("UPDATE cursor SET position = ?1, commit_no = ?2, next_nonce = ?3, jump = ?4", row)
             .and_then(|_| self.connection.execute_batch("COMMIT; BEGIN IMMEDIATE"))
             .map_err(|cause| self.sql("commit", cause))?;
-        self.cursor = Cursor { applied, commit, next, jump, ..self.cursor };
+        self.cursor = Cursor { applied, commit, next, jump };
         Ok(())
     }
 

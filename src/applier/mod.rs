@@ -28,8 +28,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use attributes::Touched;
-use catalog::{Catalog, Known};
 pub use catalog::CatalogError;
+use catalog::{Catalog, Known};
 use doubt::DoubtFile;
 use fresh::Fresh;
 use park::Park;

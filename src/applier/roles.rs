@@ -44,7 +44,7 @@ impl Replica {
     pub fn open_as_it_is(dir: &Path, states: &Path) -> Result<Option<Replica>, ReplicaError> {
         let Some((id, volume)) = replica::read_id(dir)? else { return Ok(None) };
         let catalog = states.join(id.to_string()).join("catalog.db");
-        let spaces = if catalog.exists() { Catalog::open(&catalog)?.spaces().clone() } else { Spaces::default() };
+        let spaces = if catalog.exists() { Catalog::look_at_spaces(&catalog)? } else { Spaces::default() };
         Replica::open(dir, states, (volume, &spaces), Adopt::No).map(Some)
     }
 
@@ -319,14 +319,14 @@ impl Walk<'_> {
         let Some(keep) = &self.keep else { return Ok(()) };
         let to = keep.join(path);
         let done = match found.stat.mode & libc::S_IFMT {
-            libc::S_IFREG => self.tree.open_key(found.key, libc::O_RDONLY | libc::O_NOATIME).map(File::from).and_then(
-                |from| copy(self.tree, from, &to).map_err(|error| {
-                    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
-                }),
-            ),
+            libc::S_IFREG => {
+                self.tree.open_key(found.key, libc::O_RDONLY | libc::O_NOATIME).map(File::from).and_then(|from| {
+                    copy(self.tree, from, &to).map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+                })
+            }
             libc::S_IFLNK => sys::readlinkat(dir, name.as_cstr()).and_then(|text| {
-                let link = parents(&to)
-                    .and_then(|()| std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(&text), &to));
+                let link =
+                    parents(&to).and_then(|()| std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(&text), &to));
                 link.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
             }),
             kind => {

@@ -131,15 +131,19 @@ pub struct DemoteArgs {
 #[derive(Subcommand, Clone, Debug)]
 enum PfsCommand {
     /// Make a directory a master volume, and show what it is
-    #[command(after_help = "Example:\n  dtfs pfs-master /srv/data")]
-    PfsMaster {
+    #[command(name = "pfs-master", after_help = "Example:\n  dtfs pfs-master /srv/data")]
+    Master {
         /// The directory; it is made when it is missing
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
     /// Make an empty directory a copy that only a source of this volume may fill
-    #[command(after_help = "Example:\n  dtfs pfs-slave /mnt/replica shared-uuid=9043570e-b3d9-4de9-9bef-011617202aa6")]
-    PfsSlave {
+    #[command(
+        name = "pfs-slave",
+        after_help = "Example:
+  dtfs pfs-slave /mnt/replica shared-uuid=9043570e-b3d9-4de9-9bef-011617202aa6"
+    )]
+    Slave {
         /// The directory; it is made when it is missing
         #[arg(value_name = "DIR")]
         dir: PathBuf,
@@ -148,7 +152,8 @@ enum PfsCommand {
         shared: VolumeUuid,
     },
     /// Show what a volume or a copy is
-    PfsStatus {
+    #[command(name = "pfs-status")]
+    Status {
         /// Volume name, a path inside it, or the directory of a copy
         #[arg(value_name = "VOL")]
         volume: String,
@@ -158,9 +163,9 @@ enum PfsCommand {
 impl From<PfsCommand> for PfsVerb {
     fn from(command: PfsCommand) -> PfsVerb {
         match command {
-            PfsCommand::PfsMaster { dir } => PfsVerb::Master { dir },
-            PfsCommand::PfsSlave { dir, shared } => PfsVerb::Slave { dir, shared },
-            PfsCommand::PfsStatus { volume } => PfsVerb::Status { volume },
+            PfsCommand::Master { dir } => PfsVerb::Master { dir },
+            PfsCommand::Slave { dir, shared } => PfsVerb::Slave { dir, shared },
+            PfsCommand::Status { volume } => PfsVerb::Status { volume },
         }
     }
 }

@@ -34,6 +34,9 @@ fn tell(demoted: &Demoted, output: &mut dyn Write) -> Result<(), Failure> {
     if let Some((kept, count)) = kept {
         say(output, &format!("kept {count} objects as they were here in {}", kept.display()))?;
     }
-    say(output, &format!("{} is a copy of {shared_uuid} at {shared} now; {differing} objects are asked for", dir.display()))?;
+    say(
+        output,
+        &format!("{} is a copy of {shared_uuid} at {shared} now; {differing} objects are asked for", dir.display()),
+    )?;
     say(output, &format!("at its new source: dtfs define target VOL with {} of this host", dir.display()))
 }

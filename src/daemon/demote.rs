@@ -4,13 +4,13 @@ use std::collections::HashSet;
 
 use super::volume::{Volume, VolumeError};
 use super::volumes::Volumes;
+use crate::applier::Joining;
 use crate::backing::TreeView;
 use crate::base::{Oid, Position, Tid};
 use crate::config::VolumeName;
 use crate::control::{Demoted, ExitCode, Failure, LogEntry, OwnVersions};
 use crate::journal::OwnChanges;
 use crate::receiver;
-use crate::applier::Joining;
 
 /// Most changes that are listed one by one.
 const MOST_LISTED: usize = 1000;
@@ -88,7 +88,8 @@ fn refuse_ahead(volume: &Volume) -> Result<(), Failure> {
     for target in store.targets().map_err(VolumeError::from)? {
         let left = store.work_count(target.id).map_err(VolumeError::from)?;
         if target.state != crate::journal::AWAITED && (target.applied < last || left > 0) {
-            let message = format!("target {} lacks changes of {}: it has {} of {last}", target.name, volume.name, target.applied);
+            let message =
+                format!("target {} lacks changes of {}: it has {} of {last}", target.name, volume.name, target.applied);
             return Err(Failure::new(ExitCode::Refused, message)
                 .with_remedy("stop the programs that write, and wait for it first: dtfs wait"));
         }

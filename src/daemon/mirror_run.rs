@@ -94,14 +94,13 @@ impl Run {
     fn check(&self) -> Result<(), Failure> {
         let target = &self.name;
         match self.volume.sender_status(target).map(|status| status.state) {
-            None | Some(SenderState::Stopped) => {
-                Err(Failure::new(ExitCode::Failed, format!("the session to {target} was ended: the volume was unmounted"))
-                    .with_remedy("start it again"))
-            }
-            Some(SenderState::Busy(reason)) => {
-                Err(Failure::new(ExitCode::Busy, format!("target {target}: {reason}"))
-                    .with_remedy("one session to a target at a time: end the other one"))
-            }
+            None | Some(SenderState::Stopped) => Err(Failure::new(
+                ExitCode::Failed,
+                format!("the session to {target} was ended: the volume was unmounted"),
+            )
+            .with_remedy("start it again")),
+            Some(SenderState::Busy(reason)) => Err(Failure::new(ExitCode::Busy, format!("target {target}: {reason}"))
+                .with_remedy("one session to a target at a time: end the other one")),
             Some(SenderState::Refused(reason)) => {
                 Err(Failure::new(ExitCode::Refused, format!("target {target}: {reason}")))
             }

@@ -23,15 +23,12 @@ pub fn promote(paths: &Paths, wanted: &Promotion, out: &mut dyn Write) -> Result
     let name = name_of(wanted, &dir)?;
     refuse_taken(paths, &name, &dir)?;
     let force = if wanted.even_converging { Force::Yes } else { Force::No };
-    let raised = receiver::raise(&dir, &paths.replicas_dir(), wanted.at, force).map_err(|error| refused(&dir, error))?;
+    let raised =
+        receiver::raise(&dir, &paths.replicas_dir(), wanted.at, force).map_err(|error| refused(&dir, error))?;
     let store = paths.volume_state(&name);
     let options = journal_options(&store, &VolumeFile::load(paths, &name)?)?;
-    let founding = Founding {
-        history: &raised.history,
-        fork: raised.fork,
-        spaces: &raised.spaces,
-        objects: &raised.objects,
-    };
+    let founding =
+        Founding { history: &raised.history, fork: raised.fork, spaces: &raised.spaces, objects: &raised.objects };
     let epoch = Journal::found(&store, &options, &founding).map_err(cannot_found)?;
     let text = told(&name, &dir, &raised, &epoch.to_string());
     raised.leave().map_err(|error| failed(&format!("{} is a master, but its id is left: {error}", dir.display())))?;
@@ -54,11 +51,10 @@ fn refuse_taken(paths: &Paths, name: &VolumeName, dir: &Path) -> Result<(), Fail
     }
     match mounts.find_volume(name) {
         None => Ok(()),
-        Some(entry) => Err(Failure::new(
-            ExitCode::Usage,
-            format!("the volume {name} is already {}", entry.path.display()),
-        )
-        .with_remedy("choose another name with: --as NAME")),
+        Some(entry) => {
+            Err(Failure::new(ExitCode::Usage, format!("the volume {name} is already {}", entry.path.display()))
+                .with_remedy("choose another name with: --as NAME"))
+        }
     }
 }
 
@@ -69,7 +65,10 @@ fn told(name: &VolumeName, dir: &Path, raised: &Raised, epoch: &str) -> String {
         false => String::new(),
     };
     let count = raised.objects.len();
-    format!("{} is the master volume {name} now: epoch {epoch} begins behind {fork}, {count} objects{lost}", dir.display())
+    format!(
+        "{} is the master volume {name} now: epoch {epoch} begins behind {fork}, {count} objects{lost}",
+        dir.display()
+    )
 }
 
 fn mount(paths: &Paths, dir: &Path) -> Result<(), Failure> {

@@ -150,9 +150,8 @@ impl From<VolumeError> for Failure {
             VolumeError::Backing(BackingError::InnerMounts { .. }) => failure.with_remedy(
                 "unmount them first, and mount them again on top; or choose submounts=ignore: they stay out",
             ),
-            VolumeError::IsCopy { .. } => {
-                failure.with_remedy("make it a master with dtfs promote, or take the entry away with dtfs forget volume")
-            }
+            VolumeError::IsCopy { .. } => failure
+                .with_remedy("make it a master with dtfs promote, or take the entry away with dtfs forget volume"),
             VolumeError::Running { by_command: true, .. } => {
                 failure.with_remedy("one session to a target at a time: end the other one")
             }
@@ -346,7 +345,10 @@ impl Volume {
         senders.retain(|name, _| runs.contains(name) || targets.iter().any(|target| target.name == *name));
         let store = self.journal.store();
         for row in store.targets()? {
-            if row.state != RUN && row.state != AWAITED && !targets.iter().any(|target| target.name.as_str() == row.name) {
+            if row.state != RUN
+                && row.state != AWAITED
+                && !targets.iter().any(|target| target.name.as_str() == row.name)
+            {
                 store.target_remove(row.id)?;
             }
         }

@@ -23,7 +23,9 @@ mod volume;
 pub use error::JournalError;
 pub use local::{Intent, REGION_BYTES, Region};
 pub use log::{ChainEnd, Chunk, LogOptions, Position, SegmentLog, SegmentReader};
-pub use store::{AWAITED, EpochRow, EventRow, Level, NewWork, Said, Store, TargetId, TargetRow, WorkKind, WorkReason, WorkRow};
+pub use store::{
+    AWAITED, EpochRow, EventRow, Level, NewWork, Said, Store, TargetId, TargetRow, WorkKind, WorkReason, WorkRow,
+};
 pub use volume::{
     Checkpointer, Founding, Identity, InFlight, Journal, JournalOptions, JournalReader, LastStop, OidMap, OwnChanges,
     Reservation, SyncTree, UnderWay, WhenFull,

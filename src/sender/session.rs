@@ -22,7 +22,8 @@ use crate::journal::{
 };
 use crate::sys::Errno;
 use crate::wire::{
-    Ack, Breaker, Convergence, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, PROTOCOL_VERSION, ReplicaState, Stall, WireError,
+    Ack, Breaker, Convergence, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, PROTOCOL_VERSION,
+    ReplicaState, Stall, WireError,
 };
 
 /// What a session works with.
@@ -471,12 +472,12 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, SessionError> {
         Said { copy: reply.replica, received: reply.received.tid, applied: reply.applied.tid, commit: reply.commit };
     let (reason, text) = match plan(&ours, reply) {
         Plan::Stream => {
-            take_back(&store, (&row, awaited), reply)?;
+            take_back(store, (&row, awaited), reply)?;
             store.target_said(target, Some(&said))?;
             return Ok(Start { after: reply.received, jump: false });
         }
         Plan::Jump { to } => {
-            take_back(&store, (&row, awaited), reply)?;
+            take_back(store, (&row, awaited), reply)?;
             store.target_said(target, Some(&said))?;
             return Ok(Start { after: position_at(journal, to)?, jump: true });
         }
@@ -506,7 +507,10 @@ fn take_back(
         Some(awaited) => store.take_awaited(row.id, awaited.id, reply.received.tid)?,
         None => store.reset_target(row.id, reply.received.tid, &[])?,
     }
-    let text = format!("it was a source of this volume: it goes on behind {} and asks for what it changed", reply.received.tid);
+    let text = format!(
+        "it was a source of this volume: it goes on behind {} and asks for what it changed",
+        reply.received.tid
+    );
     Ok(store.event(Level::Info, Some(row.id), &text)?)
 }
 

@@ -299,7 +299,11 @@ impl Message {
             9 => Message::Ping,
             10 => Message::Pong,
             11 => Message::Bye,
-            30 => Message::Convergence(if r.flag("convergence")? { Convergence::Converging } else { Convergence::Consistent }),
+            30 => Message::Convergence(if r.flag("convergence")? {
+                Convergence::Converging
+            } else {
+                Convergence::Consistent
+            }),
             31 => return superseded(&body),
             _ => {
                 return Err(DecodeError::Value { what: "message kind", offset: 0, value: u64::from(kind) });
@@ -565,7 +569,8 @@ mod tests {
     fn a_cut_message_is_an_error_and_never_a_panic() {
         for message in samples() {
             let body = message.encode();
-            let keeps_rest = matches!(message, Message::Records { .. } | Message::State { .. } | Message::Superseded(_));
+            let keeps_rest =
+                matches!(message, Message::Records { .. } | Message::State { .. } | Message::Superseded(_));
             for len in 0..body.len() {
                 let outcome = Message::decode(message.kind(), body[..len].to_vec());
                 assert!(outcome.is_err() || keeps_rest, "{message:?} cut at {len}");

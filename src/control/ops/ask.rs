@@ -3,9 +3,7 @@
 use super::unexpected;
 use crate::base::Tid;
 use crate::config::{Paths, TargetName, VolumeName};
-use crate::control::{
-    Client, Failure, LogEntry, MirrorProgress, MirrorRun, PfsStatus, Reply, Request, StatusReply,
-};
+use crate::control::{Client, Failure, LogEntry, MirrorProgress, MirrorRun, PfsStatus, Reply, Request, StatusReply};
 
 /// How one volume or all of them stand.
 ///

@@ -23,8 +23,8 @@ pub(super) use events::put_event;
 pub use events::{EventRow, Level};
 pub(super) use overflow::{Collapsed, collapse, put_suspects};
 pub(super) use segments::{Sealed, SegmentRow};
-pub use targets::{Said, TargetId, TargetRow};
 pub use targets::AWAITED;
+pub use targets::{Said, TargetId, TargetRow};
 pub(super) use targets::{all_targets, lose_place, put_awaited};
 pub use work::{NewWork, WorkKind, WorkReason, WorkRow};
 

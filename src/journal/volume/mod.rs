@@ -41,8 +41,8 @@ use shared::Shared;
 use slots::Slots;
 
 pub use change::InFlight;
-pub use found::{Founding, OwnChanges};
 pub use checkpoint::{Checkpointer, SyncTree};
+pub use found::{Founding, OwnChanges};
 pub use oids::OidMap;
 pub use open::LastStop;
 pub use reserve::Reservation;
