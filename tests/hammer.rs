@@ -8,9 +8,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use support::host::{Host, is_dtfs};
+use nix::sys::signal::Signal;
+use support::host::Host;
 use support::prng::Prng;
 use support::process::{Process, wait_until};
 use support::scratch::{FileSystem, Scratch, utf8};
@@ -210,41 +209,4 @@ fn the_example_scripts() {
     stream.wait("the stream", PATIENCE);
     trees::assert_equal(&source, &slave, "after the last copy");
     host.stop();
-}
-
-#[test]
-fn at_the_stop_targets_get_what_they_lack_or_it_is_said() {
-    let scratch = Scratch::new(FileSystem::Ext4);
-    let (source, target) = (scratch.dir("source"), scratch.dir("target"));
-    let mut host = Host::new();
-    host.define_volume("data", &source);
-    host.start_and_mount();
-    host.define_target("data", &target);
-    host.wait("data", 120);
-    for i in 0..2000 {
-        fs::write(source.join(format!("file-{i}")), vec![i as u8; 2000]).unwrap();
-    }
-    host.stop();
-    trees::assert_equal(&source, &target, "everything was sent before the end");
-    assert!(!host.log().contains("stopped before target"), "{}", host.log());
-
-    host.start_and_mount();
-    host.wait("data", 120);
-    let [server] = host.servers()[..] else { panic!("one target process expected") };
-    kill(Pid::from_raw(server), Signal::SIGSTOP).unwrap();
-    for i in 0..7 {
-        fs::write(source.join(format!("left-{i}")), b"").unwrap();
-    }
-    host.stop();
-    assert!(!is_dtfs(&source));
-    let log = host.log();
-    let line =
-        log.lines().find(|line| line.contains("stopped before target target")).unwrap_or_else(|| panic!("{log}"));
-    let left = line.split(" changes and ").next().unwrap().rsplit(' ').next().unwrap();
-    // A file takes one record for its birth, and one when it is closed.
-    assert!((7..=14).contains(&left.parse::<u64>().unwrap()), "{line}");
-    host.start_and_mount();
-    host.wait("data", 120);
-    host.stop();
-    trees::assert_equal(&source, &target, "what was left came later");
 }

@@ -1,7 +1,6 @@
 //! The grammar of the command line.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
@@ -41,7 +40,7 @@ pub(super) struct Arguments {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Mount every entry, serve targets and answer commands until stopped
-    Daemon(DaemonArgs),
+    Daemon,
     /// The receiving end of one session; started by the source
     Serve(ServeArgs),
     /// Replicate a real tree between two directories of this host, check it, and clean up
@@ -53,21 +52,6 @@ enum Command {
     Pfs(PfsCommand),
     #[command(flatten)]
     Operator(OperatorCommand),
-}
-
-/// `dtfs daemon [--drain S]`.
-#[derive(Args, Clone, Debug)]
-pub struct DaemonArgs {
-    /// At the stop, give targets that answer so many seconds for what they lack; what is left then is said
-    #[arg(long, value_name = "S", default_value = "10", value_parser = milliseconds)]
-    pub drain: u64,
-}
-
-impl DaemonArgs {
-    /// `--drain`.
-    pub fn drain(&self) -> Duration {
-        Duration::from_millis(self.drain)
-    }
 }
 
 /// `dtfs serve --stdio DIR [--adopt]`.
@@ -229,6 +213,13 @@ pub enum OperatorCommand {
     /// Bring a target up to date and keep it so until this command is ended; a second one ends at once with code 5
     #[command(after_help = "Example:\n  dtfs mirror-stream data /mnt/replica")]
     MirrorStream(MirrorArgs),
+    /// Write the manual pages and the completion scripts, for packages
+    #[command(hide = true)]
+    Pages {
+        /// Where to
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
     /// The menu, with DTSetup's numbers
     #[command(after_help = "Examples:\n  dtfs setup\n  dtfs setup 1.3.1.1 /srv/data n\n  dtfs setup 1.3.1.3")]
     Setup {
@@ -414,7 +405,7 @@ impl Arguments {
             (false, _) => Verbosity::Trace,
         };
         let action = match self.command {
-            Command::Daemon(args) => Action::Daemon(args),
+            Command::Daemon => Action::Daemon,
             Command::Serve(args) => Action::Serve(args),
             Command::Demo(args) => Action::Demo(args),
             Command::Promote(args) => Action::Promote(args.into()),

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::args::{LogArgs, OperatorCommand, WaitArgs};
 use super::print::{print_json, say};
-use super::{Verbosity, define, mirror, mounts, roles, status};
+use super::{Verbosity, define, manual, mirror, mounts, roles, status};
 use crate::config::Paths;
 use crate::control::ops::{self, LogRange, WaitFor, resolve_volume};
 use crate::control::{ExitCode, Failure, LogEntry, MirrorMode};
@@ -31,6 +31,7 @@ pub(super) fn run(
         OperatorCommand::Demote(args) => roles::demote(paths, verbosity, args, output),
         OperatorCommand::MirrorCopy(args) => mirror::run(paths, verbosity, args, MirrorMode::Copy, output),
         OperatorCommand::MirrorStream(args) => mirror::run(paths, verbosity, args, MirrorMode::Stream, output),
+        OperatorCommand::Pages { dir } => manual::write(dir),
         OperatorCommand::Setup { start } => menu::run(paths, &mut io::stdin().lock(), output, start),
     }
 }

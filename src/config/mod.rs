@@ -8,6 +8,7 @@
 
 mod atomic;
 mod check;
+mod daemon_file;
 mod error;
 mod escape;
 mod mount_options;
@@ -18,13 +19,15 @@ mod refusal;
 mod size;
 mod suggest;
 mod target_url;
+mod toml_text;
 mod volume_edit;
 mod volume_file;
 
 pub use atomic::EditLock;
 pub use check::{check_entry, check_store_dir, check_target_dir, check_target_entry, check_volume_dir};
+pub use daemon_file::{DaemonFile, LogFormat, LogLevel, Seconds};
 pub use error::ConfigError;
-pub use mount_options::{AccessTimes, MountOptions, OpenFiles, Submounts};
+pub use mount_options::{AccessTimes, MountOptions, OpenFiles, OptionProblem, Submounts};
 pub use mounts_file::{MountEntry, MountsFile};
 pub use names::{NameProblem, TargetName, VolumeName};
 pub use paths::Paths;

@@ -1,64 +1,98 @@
-//! The last changes before a stop: what is on its way to targets that answer gets there, or is said to be left.
+//! The end of the daemon, from the first signal on: targets that answer may take what they lack, for a while.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::volume::{Volume, VolumeError};
+use super::volume::Volume;
 use crate::base::Tid;
-use crate::config::TargetName;
-use crate::journal::Level;
-use crate::sender::SenderState;
+use crate::config::{TargetName, VolumeName};
+use crate::control::{TargetState, TargetStatus};
 
-/// What a target lacks.
-struct Left {
-    applied: Tid,
-    changes: u64,
-    objects: u64,
+/// Without the key `drain` in `dtfs.toml`.
+pub(super) const DEFAULT_PATIENCE: Duration = Duration::from_secs(10);
+/// How soon a second signal counts.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
+
+/// Set by the second signal: nothing is waited for any more.
+#[derive(Clone, Default)]
+pub(super) struct Hurry(Arc<AtomicBool>);
+
+impl Hurry {
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
-impl Volume {
-    /// Waits until every target that answers has everything, until `deadline` at most; says of each other one what it
-    /// lacks. Nothing of that is lost: the journal keeps it.
-    pub(super) fn drain(&self, deadline: Instant) -> Result<(), VolumeError> {
-        const LOOK_EVERY: Duration = Duration::from_millis(50);
-        let last = self.journal.last_tid();
-        self.journal.commit(last)?;
-        for name in super::status::target_names(self) {
-            self.flush_target(&name);
-            let left = loop {
-                let left = self.left(&name, last)?;
-                if left.is_none() || !self.answers(&name) || Instant::now() >= deadline {
-                    break left;
-                }
-                self.wait_for_target(&name, LOOK_EVERY);
-            };
-            if let Some(left) = left {
-                self.tell_left(&name, last, &left)?;
-            }
+/// What a target has not applied at the end.
+struct Left {
+    volume: VolumeName,
+    target: TargetStatus,
+    last: Tid,
+}
+
+/// Waits until the targets in a session have applied everything, at most for `patience`; says what is left to whom. The
+/// mounts are gone, so nothing is added meanwhile.
+pub(super) fn drain(volumes: &[Arc<Volume>], patience: Duration, hurry: &Hurry) {
+    let deadline = Instant::now() + patience;
+    let mut flushed = None;
+    loop {
+        let left: Vec<Left> = volumes.iter().flat_map(|volume| what_is_left(volume)).collect();
+        let waiting = left.iter().any(|left| takes_changes(&left.target.state));
+        if !waiting || hurry.is_set() || Instant::now() >= deadline {
+            return left.iter().for_each(tell);
         }
-        Ok(())
+        if flushed.is_none() {
+            tracing::info!(seconds = patience.as_secs(), "unmounted; targets may take what they lack");
+        }
+        if flushed.is_none_or(|at: Instant| at.elapsed() >= FLUSH_EVERY) {
+            flush(volumes, &left);
+            flushed = Some(Instant::now());
+        }
+        let first = left.iter().find(|left| takes_changes(&left.target.state));
+        if let Some((volume, left)) = first.and_then(|left| Some((find(volumes, &left.volume)?, left))) {
+            volume
+                .wait_for_target(&left.target.name, LOOK_EVERY.min(deadline.saturating_duration_since(Instant::now())));
+        }
     }
+}
 
-    fn answers(&self, name: &TargetName) -> bool {
-        self.sender_status(name).is_some_and(|status| status.state == SenderState::Connected)
-    }
+fn find<'a>(volumes: &'a [Arc<Volume>], name: &VolumeName) -> Option<&'a Arc<Volume>> {
+    volumes.iter().find(|volume| volume.name == *name)
+}
 
-    fn left(&self, name: &TargetName, last: Tid) -> Result<Option<Left>, VolumeError> {
-        let store = self.journal.store();
-        let Some(row) = store.target(name.as_str())? else { return Ok(None) };
-        let objects = store.work_count(row.id)?;
-        let changes = last.0.saturating_sub(row.applied.0);
-        Ok((changes > 0 || objects > 0).then_some(Left { applied: row.applied, changes, objects }))
-    }
+fn what_is_left(volume: &Volume) -> Vec<Left> {
+    let Ok(status) = super::status::volume_status(volume) else { return Vec::new() };
+    let behind = status.targets.into_iter().filter(|target| target.applied_tid < status.last_tid);
+    behind.map(|target| Left { volume: volume.name.clone(), target, last: status.last_tid }).collect()
+}
 
-    fn tell_left(&self, name: &TargetName, last: Tid, left: &Left) -> Result<(), VolumeError> {
-        let Left { applied, changes, objects } = left;
-        let text = format!(
-            "stopped before target {name} had everything: it has {applied} of {last}, {changes} changes and {objects} \
-             objects are left"
-        );
-        tracing::warn!(volume = %self.name, "{text}");
-        let store = self.journal.store();
-        let id = store.target(name.as_str())?.map(|row| row.id);
-        Ok(store.event(Level::Warning, id, &text)?)
+/// A mirror has far more to do than changes, and goes on after the next start where it was; the others do not answer.
+fn takes_changes(state: &TargetState) -> bool {
+    matches!(state, TargetState::Replicating | TargetState::Converging)
+}
+
+fn flush(volumes: &[Arc<Volume>], left: &[Left]) {
+    let asked: BTreeSet<(&VolumeName, &TargetName)> =
+        left.iter().map(|left| (&left.volume, &left.target.name)).collect();
+    for (volume, target) in asked {
+        if let Some(volume) = find(volumes, volume) {
+            volume.flush_target(target);
+        }
     }
+}
+
+fn tell(left: &Left) {
+    let first = Tid(left.target.applied_tid.0 + 1);
+    let changes = left.target.lag_changes;
+    let (state, _) = left.target.state.parts();
+    tracing::warn!(
+        volume = %left.volume, target = %left.target.name, state, changes, "not applied: {first} to {}", left.last
+    );
 }

@@ -4,7 +4,8 @@
 //! - A volume is open (journal, tree, senders) from its first mount until it is forgotten or the daemon ends; unmounting
 //!   ends captures and nothing else.
 //! - One bad entry never keeps the others from being mounted.
-//! - The end is in this order: mounts gone, targets that answer brought up to date (up to a deadline), senders told to finish, journal committed and marked clean.
+//! - The end is in this order: mounts gone, targets given a while for what they lack, senders told to finish, journal
+//!   committed and marked clean.
 
 mod bypass;
 mod demo;
@@ -12,14 +13,18 @@ mod demote;
 mod drain;
 mod handler;
 mod log;
+mod logs;
 mod memory;
+mod metrics;
 mod mirror_run;
 mod openers;
+mod openmetrics;
 mod pfs;
 mod promote;
 mod run;
 mod scan;
 mod serve;
+mod service;
 mod status;
 mod unwatched;
 mod volume;
@@ -27,6 +32,7 @@ mod volumes;
 mod watched;
 
 pub use demo::{Keep, demo};
+pub use logs::log_to_stderr;
 pub use pfs::pfs;
 pub use promote::promote;
 pub use run::run;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -470,10 +470,8 @@ impl Volume {
         Ok(tid)
     }
 
-    /// Ends everything: no new ops, targets up to date as far as they get until `drained_by`, senders finished, journal
-    /// clean.
-    pub(super) fn close(&self, drained_by: Instant) -> Result<(), VolumeError> {
-        const HELD_OPEN: Duration = Duration::from_secs(1);
+    /// Ends the mount: no new ops; the senders go on. Programs that use it get errors from now on.
+    pub(super) fn end_mount(&self) -> Result<(), VolumeError> {
         if let Err(error) = self.check_suspects() {
             tracing::warn!(volume = %self.name, %error, "files that were open before the mount are not compared");
         }
@@ -487,13 +485,15 @@ impl Volume {
             }
             self.end_of_watch(&mut live, moment)?;
         }
+        Ok(())
+    }
+
+    /// Ends everything: no new ops, senders finished, journal clean.
+    pub(super) fn close(&self) -> Result<(), VolumeError> {
+        self.end_mount()?;
+        let mut live = self.live.lock();
         live.detached.retain(|mounted| mounted.wait(HELD_OPEN) == Unmounted::InUse);
         live.unwatched = Changes::Unknown;
-        drop(live);
-        if let Err(error) = self.drain(drained_by) {
-            tracing::warn!(volume = %self.name, %error, "not drained");
-        }
-        let mut live = self.live.lock();
         live.senders.clear();
         // A clean stop says that nothing is in doubt, also when the system goes down right behind it.
         live.stack.checkpoint()?;
@@ -521,6 +521,8 @@ fn store_of(paths: &Paths, entry: &MountEntry) -> PathBuf {
     entry.options.store.clone().unwrap_or_else(|| paths.volume_state(&entry.volume))
 }
 
+/// How long users of a mount that is ending are waited for.
+const HELD_OPEN: Duration = Duration::from_secs(1);
 /// A pipe on one host is faster than compressing, except for small frames, which are mostly names and attributes.
 const LOCAL_COMPRESSION: Compression = Compression::Zstd { level: 1, max_bytes: 64 << 10 };
 
