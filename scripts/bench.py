@@ -3,7 +3,8 @@
 
 Each round runs every workload natively and on the mount on a newly made ext4, in alternating order, so that drift of the
 machine hits both. Printed are medians over the rounds; a ratio above 1 means that dtfs takes longer. `apps` measures
-applications, with and without a target, and beside bindfs and mergerfs."""
+applications, with and without a target, and beside bindfs and mergerfs; `mirror` measures the initial mirror alone, and
+what it costs in processor time, on the wire and in memory."""
 
 import argparse
 import contextlib
@@ -382,7 +383,7 @@ def show(title, pairs):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["basic", "apps"], default="basic", help="which rows (basic)")
+    parser.add_argument("what", nargs="?", choices=["basic", "apps", "mirror"], default="basic", help="which rows (basic)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each pair; the median counts (3)")
     parser.add_argument("--mib", type=int, default=512, help="size of the sequential file (512)")
     parser.add_argument("--small", type=int, default=20_000, help="4 KiB writes without fsync (20000)")
@@ -399,11 +400,15 @@ def arguments():
 
 def main():
     options = arguments()
-    tree = real_tree(options)
+    tree = real_tree(options) if options.what != "mirror" else None
     # Ctrl-C and SIGTERM leave through the same clean-up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="dtfs-bench-", dir=options.dir) as name:
         scratch = pathlib.Path(name)
+        if options.what == "mirror":
+            import bench_mirror
+
+            return bench_mirror.measure(options, scratch)
         options.archive = scratch / "tree.tar"
         count = pack(tree, options)
         size = options.archive.stat().st_size / MIB

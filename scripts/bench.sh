@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures the mount against the native directory, and our initial mirror against rsync, in paired runs on this machine.
-# Options: see scripts/bench.py --help. `bench.sh apps` measures applications, beside bindfs and mergerfs.
+# Options: see scripts/bench.py --help. `bench.sh apps` measures applications, `bench.sh mirror` the initial mirror alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh

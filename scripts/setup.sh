@@ -5,16 +5,17 @@
 # command, or file, that shows that it is there : package that brings it
 DTFS_LIBS="/usr/lib/$(uname -m)-linux-gnu"
 DTFS_NEEDS_BUILD=(cc:gcc strip:binutils)
+DTFS_NEEDS_FUZZ=(g++:g++ chattr:e2fsprogs)
 DTFS_NEEDS_TEST=(
   setfattr:attr setfacl:acl mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount
   rsync:rsync python3:python3 git:git setpriv:util-linux ip:iproute2
   smbd:samba smbclient:smbclient smbtorture:samba-testsuite "$DTFS_LIBS/samba/vfs/acl_xattr.so:samba-vfs-modules"
   ganesha.nfsd:nfs-ganesha "$DTFS_LIBS/ganesha/libfsalvfs.so:nfs-ganesha-vfs" rpcbind:rpcbind nfs-ls:libnfs-utils
-  pg_createcluster:postgresql
+  pg_createcluster:postgresql sshd:openssh-server ssh:openssh-client nft:nftables
   groff:groff-base man:man-db systemd-analyze:systemd unshare:util-linux
 )
 # What these packages would run from now on, also after the next start of the system. The tests start servers of their own.
-DTFS_SERVICES=(smbd nmbd winbind samba-ad-dc nfs-ganesha nfs-ganesha-lock rpcbind.socket rpcbind postgresql)
+DTFS_SERVICES=(smbd nmbd winbind samba-ad-dc nfs-ganesha nfs-ganesha-lock rpcbind.socket rpcbind postgresql ssh.socket ssh nftables)
 
 # need_packages COMMAND:PACKAGE...  installs the packages whose command or file is missing.
 need_packages() {
@@ -59,9 +60,15 @@ need_rust() {
   return 1
 }
 
+# need_cargo_deb  installs what builds the Debian package, which the tests install.
+need_cargo_deb() {
+  command -v cargo-deb >/dev/null 2>&1 || cargo install --quiet --locked cargo-deb
+}
+
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
   set -euo pipefail
   need_rust
   need_packages "${DTFS_NEEDS_BUILD[@]}" "${DTFS_NEEDS_TEST[@]}"
+  need_cargo_deb
   echo "setup: everything is there"
 fi

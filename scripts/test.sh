@@ -24,17 +24,18 @@ check_machine() {
   losetup --detach "$device"
 }
 
-# The fuzz targets must at least compile; running them needs cargo-fuzz and a nightly toolchain.
-check_fuzz() {
-  [ -f fuzz/Cargo.toml ] || return 0
-  cargo check --quiet --manifest-path fuzz/Cargo.toml --no-default-features --target-dir target
+# Every decoder for a while; with arguments only the tests that they name are wanted. Longer: scripts/soak.sh, a minute each.
+run_fuzz() {
+  [ $# -eq 0 ] || return 0
+  scripts/fuzz.sh 12
 }
 
 export PATH="$PATH:/usr/sbin:/sbin"
 need_rust
 need_packages "${DTFS_NEEDS_BUILD[@]}" "${DTFS_NEEDS_TEST[@]}"
+need_cargo_deb
 check_machine
-check_fuzz
+run_fuzz "$@"
 
 # One summary line for all test binaries, as the last thing printed, whatever happened.
 log=$(mktemp)

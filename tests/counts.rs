@@ -16,7 +16,7 @@ use dtfs::base::Tid;
 use dtfs::fuse::{MountedVolume, Unmount};
 use dtfs::journal::{Journal, JournalOptions};
 use dtfs::stack::TimeChange::Keep;
-use dtfs::stack::{AttrChange, Caller, NodeId, Privileges, Stack, StackOptions, WriteMode};
+use dtfs::stack::{AttrChange, Caller, NodeId, Privileges, Stack, StackOptions, WriteMode, Writer};
 
 const FILES: u64 = 50;
 
@@ -188,7 +188,7 @@ fn a_change_of_a_hot_object_makes_no_system_call_for_the_journal() {
     let caller = Caller::daemon();
     let (entry, opened) = stack.create(&caller, NodeId::ROOT, b"file", 0o600, libc::O_RDWR).unwrap();
     journal.commit(journal.last_tid()).unwrap();
-    let mode = WriteMode { flags: libc::O_RDWR, privileges: Privileges::Keep };
+    let mode = WriteMode { flags: libc::O_RDWR, privileges: Privileges::Keep, writer: Writer::Caller };
     let write = |at: u64| stack.write(&caller, entry.node, opened.file, at * 4096, &[7; 4096], mode).unwrap();
     write(0);
     let (before, calls) = (journal.log_calls(), thread_calls());

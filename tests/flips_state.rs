@@ -12,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dtfs::journal::{NewWork, WorkReason};
 use support::hand::Hand;
 use support::pair::{Pair, copy_dir};
 use support::prng::Prng;
@@ -164,4 +165,26 @@ fn a_flipped_byte_of_a_catalog() {
 #[test]
 fn a_flipped_byte_of_an_inbox() {
     flip_many(|path| path.parent().is_some_and(|dir| dir.ends_with("inbox")));
+}
+
+/// A row that asks for less than it did would let a difference stay for ever.
+#[test]
+fn a_flipped_bit_in_a_row_of_work() {
+    let mut rig = Rig::new(number("DTFS_SEED", 1));
+    rig.pair.stop();
+    fs::write(rig.pair.target().join("file-7"), b"not what the source has").unwrap();
+    let journal = rig.pair.stack().journal().clone();
+    let row = NewWork::whole_tree(WorkReason::Verify, journal.last_tid());
+    journal.store().work_insert(rig.pair.id(), &[row]).unwrap();
+    drop(journal);
+    let flip = |root: &Path| {
+        let store = rusqlite::Connection::open(root.join("journal/state.db")).unwrap();
+        // A directory without what lies in it, in the place of a tree.
+        assert_eq!(store.execute("UPDATE work SET kind = 4", []).unwrap(), 1);
+    };
+    rig.pair.try_reopen(flip).unwrap();
+    rig.pair.start();
+    rig.pair.wait_equal("a row of work was flipped");
+    let events = rig.pair.events();
+    assert!(events.iter().any(|text| text.contains("1 rows of work are damaged")), "{events:?}");
 }

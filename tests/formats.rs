@@ -13,7 +13,9 @@ use dtfs::base::{
     AtimeMode, ChainDigest, Commit, EpochId, History, Name, Oid, Position, Space, Spaces, StoredTimes, Tid, Timespec,
     VolumeUuid,
 };
-use dtfs::record::{Attrs, DirItem, Draft, Fate, Op, Record, RecordIter, Replaced, Shape, Slot, Xattr};
+use dtfs::record::{
+    Attrs, Difference, DifferenceKind, DirItem, Draft, Fate, Op, Record, RecordIter, Replaced, Shape, Slot, Xattr,
+};
 use dtfs::sys::InodeFlags;
 use dtfs::wire::{
     Ack, Compression, Convergence, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, RefuseCode,
@@ -196,6 +198,10 @@ fn every_message() -> Vec<(&'static str, Message)> {
     let needs = vec![Need { oid: oid(7), offset: 4096, len: 131_072 }];
     let body = encode(&[(Op::Write { offset: 3, attrs: attrs() }, b"abc")]);
     let state = encode(&[(Op::StateGone, b"")]);
+    let differences = vec![
+        Difference::range(oid(7), DifferenceKind::Content, 131_072, 4096),
+        Difference::named(oid(8), DifferenceKind::Extra, b"name"),
+    ];
     let ack = Ack {
         batch_taken: 2,
         batch_durable: 1,
@@ -235,6 +241,8 @@ fn every_message() -> Vec<(&'static str, Message)> {
         ("bye", Message::Bye),
         ("convergence", Message::Convergence(Convergence::Converging)),
         ("superseded", Message::Superseded(History { volume, epochs: vec![position] })),
+        ("check", Message::Check { batch: 3, body: encode(&[(Op::StateGone, b"")]) }),
+        ("checked", Message::Checked { batch: 3, more: 5, found: differences }),
     ]
 }
 

@@ -46,6 +46,16 @@ fn pjdfstest_on(kind: FileSystem) {
 }
 
 #[test]
+fn pjdfstest_finds_the_same_with_writes_back() {
+    let pair = Pair::with_options(FileSystem::Ext4, "writes=back");
+    let bare = conformance::pjdfstest(&pair.scratch.dir("bare"));
+    let mount = conformance::pjdfstest(&pair.source);
+    same_verdicts(&bare, &mount);
+    std::fs::write(pair.source.join("end"), b"so that there is something to compare").unwrap();
+    pair.stop_and_compare("pjdfstest with writes=back");
+}
+
+#[test]
 fn pjdfstest_finds_the_same_on_ext4() {
     pjdfstest_on(FileSystem::Ext4);
 }

@@ -3,12 +3,12 @@
 #![no_main]
 
 use std::cell::RefCell;
-use std::fs;
 use std::path::Path;
 
 use dtfs::base::{EpochId, Oid, Tid, VolumeUuid};
 use dtfs::journal::{LogOptions, SegmentLog};
 use dtfs::record::{Attrs, Draft, Op};
+use dtfs_fuzz::Stored;
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
 
@@ -17,9 +17,9 @@ const EPOCH: EpochId = EpochId([9; 16]);
 const OPTIONS: LogOptions = LogOptions { segment_bytes: 16 << 10, created_ns: Some(1) };
 const RECORDS: u64 = 12;
 
-/// The log as it was written: its files by name, and all of its records.
+/// The log as it was written: its files, and all of its records.
 struct Written {
-    files: Vec<(String, Vec<u8>)>,
+    files: Vec<Stored>,
     body: Vec<u8>,
     scratch: TempDir,
 }
@@ -29,7 +29,7 @@ thread_local! {
 }
 
 fn write() -> Written {
-    let scratch = tempfile::tempdir().expect("a temporary directory");
+    let scratch = dtfs_fuzz::scratch();
     let dir = scratch.path().join("template");
     let log = SegmentLog::open(&dir, VOLUME, EPOCH, OPTIONS).expect("a new log");
     let mut body = Vec::new();
@@ -40,23 +40,7 @@ fn write() -> Written {
         body.extend_from_slice(record.bytes());
     }
     log.sync().expect("a working disk");
-    let names = fs::read_dir(&dir).expect("the log's directory").map(|e| e.expect("an entry").file_name());
-    let names = names.map(|name| name.into_string().expect("names of segments are ASCII"));
-    let files = names.map(|name| (name.clone(), fs::read(dir.join(name)).expect("a readable file"))).collect();
-    Written { files, body, scratch }
-}
-
-/// Five bytes are one damage: which file, where, and what the byte is XORed with; 0 cuts the file there.
-fn damage(files: &mut [(String, Vec<u8>)], orders: &[u8]) {
-    for order in orders.chunks_exact(5) {
-        let count = files.len();
-        let content = &mut files[usize::from(order[0]) % count].1;
-        let at = u32::from_le_bytes([order[1], order[2], order[3], 0]) as usize % content.len().max(1);
-        match order[4] {
-            0 => content.truncate(at),
-            mask => content.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= mask),
-        }
-    }
+    Written { files: dtfs_fuzz::load(&dir), body, scratch }
 }
 
 fn read(dir: &Path) -> Vec<u8> {
@@ -72,14 +56,10 @@ fn read(dir: &Path) -> Vec<u8> {
 fuzz_target!(|data: &[u8]| {
     WRITTEN.with_borrow(|written| {
         let mut files = written.files.clone();
-        damage(&mut files, data);
+        dtfs_fuzz::damage(&mut files, data);
         let dir = written.scratch.path().join("damaged");
-        fs::create_dir_all(&dir).expect("a directory");
-        for (name, content) in &files {
-            fs::write(dir.join(name), content).expect("a file of the log");
-        }
+        dtfs_fuzz::store(&dir, &files);
         let body = read(&dir);
-        fs::remove_dir_all(&dir).expect("the directory is there");
         assert!(written.body.starts_with(&body), "records were handed out that nobody wrote");
         assert!(!data.is_empty() || body == written.body, "an undamaged log is read to its end");
     });

@@ -341,6 +341,10 @@ impl Catalog {
         Ok(super::Blocked { count: self.blocked.len() as u32, first: Some(first) })
     }
 
+    pub(super) fn is_blocked(&self, oid: Oid) -> bool {
+        self.blocked.contains(&oid)
+    }
+
     pub(super) fn blocked_oids(&self) -> Vec<Oid> {
         self.blocked.iter().copied().collect()
     }

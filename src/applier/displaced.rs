@@ -120,12 +120,12 @@ impl Applier {
         Ok(PutBack::Done)
     }
 
-    /// The directory's entries are known exactly now: nothing is put back into it from before.
-    pub(super) fn forget_displaced_from(&mut self, parent: Oid) -> Outcome<()> {
+    /// These slots of the directory are known exactly now: nothing is put back into them from before.
+    pub(super) fn forget_displaced_from(&mut self, parent: Oid, slots: impl Fn(&Name) -> bool) -> Outcome<()> {
         for oid in self.displaced.iter().copied().collect::<Vec<_>>() {
             let Some(fd) = self.fd(oid)? else { continue };
             let slot = self.tree.xattr(fd.as_fd(), DISPLACED_XATTR)?.unwrap_or_default();
-            if read_slot(&slot).is_some_and(|(from, _)| from == parent) {
+            if read_slot(&slot).is_some_and(|(from, name)| from == parent && slots(&name)) {
                 self.forget_displaced(oid)?;
             }
         }

@@ -11,10 +11,12 @@
 
 mod attributes;
 mod catalog;
+mod check;
 mod data;
 mod displaced;
 mod doubt;
 mod fresh;
+mod listing;
 mod names;
 mod objects;
 mod park;
@@ -32,13 +34,14 @@ pub use catalog::CatalogError;
 use catalog::{Catalog, Known};
 use doubt::DoubtFile;
 use fresh::Fresh;
+use listing::Listing;
 use park::Park;
 pub use replica::{About, Adopt, Origin, Replica, ReplicaError, ReplicaLock};
 pub use roles::{Joined, Joining, Leftovers, join, leave};
 
 use crate::backing::Tree;
-use crate::base::{Ballast, Commit, Oid, Position, Tid, faults};
-use crate::record::{DirItem, Op, Record};
+use crate::base::{Ballast, Commit, Oid, Position, StoredTimes, Tid, faults};
+use crate::record::{Op, Record};
 use crate::sys::Errno;
 
 /// Why a record could not be performed. The stream must stop: the record is performed again later.
@@ -99,6 +102,17 @@ enum Trouble {
     Catalog(#[from] CatalogError),
 }
 
+impl Trouble {
+    /// Whether it lies with one object and would come again at every try, so that the stream goes on without that object.
+    fn lies_with_one_object(&self) -> bool {
+        match self {
+            Trouble::Object(_) => true,
+            Trouble::Errno(errno) => blocks_one_object(*errno),
+            Trouble::Catalog(_) => false,
+        }
+    }
+}
+
 type Outcome<T> = std::result::Result<T, Trouble>;
 
 /// Something the applier must be sent.
@@ -141,9 +155,13 @@ pub struct Applier {
     fresh: Fresh,
     /// What the next ack asks for.
     missing: BTreeSet<Missing>,
-    /// Parts of a directory's state that wait for the last one.
-    listing: Vec<DirItem>,
-    /// The directory whose state came last, and the objects in it.
+    /// Names that the directory which is being checked has at the source, as hashes.
+    checked: check::Names,
+    /// The tree's filesystem stores times with fewer digits than they are sent with.
+    coarse_times: bool,
+    /// The directory whose parts are coming.
+    listing: Option<Listing>,
+    /// The directory whose last part came last, and the objects in it whose state was not all here.
     listed: Option<(Oid, Vec<Oid>)>,
     /// Objects that a directory's state put out of their slot and that nothing has bound again yet.
     unlisted: BTreeSet<Oid>,
@@ -170,6 +188,7 @@ impl Applier {
     /// # Errors
     /// [`ApplyError`] when the park cannot be read.
     pub fn new(replica: Replica, high_water: Tid) -> Result<Applier, ApplyError> {
+        let coarse_times = replica.stored_times() == StoredTimes::Coarse;
         let Replica { tree, catalog, park, doubt, ballast, lock, state, .. } = replica;
         let plain = park.is_plain(&tree);
         let mut applier = Applier {
@@ -180,7 +199,9 @@ impl Applier {
             touched: HashMap::new(),
             open: HashMap::new(),
             missing: BTreeSet::new(),
-            listing: Vec::new(),
+            checked: check::Names::default(),
+            coarse_times,
+            listing: None,
             listed: None,
             unlisted: BTreeSet::new(),
             displaced: BTreeSet::new(),
@@ -205,6 +226,9 @@ impl Applier {
             Err(Trouble::Errno(errno @ (Errno::EPERM | Errno::EXDEV))) => self.perform_lifted(record, errno),
             other => other,
         };
+        if matches!(&done, Err(trouble) if trouble.lies_with_one_object()) && matches!(record.op, Op::StateDir { .. }) {
+            self.give_up_listing(record.oid);
+        }
         let done = self.block_if_alone(record.oid, done);
         done.map_err(|cause| self.explain(record.op.word(), record.oid, record.tid, cause))?;
         // A state record stands behind every record up to its stamp, so it tells the place as well.
@@ -407,8 +431,9 @@ impl Applier {
     /// What lies with one object alone does not stop the stream.
     fn block_if_alone(&mut self, oid: Oid, done: Outcome<()>) -> Outcome<()> {
         match done {
-            Err(Trouble::Object(errno)) => self.block(oid, errno),
-            Err(Trouble::Errno(errno)) if blocks_one_object(errno) => self.block(oid, errno),
+            Err(trouble @ (Trouble::Object(errno) | Trouble::Errno(errno))) if trouble.lies_with_one_object() => {
+                self.block(oid, errno)
+            }
             other => other,
         }
     }

@@ -64,7 +64,9 @@ impl Applier {
     /// The directory when its entries are known here; else what happens in it waits for its state.
     pub(super) fn mirrored(&mut self, oid: Oid) -> Outcome<Option<Dir>> {
         match self.catalog.get(oid)? {
-            Some(row) if row.kind == libc::S_IFDIR && row.known == Known::Complete => self.fd(oid),
+            Some(row) if row.kind == libc::S_IFDIR && (row.known == Known::Complete || self.follows(oid)) => {
+                self.fd(oid)
+            }
             _ => Ok(None),
         }
     }
@@ -166,6 +168,7 @@ impl Applier {
         }
         if let Some(present) = self.occupant(to.as_fd(), &step.to.name)? {
             if present.is(step.oid) {
+                self.settle(step.to.parent, &step.to.name);
                 // Two names of one file: rename(2) would do nothing. The old name goes.
                 return self.put_out(from.as_fd(), &step.from.name, occupant);
             }
@@ -175,7 +178,9 @@ impl Applier {
                 self.put_out(to.as_fd(), &step.to.name, &present)?;
             }
         }
-        self.move_entry(from.as_fd(), &step.from.name, to.as_fd(), &step.to.name, step.oid)
+        self.move_entry(from.as_fd(), &step.from.name, to.as_fd(), &step.to.name, step.oid)?;
+        self.settle(step.to.parent, &step.to.name);
+        Ok(())
     }
 
     /// renameat2, and when the destination lies below the moved directory, that is parked out of the way first: such a tree
@@ -205,7 +210,10 @@ impl Applier {
             let tree = self.tree.mutate();
             let done = tree.rename(x.as_fd(), &a.1.name, y.as_fd(), &b.1.name, libc::RENAME_EXCHANGE);
             if done != Err(Errno::EINVAL) {
-                return Ok(done?);
+                done?;
+                self.settle(a.1.parent, &a.1.name);
+                self.settle(b.1.parent, &b.1.name);
+                return Ok(());
             }
         }
         for (dir, slot, there) in [(&a_dir, a.1, a_there), (&b_dir, b.1, b_there)] {
@@ -241,16 +249,19 @@ impl Applier {
         };
         self.preserve(slot.parent, dir.as_fd())?;
         faults::point("applier.bind")?;
-        if self.place_parked(oid, dir.as_fd(), &slot.name)? {
-            return Ok(());
-        }
-        if let Some(occupant) = self.occupant(dir.as_fd(), &slot.name)? {
-            if occupant.is(oid) {
-                return Ok(());
+        if !self.place_parked(oid, dir.as_fd(), &slot.name)? {
+            match self.occupant(dir.as_fd(), &slot.name)? {
+                Some(occupant) if occupant.is(oid) => {}
+                occupant => {
+                    if let Some(occupant) = occupant {
+                        self.put_out(dir.as_fd(), &slot.name, &occupant)?;
+                    }
+                    self.place(oid, dir.as_fd(), &slot.name)?;
+                }
             }
-            self.put_out(dir.as_fd(), &slot.name, &occupant)?;
         }
-        self.place(oid, dir.as_fd(), &slot.name)
+        self.settle(slot.parent, &slot.name);
+        Ok(())
     }
 
     /// The usual case, in one call: the object waits in the park and its name is free. Changes nothing otherwise.

@@ -114,6 +114,7 @@ impl Applier {
         self.displaced.remove(&oid);
         self.touched.remove(&oid);
         self.forget_missing(oid);
+        self.give_up_listing(oid);
         if oid == Oid::ROOT {
             return Ok(());
         }
@@ -189,7 +190,7 @@ impl Applier {
 }
 
 /// Labels that the host's own security module gives to every object: they are set by policy and not by a user.
-fn keeps_to_itself(name: &[u8]) -> bool {
+pub(super) fn keeps_to_itself(name: &[u8]) -> bool {
     name == b"security.selinux" || name == b"security.SMACK64"
 }
 

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -385,6 +385,16 @@ fn examine(dir: &Path, adopt: Adopt) -> Result<Origin, ReplicaError> {
     }
 }
 
+/// `.dtfs` in `dir`, never through a symlink that somebody put in its place.
+fn own_dir(dir: &Path) -> io::Result<OwnedFd> {
+    let root = fs::File::open(dir)?;
+    let own = std::ffi::CString::new(RESERVED_DIR)?;
+    Ok(sys::openat2_beneath(root.as_fd(), &own, libc::O_RDONLY | libc::O_DIRECTORY, 0)?)
+}
+
+/// Three short lines.
+const MOST_ID_BYTES: u64 = 4096;
+
 pub(super) fn id_path(dir: &Path) -> PathBuf {
     dir.join(std::ffi::OsStr::from_bytes(RESERVED_DIR)).join("id")
 }
@@ -392,7 +402,12 @@ pub(super) fn id_path(dir: &Path) -> PathBuf {
 /// The replica's id and its volume, or `None` when there is no id file.
 pub(super) fn read_id(dir: &Path) -> Result<Option<(VolumeUuid, VolumeUuid)>, ReplicaError> {
     let path = id_path(dir);
-    let text = match fs::read_to_string(&path) {
+    let read = || {
+        let own = own_dir(dir)?;
+        let file = fs::File::from(sys::openat2_beneath(own.as_fd(), c"id", libc::O_RDONLY, 0)?);
+        io::read_to_string(io::Read::take(file, MOST_ID_BYTES))
+    };
+    let text = match read() {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(cause) => return Err(ReplicaError::Io { path, cause }),
@@ -412,14 +427,14 @@ pub(super) fn read_id(dir: &Path) -> Result<Option<(VolumeUuid, VolumeUuid)>, Re
 /// Written whole or not at all: a temporary file, synced, renamed, and the directory synced.
 pub(super) fn write_id(dir: &Path, id: VolumeUuid, volume: VolumeUuid) -> Result<(), ReplicaError> {
     let path = id_path(dir);
-    let temporary = path.with_extension("new");
-    let write = || {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let write = || -> io::Result<()> {
+        let own = own_dir(dir)?;
+        let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
+        let mut file = fs::File::from(sys::openat2_beneath(own.as_fd(), c"id.new", flags, 0o600)?);
         write!(file, "dtfs replica 1\nreplica {id}\nvolume {volume}\n")?;
         file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        let parent = fs::File::open(path.parent().unwrap_or(dir))?;
-        parent.sync_all()
+        sys::renameat2(own.as_fd(), c"id.new", own.as_fd(), c"id", 0)?;
+        Ok(sys::fsync(own.as_fd())?)
     };
     write().map_err(|cause| ReplicaError::Io { path: path.clone(), cause })
 }

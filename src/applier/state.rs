@@ -1,16 +1,14 @@
 //! State records: what an object is at the place where they stand in the stream.
 
-use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::attributes::CAPABILITY;
 use super::catalog::Known;
-use super::objects::{Occupant, entry_names};
-use super::park::OID_XATTR;
+use super::listing::Part;
 use super::{Applier, Missing, Outcome};
-use crate::backing::{BLOCK_BYTES, Extent, HOLE_UNIT, block_digest, next_extent};
-use crate::base::{Name, Oid};
-use crate::record::{Attrs, DirItem, Op, RESERVED_DIR, Shape, Slot, Xattr};
+use crate::backing::{BLOCK_BYTES, Extent, HOLE_UNIT, block_digest, forget_cached, next_extent};
+use crate::base::Oid;
+use crate::record::{Attrs, Op, Shape, Xattr};
 use crate::sys::{self, Errno, InodeFlags};
 
 /// Longest range that is asked for at once.
@@ -19,25 +17,10 @@ const NEED_BYTES: u64 = 1 << 20;
 impl Applier {
     pub(super) fn perform_state(&mut self, oid: Oid, op: &Op, payload: &[u8]) -> Outcome<()> {
         match op {
-            Op::StateDir { attrs, xattrs, flags, first, last, items } => {
-                if *first {
-                    self.listing.clear();
-                    self.begin_listing(oid, xattrs)?;
-                }
-                self.listing.extend_from_slice(items);
-                if *last {
-                    let mut listing = std::mem::take(&mut self.listing);
-                    if let Err(trouble) = self.set_listing(oid, &listing) {
-                        // Perhaps this part is performed once more: those before it must not be forgotten.
-                        listing.truncate(listing.len() - items.len());
-                        self.listing = listing;
-                        return Err(trouble);
-                    }
-                    self.listed = Some((oid, listing.iter().map(|item| item.oid).collect()));
-                    self.touch_listed(oid, *attrs, *flags);
-                }
-                Ok(())
-            }
+            Op::StateDir { .. } => match Part::of(op) {
+                Some(part) => self.perform_part(oid, &part),
+                None => Ok(()),
+            },
             Op::StateObject { shape, attrs, xattrs, flags } => {
                 self.set_object(oid, shape, attrs, (xattrs, flags))?;
                 self.touch_listed(oid, *attrs, *flags);
@@ -71,95 +54,6 @@ impl Applier {
             }
             _ => Ok(()),
         }
-    }
-
-    fn begin_listing(&mut self, oid: Oid, xattrs: &[Xattr]) -> Outcome<()> {
-        self.ensure(oid, &Shape::plain(libc::S_IFDIR))?;
-        match self.fd(oid)? {
-            Some(fd) => self.replace_xattrs(fd.as_fd(), xattrs),
-            None => Ok(()),
-        }
-    }
-
-    /// Makes the directory's entries exactly `items`.
-    fn set_listing(&mut self, oid: Oid, items: &[DirItem]) -> Outcome<()> {
-        let Some(dir) = self.fd(oid)? else {
-            return Ok(());
-        };
-        self.forget_displaced_from(oid)?;
-        let present = self.sort_out_present(oid, dir.as_fd(), items)?;
-        self.catalog.set_known(oid, Known::Complete)?;
-        self.catalog.unblock(oid)?;
-        for item in items {
-            if !present.contains(item.name.as_bytes()) {
-                // The source has queued the children, or a StateEnd follows at which those that lack are asked for.
-                self.ensure(item.oid, &item.shape)?;
-                self.bind(&Slot { parent: oid, name: item.name.clone() }, item.oid)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Puts out every entry that should not be there; returns the names that are right already.
-    fn sort_out_present(&mut self, oid: Oid, dir: BorrowedFd<'_>, items: &[DirItem]) -> Outcome<HashSet<Vec<u8>>> {
-        let wanted: HashMap<&[u8], &DirItem> = items.iter().map(|item| (item.name.as_bytes(), item)).collect();
-        let mut right = HashSet::new();
-        let list = sys::openat(dir, c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
-        for name in entry_names(list)? {
-            if oid == Oid::ROOT && name.as_bytes() == RESERVED_DIR {
-                continue;
-            }
-            let Some(occupant) = self.occupant(dir, &name)? else {
-                continue;
-            };
-            match wanted.get(name.as_bytes()) {
-                Some(item) if self.takes_place(&occupant, item)? => {
-                    right.insert(name.as_bytes().to_vec());
-                }
-                _ => self.put_out_unlisted(oid, dir, &name, &occupant)?,
-            }
-        }
-        Ok(right)
-    }
-
-    /// Whether `occupant` is the object that the listing names, or can become it: a file or directory that was here before
-    /// the tree became a replica is taken over when nothing else shares its content.
-    fn takes_place(&mut self, occupant: &Occupant, item: &DirItem) -> Outcome<bool> {
-        if occupant.is(item.oid) {
-            if self.catalog.get(item.oid)?.is_none() {
-                self.register(item.oid, occupant, Known::Placeholder)?;
-            }
-            return Ok(true);
-        }
-        let alone = occupant.is_dir() || occupant.kind() == libc::S_IFREG && occupant.stat.nlink == 1;
-        let free = occupant.oid.is_none() && self.catalog.get(item.oid)?.is_none();
-        if !(alone && free && occupant.kind() == item.shape.kind) {
-            return Ok(false);
-        }
-        self.set_xattr(occupant.fd.as_fd(), OID_XATTR, &item.oid.to_bytes())?;
-        self.register(item.oid, occupant, Known::Placeholder)?;
-        Ok(true)
-    }
-
-    fn put_out_unlisted(&mut self, parent: Oid, dir: BorrowedFd<'_>, name: &Name, occupant: &Occupant) -> Outcome<()> {
-        self.preserve(parent, dir)?;
-        self.put_out(dir, name, occupant)?;
-        if let Some(oid) = occupant.oid.filter(|_| !occupant.stale) {
-            self.unlisted.insert(oid);
-        }
-        Ok(())
-    }
-
-    /// Asks about objects that a listing put out and that nothing has bound since: the source says what became of them.
-    pub(super) fn ask_for_unlisted(&mut self) -> Outcome<()> {
-        while let Some(oid) = self.unlisted.first().copied() {
-            let entry = super::park::entry(oid)?;
-            if self.tree.open_child(self.park.fd(), &entry, libc::O_PATH).is_ok() {
-                self.need(oid);
-            }
-            self.unlisted.remove(&oid);
-        }
-        Ok(())
     }
 
     fn set_object(
@@ -211,21 +105,6 @@ impl Applier {
         Ok(())
     }
 
-    /// The end of a directory's state says that nothing of its children follows: those that are not known here are asked
-    /// for. So a subtree that came into the source's tree from outside, with nothing in it that looks new, is fetched whole.
-    fn ask_for_children(&mut self, oid: Oid) -> Outcome<()> {
-        let Some((_, children)) = self.listed.take().filter(|(listed, _)| *listed == oid) else {
-            self.need(oid);
-            return Ok(());
-        };
-        for child in children {
-            if self.catalog.get(child)?.is_none_or(|row| row.known != Known::Complete) {
-                self.need(child);
-            }
-        }
-        Ok(())
-    }
-
     fn set_content(&mut self, oid: Oid, op: &Op, payload: &[u8]) -> Outcome<()> {
         let Some(fd) = self.fd(oid)? else {
             return Ok(());
@@ -272,6 +151,7 @@ impl Applier {
         if start % BLOCK_BYTES != 0 || digests.len() as u64 != len.div_ceil(BLOCK_BYTES) {
             return Err(Errno::EINVAL.into());
         }
+        forget_cached(fd, start, len)?;
         let size = sys::fstat(fd)?.size;
         let mut differing: Option<Missing> = None;
         for (i, digest) in digests.iter().enumerate() {

@@ -2,7 +2,10 @@
 
 use std::os::fd::BorrowedFd;
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
 use super::{Extent, HOLE_UNIT, next_extent};
+use crate::base::faults;
 use crate::sys::{self, Result};
 
 /// Length of a compared block.
@@ -31,4 +34,16 @@ pub fn block_digest(file: BorrowedFd<'_>, offset: u64, len: u64, size: u64) -> R
     let mut digest = [0; 16];
     digest.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     Ok(digest)
+}
+
+/// Sees to it that the next read of this range is of what the disk holds; a `len` of 0 reaches to the end. A page whose way to
+/// the disk failed counts as clean afterwards (errseq_t, mm/filemap.c), and a comparison of what is in memory would find
+/// nothing. Pages that are dirty, or mapped by a program, stay: those are still to be written, or in use.
+///
+/// # Errors
+/// As posix_fadvise(2).
+pub fn forget_cached(file: BorrowedFd<'_>, offset: u64, len: u64) -> Result<()> {
+    faults::step("backing.forget_cached", || {
+        posix_fadvise(file, offset as i64, len as i64, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+    })
 }

@@ -15,7 +15,7 @@ mod mutate;
 mod tree;
 mod view;
 
-pub use digest::{BLOCK_BYTES, block_digest};
+pub use digest::{BLOCK_BYTES, block_digest, forget_cached};
 pub use extents::{Extent, HOLE_UNIT, block_is_data, next_extent};
 pub use mutate::TreeMut;
 pub use tree::{BackingError, Found, Syncer, Tree};

@@ -12,6 +12,7 @@ mod ids;
 mod locks;
 mod name;
 mod position;
+mod printable;
 
 pub use atime::{AtimeMode, StoredTimes};
 pub use ballast::Ballast;
@@ -22,3 +23,4 @@ pub use ids::{EpochId, ObjectKey, Oid, Space, Tid, VolumeUuid, random_bytes};
 pub use locks::{ObjectGuard, ObjectLocks};
 pub use name::{Name, NameError};
 pub use position::{ChainDigest, Commit, Position};
+pub use printable::{is_unprintable, printable};

@@ -64,15 +64,10 @@ impl Name {
 }
 
 impl fmt::Display for Name {
-    /// Escapes control bytes, so that a name cannot write to a terminal or forge a log line.
+    /// Escapes what is not printable, so that a name cannot write to a terminal or forge a log line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for chunk in self.as_bytes().utf8_chunks() {
-            for c in chunk.valid().chars() {
-                match c.is_control() {
-                    true => write!(f, "{}", c.escape_default())?,
-                    false => write!(f, "{c}")?,
-                }
-            }
+            super::printable::write_printable(f, chunk.valid())?;
             for byte in chunk.invalid() {
                 write!(f, "\\x{byte:02x}")?;
             }

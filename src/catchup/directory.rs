@@ -1,21 +1,36 @@
-//! The state of a directory: its attributes and all its entries at one TID.
+//! The state of a directory: its attributes and its entries, in parts that each are exact at a TID of their own.
+//!
+//! The directory's lock is held for one part and not for all of it, so that a million entries keep nobody waiting and take
+//! no room. What makes the parts exact together: one open directory is read from its beginning to its end, so every name
+//! that is there all the time is met (readdir(3)); it is looked up under the lock at the part's stamp; and what changes
+//! between the first part and the last has a record, which stands between the parts in the stream. A name that was met
+//! and is gone again is no entry at that stamp.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::{is_gone, state, xattrs_of};
 use crate::backing::{Tree, TreeView};
-use crate::base::{Name, Oid, Tid};
-use crate::record::{Attrs, DirItem, Encoded, Op, RESERVED_DIR, Shape, Xattr};
-use crate::sys::{self, Errno, InodeFlags, Result};
+use crate::base::{Name, ObjectKey, Oid, Tid};
+use crate::record::{Attrs, DirItem, Encoded, Op, RESERVED_DIR, Shape};
+use crate::sys::{self, DirStream, Errno, Result};
 
-/// Entries in one part of a directory's state.
-const PART_ITEMS: usize = 4096;
+/// Entries in one part of a directory's state: what is looked up under one lock takes some milliseconds.
+const PART_ITEMS: usize = 1024;
 /// Bytes of one part, about: names and the texts of symlinks have very different lengths.
 const PART_BYTES: usize = 1 << 20;
 /// What an entry takes beside its name and text: oid, kind, device, lengths.
 const ITEM_BYTES: usize = 32;
 
-/// A directory as it was at `stamp`.
+/// What comes behind a directory's state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Follow {
+    /// The states of its children.
+    Children,
+    /// Nothing: the last part ends with a record that lets the target ask for the children it lacks.
+    Nothing,
+}
+
+/// A part of a directory's state as it was at `stamp`.
 pub struct DirReading {
     /// TID of the last change it includes.
     pub stamp: Tid,
@@ -23,6 +38,8 @@ pub struct DirReading {
     pub records: Vec<Encoded>,
     /// Its entries, for the rows of its children.
     pub children: Vec<DirItem>,
+    /// Whether further parts follow.
+    pub more: bool,
 }
 
 /// Whether `oid` is a directory; what a target asks for by its oid may be one.
@@ -34,81 +51,106 @@ pub fn is_dir(view: &dyn TreeView, oid: Oid) -> bool {
     stat().is_ok_and(|stat| stat.mode & libc::S_IFMT == libc::S_IFDIR)
 }
 
-struct Listing {
-    attrs: Attrs,
-    xattrs: Vec<Xattr>,
-    flags: InodeFlags,
-    children: Vec<DirItem>,
+/// A directory that is being read in parts. Between two parts it may change; a walk that is given up is begun anew.
+pub struct DirWalk {
+    oid: Oid,
+    follow: Follow,
+    part_items: usize,
+    /// Where the next part goes on; `None` before the first.
+    stream: Option<DirStream>,
 }
 
-/// Reads the directory `oid`. One that is gone yields a record that says so.
-///
-/// # Errors
-/// As open(2), getdents64(2) and stat(2).
-pub fn read_dir(view: &dyn TreeView, oid: Oid) -> Result<DirReading> {
-    read(view, oid, Follow::Children)
-}
-
-/// As [`read_dir`], for a directory whose children do not follow: the reading ends with a record that lets the target
-/// ask for those it lacks.
-///
-/// # Errors
-/// As [`read_dir`].
-pub fn read_listing(view: &dyn TreeView, oid: Oid) -> Result<DirReading> {
-    read(view, oid, Follow::Nothing)
-}
-
-/// What comes behind a directory's state.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Follow {
-    Children,
-    Nothing,
-}
-
-fn read(view: &dyn TreeView, oid: Oid, follow: Follow) -> Result<DirReading> {
-    let gone =
-        |stamp| DirReading { stamp, records: vec![state(oid, stamp, &Op::StateGone, &[])], children: Vec::new() };
-    let Some(key) = view.key_of(oid) else {
-        return Ok(gone(view.stamp()));
-    };
-    let guard = view.lock(key);
-    let stamp = view.stamp();
-    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOATIME;
-    let listing = view.tree().open_key(key, flags).and_then(|fd| list(view, oid, fd.as_fd()));
-    drop(guard);
-    match listing {
-        Ok(listing) => {
-            let mut records = parts(oid, stamp, &listing);
-            if follow == Follow::Nothing {
-                records.push(state(oid, stamp, &Op::StateEnd { attrs: listing.attrs }, &[]));
-            }
-            Ok(DirReading { stamp, records, children: listing.children })
-        }
-        Err(errno) if is_gone(errno) => Ok(gone(stamp)),
-        Err(errno) => Err(errno),
+impl DirWalk {
+    /// A walk over the directory `oid`.
+    pub fn new(oid: Oid, follow: Follow) -> DirWalk {
+        DirWalk::with_parts(oid, follow, PART_ITEMS)
     }
-}
 
-fn list(view: &dyn TreeView, oid: Oid, fd: BorrowedFd<'_>) -> Result<Listing> {
-    let tree = view.tree();
-    let stat = sys::fstat(fd)?;
-    if stat.nlink == 0 {
-        return Err(Errno::ESTALE);
+    /// As [`DirWalk::new`], with at most `part_items` entries in a part.
+    pub fn with_parts(oid: Oid, follow: Follow, part_items: usize) -> DirWalk {
+        DirWalk { oid, follow, part_items: part_items.max(1), stream: None }
     }
-    let mut children = Vec::new();
-    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOATIME;
-    let mut stream = sys::DirStream::new(sys::reopen(fd, flags)?);
-    while let Some(entry) = stream.next_entry()? {
-        let Ok(name) = Name::new(&entry.name) else {
-            continue;
+
+    /// What comes behind it.
+    pub fn follow(&self) -> Follow {
+        self.follow
+    }
+
+    /// Reads the next part. A directory that is gone yields a record that says so.
+    ///
+    /// # Errors
+    /// As open(2), getdents64(2) and stat(2).
+    pub fn next_part(&mut self, view: &dyn TreeView) -> Result<DirReading> {
+        let Some(key) = view.key_of(self.oid) else {
+            return Ok(self.gone(view.stamp()));
         };
-        if oid == Oid::ROOT && name.as_bytes() == RESERVED_DIR {
-            continue;
+        let guard = view.lock(key);
+        let stamp = view.stamp();
+        let part = self.read(view, key, stamp);
+        drop(guard);
+        match part {
+            Err(errno) if is_gone(errno) => Ok(self.gone(stamp)),
+            part => part,
         }
-        children.push(item(view, tree, fd, name)?);
     }
-    let (attrs, xattrs) = (Attrs::of(&stat), xattrs_of(tree, fd)?);
-    Ok(Listing { attrs, xattrs, flags: sys::inode_flags_get(fd)?, children })
+
+    fn gone(&self, stamp: Tid) -> DirReading {
+        let records = vec![state(self.oid, stamp, &Op::StateGone, &[])];
+        DirReading { stamp, records, children: Vec::new(), more: false }
+    }
+
+    fn read(&mut self, view: &dyn TreeView, key: ObjectKey, stamp: Tid) -> Result<DirReading> {
+        let first = self.stream.is_none();
+        let mut stream = match self.stream.take() {
+            Some(stream) => stream,
+            None => {
+                let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOATIME;
+                DirStream::new(view.tree().open_key(key, flags)?)
+            }
+        };
+        let stat = sys::fstat(stream.fd())?;
+        if stat.nlink == 0 {
+            return Err(Errno::ESTALE);
+        }
+        let (children, last) = self.entries(view, &mut stream)?;
+        // The target has applied what was recorded between the first part and the last; the last part says all of it again.
+        let xattrs = if first || last { xattrs_of(view.tree(), stream.fd())? } else { Vec::new() };
+        let flags = sys::inode_flags_get(stream.fd())?;
+        let attrs = Attrs::of(&stat);
+        let op = Op::StateDir { attrs, xattrs, flags, first, last, items: children.clone() };
+        let mut records = vec![state(self.oid, stamp, &op, &[])];
+        if last && self.follow == Follow::Nothing {
+            records.push(state(self.oid, stamp, &Op::StateEnd { attrs }, &[]));
+        }
+        self.stream = (!last).then_some(stream);
+        Ok(DirReading { stamp, records, children, more: !last })
+    }
+
+    /// The entries of one part, and whether it is the last. The caller holds the directory's lock.
+    fn entries(&self, view: &dyn TreeView, stream: &mut DirStream) -> Result<(Vec<DirItem>, bool)> {
+        let (mut children, mut bytes) = (Vec::new(), 0);
+        while children.len() < self.part_items && bytes < PART_BYTES {
+            let Some(entry) = stream.next_entry()? else {
+                return Ok((children, true));
+            };
+            let Ok(name) = Name::new(&entry.name) else {
+                continue;
+            };
+            if self.oid == Oid::ROOT && name.as_bytes() == RESERVED_DIR {
+                continue;
+            }
+            match item(view, view.tree(), stream.fd(), name) {
+                Ok(item) => {
+                    bytes += ITEM_BYTES + item.name.as_bytes().len() + item.shape.link_text.len();
+                    children.push(item);
+                }
+                // It was met with the part before, and removed since.
+                Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok((children, false))
+    }
 }
 
 fn item(view: &dyn TreeView, tree: &Tree, dir: BorrowedFd<'_>, name: Name) -> Result<DirItem> {
@@ -116,40 +158,4 @@ fn item(view: &dyn TreeView, tree: &Tree, dir: BorrowedFd<'_>, name: Name) -> Re
     let found = tree.found(fd.as_fd())?;
     let shape = Shape::of(fd.as_fd(), &found.stat)?;
     Ok(DirItem { name, oid: view.oid_of(found.key), shape })
-}
-
-fn parts(oid: Oid, stamp: Tid, listing: &Listing) -> Vec<Encoded> {
-    let parts = cut(&listing.children);
-    let last = parts.len() - 1;
-    let record = |(part, items): (usize, &[DirItem])| {
-        let op = Op::StateDir {
-            attrs: listing.attrs,
-            // Once is enough: the target keeps what the first part said.
-            xattrs: if part == 0 { listing.xattrs.clone() } else { Vec::new() },
-            flags: listing.flags,
-            first: part == 0,
-            last: part == last,
-            items: items.to_vec(),
-        };
-        state(oid, stamp, &op, &[])
-    };
-    parts.into_iter().enumerate().map(record).collect()
-}
-
-/// Cuts entries into parts that each fit a record; at least one part.
-fn cut(mut items: &[DirItem]) -> Vec<&[DirItem]> {
-    let mut parts = Vec::new();
-    loop {
-        let mut bytes = 0;
-        let fits = |item: &&DirItem| {
-            bytes += ITEM_BYTES + item.name.as_bytes().len() + item.shape.link_text.len();
-            bytes <= PART_BYTES
-        };
-        let (part, rest) = items.split_at(items.iter().take(PART_ITEMS).take_while(fits).count());
-        parts.push(part);
-        items = rest;
-        if items.is_empty() {
-            return parts;
-        }
-    }
 }

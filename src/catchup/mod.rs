@@ -4,16 +4,19 @@
 //! Invariants:
 //! - Every reading is made under the object's lock and stamped with the TID of the last change it can include. Merged
 //!   into the stream right behind that TID, it is exact.
-//! - At most [`CHUNK_BYTES`] of a file are read under one lock, so that a writer waits for milliseconds, not for a file.
+//! - At most [`CHUNK_BYTES`] of a file, and a part of a directory, are read under one lock, so that a writer waits for
+//!   milliseconds, not for a file.
 //! - Reading leaves no access time and no record, and opens nothing but regular files and directories for reading.
 
 mod changed;
+mod check;
 mod directory;
 mod object;
 
 pub use crate::backing::TreeView;
 pub use changed::{Changed, ChangedSince};
-pub use directory::{DirReading, is_dir, read_dir, read_listing};
+pub use check::{name_in, read_check, read_suspect};
+pub use directory::{DirReading, DirWalk, Follow, is_dir};
 pub use object::{Compare, ObjectReading, read_changed, read_object, read_range};
 
 use crate::base::{Oid, Tid};

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{CHUNK_BYTES, is_gone, state, xattrs_of};
-use crate::backing::{BLOCK_BYTES, Extent, TreeView, block_digest, next_extent};
+use crate::backing::{BLOCK_BYTES, Extent, TreeView, block_digest, forget_cached, next_extent};
 use crate::base::{ObjectKey, Oid, Tid};
 use crate::record::{Attrs, Encoded, Op, Shape};
 use crate::sys::{self, Errno, InodeFlags, Result};
@@ -56,7 +56,7 @@ pub fn read_changed(view: &dyn TreeView, oid: Oid, offset: u64, len: u64) -> Res
     locked(view, oid, |reader| reader.changed(offset, len))
 }
 
-fn locked(
+pub(super) fn locked(
     view: &dyn TreeView,
     oid: Oid,
     read: impl FnOnce(&mut Reader<'_>) -> Result<Option<u64>>,
@@ -79,13 +79,13 @@ fn locked(
     }
 }
 
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     view: &'a dyn TreeView,
     oid: Oid,
     stamp: Tid,
     /// Open for reading when the object is a regular file or a directory, else O_PATH.
     fd: OwnedFd,
-    stat: sys::Stat,
+    pub(super) stat: sys::Stat,
     records: Vec<Encoded>,
 }
 
@@ -101,7 +101,7 @@ impl<'a> Reader<'a> {
         Ok(Reader { view, oid, stamp, fd, stat, records: Vec::new() })
     }
 
-    fn is_file(&self) -> bool {
+    pub(super) fn is_file(&self) -> bool {
         self.stat.mode & libc::S_IFMT == libc::S_IFREG
     }
 
@@ -109,7 +109,7 @@ impl<'a> Reader<'a> {
         self.stat.mode & libc::S_IFMT == libc::S_IFDIR
     }
 
-    fn file(&self) -> BorrowedFd<'_> {
+    pub(super) fn file(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 
@@ -124,6 +124,10 @@ impl<'a> Reader<'a> {
     fn piece(&mut self, offset: u64, compare: Compare) -> Result<Option<u64>> {
         if offset == 0 {
             self.head()?;
+        }
+        if self.is_file() && compare == Compare::Digests {
+            // Also of a small one: what is sent must be what is there after the next start, too.
+            forget_cached(self.file(), offset, CHUNK_BYTES)?;
         }
         let end = match (self.is_file(), compare) {
             (false, _) => self.stat.size,
@@ -166,7 +170,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn head(&mut self) -> Result<()> {
+    pub(super) fn head(&mut self) -> Result<()> {
         let op = Op::StateObject {
             shape: Shape::of(self.file(), &self.stat)?,
             attrs: self.attrs(),
@@ -178,7 +182,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Data and holes from `offset` to `end`, until [`CHUNK_BYTES`] of data are read. Returns where it stopped.
-    fn data(&mut self, offset: u64, end: u64) -> Result<u64> {
+    pub(super) fn data(&mut self, offset: u64, end: u64) -> Result<u64> {
         let mut at = offset;
         let mut left = CHUNK_BYTES;
         let attrs = self.attrs();
@@ -203,7 +207,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Digests of the blocks from `offset`, [`CHUNK_BYTES`] of them; ranges without any data are said to be holes.
-    fn digests(&mut self, offset: u64) -> Result<u64> {
+    pub(super) fn digests(&mut self, offset: u64) -> Result<u64> {
         let size = self.stat.size;
         let attrs = self.attrs();
         if let Some(Extent::Hole { len, .. }) = next_extent(self.file(), offset, size)? {

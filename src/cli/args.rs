@@ -1,12 +1,13 @@
 //! The grammar of the command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::{Action, Invocation, Verbosity};
 use crate::base::{Tid, VolumeUuid};
-use crate::config::{Adoption, ByteSize, MountOptions, Paths, TargetName, TargetUrl, VolumeName};
+use crate::config::{Adoption, ByteSize, Edits, MountOptions, Paths, TargetName, TargetUrl, VolumeName};
 use crate::control::{PfsVerb, Promotion};
 
 const EXAMPLES: &str = "\
@@ -33,6 +34,9 @@ pub(super) struct Arguments {
     /// Say only what went wrong
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
+    /// Check everything and say what would be done; change nothing
+    #[arg(long, global = true)]
+    dry_run: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -193,8 +197,34 @@ pub enum OperatorCommand {
     /// Forget a volume or a target; user files are never touched
     #[command(subcommand)]
     Forget(ForgetCommand),
+    /// Stop sending to a target for a while, or go on; it keeps its place
+    #[command(subcommand)]
+    Replication(ReplicationCommand),
     /// How volumes and targets stand
     Status(StatusArgs),
+    /// Compare a target with its source while both are in use
+    Verify(VerifyArgs),
+    /// Check the configuration, without a daemon; says nothing when all is good
+    #[command(after_help = "Examples:\n  dtfs check\n  dtfs check mounts.d/dtfs_mounts mounts.d/data.toml")]
+    Check {
+        /// Single files, called as on a host; the directories that they name are not looked at
+        #[arg(value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
+    /// Make the daemon read its files again, and show what changed
+    Reload,
+    /// What happened: losses of power, full disks, targets that cannot follow
+    #[command(after_help = "Examples:\n  dtfs events\n  dtfs events data --follow --json")]
+    Events(EventsArgs),
+    /// One line and an exit code for Nagios: 0 fine, 1 warning, 2 critical, 3 unknown
+    #[command(after_help = "Example:\n  dtfs monitor --warn-lag 1m --max-lag 5m")]
+    Monitor(MonitorArgs),
+    /// Look for what stands in the way of replication; exit code 6 when something is found
+    Doctor {
+        /// For programs
+        #[arg(long)]
+        json: bool,
+    },
     /// Wait until targets are consistent
     Wait(WaitArgs),
     /// A barrier: print a TID up to which every change is durable in the journal
@@ -243,7 +273,7 @@ pub enum MountsCommand {
     Add {
         /// The directory
         path: PathBuf,
-        /// atime or norepatime, volume=NAME, allow-open, submounts=refuse|ignore, store=DIR; separated by commas
+        /// atime or norepatime, volume=NAME, allow-open, submounts=refuse|ignore, writes=through|back, store=DIR; separated by commas
         #[arg(short, value_name = "OPTS", default_value = "", hide_default_value = true, value_parser = mount_options)]
         options: MountOptions,
     },
@@ -256,9 +286,6 @@ pub enum MountsCommand {
     Mount {
         #[command(flatten)]
         which: WhichArgs,
-        /// Only say what would happen
-        #[arg(long)]
-        dry_run: bool,
         /// Mount although files are open for writing below the path; they are compared until they are closed
         #[arg(long)]
         allow_open: bool,
@@ -299,15 +326,17 @@ pub enum DefineCommand {
         dir: PathBuf,
     },
     /// Replicate a volume to a place
-    #[command(after_help = "Example:\n  dtfs define target data local:/mnt/replica --as cellar")]
+    #[command(
+        after_help = "Example:\n  dtfs define target data local:/mnt/replica --as cellar\n  dtfs define target data ssh://root@beta/srv/copy"
+    )]
     Target {
         /// Volume name, or a path inside it
         #[arg(value_name = "VOL")]
         volume: String,
-        /// local:DIR, a directory of this host
+        /// local:DIR, ssh://[user@]host[:port]/DIR or tls://host[:port]/VOLUME
         #[arg(value_name = "URL")]
         url: TargetUrl,
-        /// The target's name; otherwise the last component of its directory
+        /// The target's name; otherwise the host, or for local: the last component of the directory
         #[arg(long = "as", value_name = "NAME")]
         name: Option<TargetName>,
         /// Take over a directory that is not empty: it is compared and made equal
@@ -336,6 +365,26 @@ pub enum ForgetCommand {
     },
 }
 
+/// `dtfs replication ...`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum ReplicationCommand {
+    /// Send nothing until it is resumed, also after a restart
+    Pause(TargetArgs),
+    /// Go on where it stopped
+    Resume(TargetArgs),
+}
+
+/// A volume and one of its targets.
+#[derive(Args, Clone, Debug)]
+pub struct TargetArgs {
+    /// Volume name, or a path inside it
+    #[arg(value_name = "VOL")]
+    pub volume: String,
+    /// The target
+    #[arg(value_name = "TARGET")]
+    pub target: TargetName,
+}
+
 /// `dtfs status ...`.
 #[derive(Args, Clone, Debug)]
 pub struct StatusArgs {
@@ -345,6 +394,40 @@ pub struct StatusArgs {
     /// For programs
     #[arg(long)]
     pub json: bool,
+    /// Show it again every two seconds: repainted on a terminal, one after the other elsewhere
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// `dtfs events ...`.
+#[derive(Args, Clone, Debug)]
+pub struct EventsArgs {
+    /// Volume name, or a path inside it; otherwise all
+    #[arg(value_name = "VOL")]
+    pub volume: Option<String>,
+    /// Go on with new events
+    #[arg(long)]
+    pub follow: bool,
+    /// At most so many of the newest of each volume
+    #[arg(short = 'n', long, value_name = "N", default_value = "100")]
+    pub lines: usize,
+    /// One JSON object a line, for programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `dtfs monitor ...`.
+#[derive(Args, Clone, Debug)]
+pub struct MonitorArgs {
+    /// Volume name, or a path inside it; otherwise all
+    #[arg(value_name = "VOL")]
+    pub volume: Option<String>,
+    /// Critical when a target is further behind, such as 90s, 5m or 1h
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    pub max_lag: Duration,
+    /// Warning when a target is further behind; otherwise half of --max-lag
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub warn_lag: Option<Duration>,
 }
 
 /// `dtfs wait ...`.
@@ -363,6 +446,30 @@ pub struct WaitArgs {
     /// Give up after so many seconds, with exit code 4
     #[arg(long, value_name = "S", value_parser = milliseconds)]
     pub timeout: Option<u64>,
+}
+
+/// `dtfs verify ...`.
+#[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Examples:\n  dtfs verify data replica\n  dtfs verify data replica --repair --bandwidth 50M\n\n\
+Exit codes: 0 equal, or everything mended; 6 differences are left; 8 some objects could not be compared."
+)]
+pub struct VerifyArgs {
+    /// Volume name, or a path inside it
+    #[arg(value_name = "VOL")]
+    pub volume: String,
+    /// The target
+    #[arg(value_name = "TARGET")]
+    pub target: TargetName,
+    /// Make what differs equal to the source, and nothing else
+    #[arg(long)]
+    pub repair: bool,
+    /// Most bytes a second that are read at each side, such as 50M
+    #[arg(short, long, value_name = "RATE")]
+    pub bandwidth: Option<ByteSize>,
+    /// For programs
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `dtfs log ...`.
@@ -385,6 +492,16 @@ pub struct LogArgs {
 /// The problem and its remedy in one sentence, as clap shows only one.
 fn mount_options(text: &str) -> Result<MountOptions, String> {
     text.parse::<MountOptions>().map_err(|problem| format!("{problem}; {}", problem.remedy()))
+}
+
+/// A number with ms, s, m, h or d; without one, seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+    let unit = units.iter().find_map(|(unit, ms)| Some((text.strip_suffix(unit)?, *ms)));
+    let (digits, ms): (&str, u64) = unit.unwrap_or((text, 1000));
+    let number = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten();
+    let duration = number.and_then(|n| n.checked_mul(ms)).map(Duration::from_millis);
+    duration.ok_or_else(|| "write a time such as 90s, 5m or 1h".to_owned())
 }
 
 /// Seconds with an optional fraction, as milliseconds.
@@ -412,6 +529,7 @@ impl Arguments {
             Command::Pfs(command) => Action::Pfs(command.into()),
             Command::Operator(command) => Action::Operator(command),
         };
-        Invocation { paths: Paths::new(self.root), verbosity, action }
+        let edits = if self.dry_run { Edits::Rehearsed } else { Edits::Written };
+        Invocation { paths: Paths::new(self.root).with_edits(edits), verbosity, action }
     }
 }

@@ -4,8 +4,8 @@ use std::io::{self, Write};
 
 use super::args::{LogArgs, OperatorCommand, WaitArgs};
 use super::print::{print_json, say};
-use super::{Verbosity, define, manual, mirror, mounts, roles, status};
-use crate::config::Paths;
+use super::{Verbosity, define, manual, mirror, monitor, mounts, roles, status, verify, watch};
+use crate::config::{Edits, Paths};
 use crate::control::ops::{self, LogRange, WaitFor, resolve_volume};
 use crate::control::{ExitCode, Failure, LogEntry, MirrorMode};
 use crate::menu;
@@ -17,11 +17,21 @@ pub(super) fn run(
     command: &OperatorCommand,
     output: &mut dyn Write,
 ) -> Result<ExitCode, Failure> {
+    if paths.edits() == Edits::Rehearsed && verbosity >= Verbosity::Normal {
+        say(output, "dry run, nothing is changed; what would be said:")?;
+    }
     match command {
         OperatorCommand::Mounts(command) => mounts::run(paths, verbosity, command, output),
         OperatorCommand::Define(command) => define::define(paths, verbosity, command, output),
         OperatorCommand::Forget(command) => define::forget(paths, verbosity, command, output),
+        OperatorCommand::Replication(command) => define::replication(paths, verbosity, command, output),
         OperatorCommand::Status(args) => status::run(paths, args, output),
+        OperatorCommand::Verify(args) => verify::run(paths, verbosity, args, output),
+        OperatorCommand::Check { files } => watch::check(paths, files),
+        OperatorCommand::Reload => watch::reload(paths, output),
+        OperatorCommand::Events(args) => watch::events(paths, args, output),
+        OperatorCommand::Monitor(args) => monitor::run(paths, args, output),
+        OperatorCommand::Doctor { json } => watch::doctor(paths, *json, output),
         OperatorCommand::Wait(args) => wait(paths, verbosity, args, output),
         OperatorCommand::Synctid { volume } => {
             let tid = ops::sync_tid(paths, resolve_volume(paths, volume)?)?;

@@ -3,10 +3,10 @@
 use std::io::Write;
 
 use super::Verbosity;
-use super::args::{DefineCommand, ForgetCommand};
+use super::args::{DefineCommand, ForgetCommand, ReplicationCommand};
 use super::mounts::say_done;
 use super::print::say;
-use crate::config::Paths;
+use crate::config::{Activity, Paths};
 use crate::control::ops::{self, NewTarget, resolve_volume};
 use crate::control::{ExitCode, Failure};
 
@@ -31,6 +31,21 @@ pub(super) fn define(
             say_done(output, verbosity, &line, &told)
         }
     }
+}
+
+pub(super) fn replication(
+    paths: &Paths,
+    verbosity: Verbosity,
+    command: &ReplicationCommand,
+    output: &mut dyn Write,
+) -> Result<ExitCode, Failure> {
+    let (args, activity, done) = match command {
+        ReplicationCommand::Pause(args) => (args, Activity::Paused, "paused"),
+        ReplicationCommand::Resume(args) => (args, Activity::Running, "resumed"),
+    };
+    let volume = resolve_volume(paths, &args.volume)?;
+    let told = ops::set_activity(paths, &volume, &args.target, activity)?;
+    say_done(output, verbosity, &format!("{done} the target {} of {volume}", args.target), &told)
 }
 
 pub(super) fn forget(

@@ -11,12 +11,16 @@ mod completion;
 mod define;
 mod manual;
 mod mirror;
+mod monitor;
 mod mount_helper;
 mod mounts;
 mod print;
+mod progress;
 mod roles;
 mod status;
 mod table;
+mod verify;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

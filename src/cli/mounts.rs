@@ -6,7 +6,7 @@ use super::Verbosity;
 use super::args::{MountsCommand, WhichArgs};
 use super::print::{print_json, report, say};
 use super::table::Table;
-use crate::config::{OpenFiles, Paths};
+use crate::config::{Edits, OpenFiles, Paths};
 use crate::control::ops::{self, Detach, MountHow, Rehearsal, Told, Which};
 use crate::control::{ExitCode, Failure, MountReply, MountsReply, Problem};
 
@@ -36,8 +36,8 @@ pub(super) fn run(
             let line = format!("removed {}; its files, journal and targets are untouched", entry.path.display());
             say_done(output, verbosity, &line, &told)
         }
-        MountsCommand::Mount { which, dry_run, allow_open } => {
-            let rehearsal = if *dry_run { Rehearsal::DryRun } else { Rehearsal::ForReal };
+        MountsCommand::Mount { which, allow_open } => {
+            let rehearsal = if paths.edits() == Edits::Rehearsed { Rehearsal::DryRun } else { Rehearsal::ForReal };
             let open_files = if *allow_open { OpenFiles::Allow } else { OpenFiles::Refuse };
             let how = MountHow { rehearsal, open_files };
             print_verdicts(output, &ops::mount(paths, &which.which(), how)?)
@@ -86,7 +86,7 @@ fn print_verdicts(output: &mut dyn Write, reply: &MountReply) -> Result<ExitCode
 }
 
 /// Bad lines go to standard error; the good ones were shown all the same.
-fn report_problems(problems: &[Problem]) -> ExitCode {
+pub(super) fn report_problems(problems: &[Problem]) -> ExitCode {
     for problem in problems {
         let failure =
             Failure { code: ExitCode::Usage, message: problem.message.clone(), remedy: problem.remedy.clone() };

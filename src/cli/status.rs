@@ -1,22 +1,46 @@
 //! `dtfs status`.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
 
 use super::args::StatusArgs;
+use super::cannot_write;
 use super::print::{print_json, say};
 use super::table::Table;
 use crate::config::Paths;
 use crate::control::ops::{self, resolve_volume};
 use crate::control::{ExitCode, Failure, StatusReply, TargetStatus, VolumeStatus};
 
+/// How often `--watch` shows it again.
+const WATCH_EVERY: Duration = Duration::from_secs(2);
+
 pub(super) fn run(paths: &Paths, args: &StatusArgs, output: &mut dyn Write) -> Result<ExitCode, Failure> {
     let volume = args.volume.as_deref().map(|text| resolve_volume(paths, text)).transpose()?;
-    let status = ops::status(paths, volume)?;
-    match args.json {
-        true => print_json(output, &status)?,
-        false => print(output, &status)?,
+    let show = |output: &mut dyn Write| {
+        let status = ops::status(paths, volume.clone())?;
+        match args.json {
+            true => print_json(output, &status),
+            false => print(output, &status),
+        }
+    };
+    match args.watch {
+        true => watch(output, &show),
+        false => show(output).map(|()| ExitCode::Ok),
     }
-    Ok(ExitCode::Ok)
+}
+
+/// Shows it again and again until the caller is ended or nobody reads any more.
+fn watch(output: &mut dyn Write, show: &dyn Fn(&mut dyn Write) -> Result<(), Failure>) -> Result<ExitCode, Failure> {
+    let terminal = std::io::stdout().is_terminal() && std::env::var("TERM").is_ok_and(|term| term != "dumb");
+    loop {
+        let mut page = Vec::new();
+        show(&mut page)?;
+        // Home, then the page, then what was below it is cleared: without a moment in which the screen is empty.
+        let (before, after) = if terminal { ("\x1b[H\x1b[2J", "") } else { ("", "\n") };
+        let page = String::from_utf8_lossy(&page);
+        write!(output, "{before}{page}{after}").and_then(|()| output.flush()).map_err(cannot_write)?;
+        std::thread::sleep(WATCH_EVERY);
+    }
 }
 
 pub(super) fn print(output: &mut dyn Write, status: &StatusReply) -> Result<(), Failure> {
@@ -40,7 +64,7 @@ fn print_volumes(output: &mut dyn Write, volumes: &[VolumeStatus]) -> Result<(),
             state.to_owned(),
             volume.last_tid.to_string(),
             volume.durable_tid.to_string(),
-            bytes(volume.journal_bytes),
+            journal(volume),
             volume.path.display().to_string(),
             reason.unwrap_or("").to_owned(),
         ]);
@@ -49,7 +73,20 @@ fn print_volumes(output: &mut dyn Write, volumes: &[VolumeStatus]) -> Result<(),
 }
 
 fn print_targets(output: &mut dyn Write, volumes: &[VolumeStatus]) -> Result<(), Failure> {
-    let mut table = Table::new(&["VOLUME", "TARGET", "STATE", "CONSISTENT AT", "LAG", "WORK", "SENT", "URL", "REASON"]);
+    let mut table = Table::new(&[
+        "VOLUME",
+        "TARGET",
+        "STATE",
+        "CONSISTENT AT",
+        "LAG",
+        "BYTES",
+        "TIME",
+        "WORK",
+        "SENT",
+        "RATE",
+        "URL",
+        "REASON",
+    ]);
     for (volume, target) in volumes.iter().flat_map(|volume| volume.targets.iter().map(move |t| (volume, t))) {
         let (state, _) = target.state.parts();
         table.row([
@@ -58,13 +95,44 @@ fn print_targets(output: &mut dyn Write, volumes: &[VolumeStatus]) -> Result<(),
             state.to_owned(),
             target.consistent_at.map_or_else(|| "-".to_owned(), |tid| tid.to_string()),
             target.lag_changes.to_string(),
-            target.work_left.to_string(),
+            bytes(target.lag_bytes),
+            duration(target.lag_seconds),
+            work(target),
             bytes(target.bytes_sent),
+            format!("{}/s", bytes(target.rate_bytes)),
             target.url.clone(),
             reason(target),
         ]);
     }
     table.print(output)
+}
+
+/// What the journal takes, and how much of its cap that is.
+fn journal(volume: &VolumeStatus) -> String {
+    match volume.journal_cap_bytes {
+        0 => bytes(volume.journal_bytes),
+        cap => format!("{} ({}%)", bytes(volume.journal_bytes), volume.journal_bytes.saturating_mul(100) / cap),
+    }
+}
+
+/// What is left, and when that ends.
+fn work(target: &TargetStatus) -> String {
+    match target.work_seconds {
+        Some(seconds) => format!("{} (about {})", target.work_left, duration(seconds as f64)),
+        None => target.work_left.to_string(),
+    }
+}
+
+/// A length of time in its two largest units.
+pub(super) fn duration(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    match whole {
+        0 => format!("{:.1}s", seconds.max(0.0)),
+        1..60 => format!("{whole}s"),
+        60..3600 => format!("{}m{:02}s", whole / 60, whole % 60),
+        3600..86400 => format!("{}h{:02}m", whole / 3600, whole % 3600 / 60),
+        _ => format!("{}d{:02}h", whole / 86400, whole % 86400 / 3600),
+    }
 }
 
 /// Why it is in its state; otherwise the last thing that went wrong, with its time; otherwise how it differs.

@@ -53,6 +53,14 @@ fn every_command_is_read() {
         "status v --json -vv",
         "wait v n --tid 0x10 --timeout 1.5",
         "synctid v",
+        "check",
+        "check a/dtfs_mounts",
+        "reload --dry-run",
+        "events v --follow --json -n 5",
+        "monitor v --max-lag 5m --warn-lag 30",
+        "doctor --json",
+        "status --watch",
+        "--dry-run define volume v /a",
         "log v --from 5 --follow --json",
         "serve --stdio /b --adopt",
         "demo --keep",
@@ -75,6 +83,7 @@ fn what_is_wrong_ends_with_code_2() {
         "serve /b",
         "wait v --timeout -1",
         "-q -v status",
+        "monitor --max-lag soon",
     ] {
         let words: Vec<&str> = words.split(' ').collect();
         assert_eq!(arguments(&words).err().map(|e| e.exit_code()), Some(2), "{words:?}");
@@ -109,11 +118,16 @@ fn status_is_a_table() {
         received_tid: Tid(5),
         applied_tid: Tid(4),
         lag_changes: 1,
+        lag_bytes: 2048,
+        lag_seconds: 75.0,
+        rate_bytes: 10240,
+        work_seconds: None,
         work_left: 0,
         consistent_at: Some(Tid(4)),
         bytes_sent: 1536,
         errors: 0,
         differs: None,
+        verify: None,
         last_error: Some(LastError { time: "2026-01-01T00:00:00.000Z".into(), message: "cut".into() }),
     };
     let volume = VolumeStatus {
@@ -124,15 +138,22 @@ fn status_is_a_table() {
         last_tid: Tid(5),
         durable_tid: Tid(5),
         journal_bytes: 100,
+        journal_cap_bytes: 1000,
         requests: 0,
+        requests_by_kind: Default::default(),
         suspects: Vec::new(),
         targets: vec![target],
     };
     let mut output = Vec::new();
-    status::print(&mut output, &StatusReply { volumes: vec![volume] }).unwrap();
+    status::print(&mut output, &StatusReply { volumes: vec![volume], ..StatusReply::default() }).unwrap();
     let shown = String::from_utf8(output).unwrap();
     let lines: Vec<&str> = shown.lines().collect();
-    assert_eq!(lines[1], "data    mounted  0x0000000000000005  0x0000000000000005  100      /data");
-    assert!(lines[4].contains("replicating  0x0000000000000004  1    0     1.5K  local:/copy"), "{}", lines[4]);
+    assert_eq!(lines[1], "data    mounted  0x0000000000000005  0x0000000000000005  100 (10%)  /data");
+    let shown: Vec<&str> = lines[4].split("  ").filter(|cell| !cell.is_empty()).map(str::trim).collect();
+    assert_eq!(
+        shown[2..10],
+        ["replicating", "0x0000000000000004", "1", "2.0K", "1m15s", "0", "1.5K", "10.0K/s"],
+        "{shown:?}"
+    );
     assert!(lines[4].ends_with("2026-01-01T00:00:00.000Z: cut"), "{}", lines[4]);
 }

@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{ConfigError, Paths};
+use super::{ConfigError, Edits, Paths};
 
 /// No configuration file is larger; a larger one is a mistake or an attack.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Held by whoever edits a configuration file, so that two editors do not undo each other. Dropping it unlocks.
+///
+/// Where edits are only rehearsed nothing is locked, and nothing is written under it.
 pub struct EditLock {
-    _held: Flock<File>,
+    held: Option<Flock<File>>,
 }
 
 impl EditLock {
@@ -24,6 +26,9 @@ impl EditLock {
     /// # Errors
     /// When the lock file cannot be made.
     pub fn take(paths: &Paths) -> Result<EditLock, ConfigError> {
+        if paths.edits() == Edits::Rehearsed {
+            return Ok(EditLock { held: None });
+        }
         create_dirs(&paths.config_dir())?;
         let file = paths.config_dir().join(".lock");
         let handle = OpenOptions::new()
@@ -35,7 +40,23 @@ impl EditLock {
             .open(&file)
             .map_err(|e| ConfigError::io(&file, "open", e))?;
         let held = Flock::lock(handle, FlockArg::LockExclusive).map_err(|(_, e)| ConfigError::io(&file, "lock", e))?;
-        Ok(EditLock { _held: held })
+        Ok(EditLock { held: Some(held) })
+    }
+
+    /// As [`replace`], unless it is only rehearsed.
+    pub(super) fn replace(&self, file: &Path, bytes: &[u8]) -> Result<(), ConfigError> {
+        match self.held {
+            Some(_) => replace(file, bytes),
+            None => read_trusted(file).map(|_| ()),
+        }
+    }
+
+    /// As [`remove`], unless it is only rehearsed.
+    pub(super) fn remove(&self, file: &Path) -> Result<(), ConfigError> {
+        match self.held {
+            Some(_) => remove(file),
+            None => Ok(()),
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use super::refusal::Relation;
-use super::{MountEntry, MountsFile, Paths, Refusal, TargetEntry, TargetUrl, VolumeFile, VolumeName};
+use super::{MountEntry, MountsFile, Paths, Refusal, TargetEntry, VolumeFile, VolumeName};
 
 /// Filesystems that show the kernel's state and hold no files of users.
 const PSEUDO: [&str; 21] = [
@@ -66,6 +66,20 @@ pub fn check_entry(paths: &Paths, entry: &MountEntry, mounts: &MountsFile) -> Re
     Ok(dir)
 }
 
+/// Checks an entry that is mounted now: how it lies to the others. What its mount hides was checked when it was mounted.
+///
+/// # Errors
+/// The first rule that it breaks.
+pub fn check_mounted_entry(paths: &Paths, entry: &MountEntry, mounts: &MountsFile) -> Result<(), Refusal> {
+    let dir = resolved(&entry.path)?;
+    check_against_volumes(&dir, mounts, Some(entry))?;
+    check_against_targets(paths, &dir, None)?;
+    match &entry.options.store {
+        Some(store) => check_store_dir(store, mounts).map(|_| ()),
+        None => Ok(()),
+    }
+}
+
 /// Checks `store=DIR`: a journal never lies inside a volume, nor a volume inside a journal. The directory may be
 /// missing; it is returned without symlinks as far as it exists.
 ///
@@ -99,9 +113,12 @@ pub fn check_target_entry(
     volume: &VolumeName,
     target: &TargetEntry,
     mounts: &MountsFile,
-) -> Result<PathBuf, Refusal> {
-    let TargetUrl::Local(dir) = &target.url;
-    check_replica(paths, dir, mounts, Some((volume, target)))
+) -> Result<(), Refusal> {
+    match target.url.local_dir() {
+        Some(dir) => check_replica(paths, dir, mounts, Some((volume, target))).map(drop),
+        // The other host checks what lies there.
+        None => Ok(()),
+    }
 }
 
 fn check_replica(
@@ -247,8 +264,9 @@ fn check_against_targets(paths: &Paths, dir: &Path, own: Option<(&VolumeName, &T
     for named in VolumeFile::load_all(paths)? {
         let Ok(file) = named.file else { continue };
         for target in file.targets.iter().filter(|target| own != Some((&named.volume, *target))) {
-            let TargetUrl::Local(other) = &target.url;
-            refuse_overlap(dir, &resolved(other)?, &named.volume)?;
+            if let Some(other) = target.url.local_dir() {
+                refuse_overlap(dir, &resolved(other)?, &named.volume)?;
+            }
         }
     }
     Ok(())

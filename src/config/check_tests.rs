@@ -97,8 +97,10 @@ fn targets_and_volumes_keep_apart() {
     let lock = EditLock::take(&place.paths).unwrap();
     let target = TargetEntry {
         name: TargetName::new("t").unwrap(),
-        url: TargetUrl::Local(place.top.join("c/new")),
+        url: crate::config::TargetUrl::Local(place.top.join("c/new")),
         adoption: Adoption::Refuse,
+        bandwidth: None,
+        activity: Default::default(),
     };
     let volume = VolumeName::new("a").unwrap();
     add_target(&lock, &place.paths, &volume, &target).unwrap();

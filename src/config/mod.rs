@@ -7,10 +7,12 @@
 //! same words. Nothing here mounts, sends or talks to the daemon.
 
 mod atomic;
+mod bandwidth;
 mod check;
 mod daemon_file;
 mod error;
 mod escape;
+mod every;
 mod mount_options;
 mod mounts_file;
 mod names;
@@ -24,16 +26,20 @@ mod volume_edit;
 mod volume_file;
 
 pub use atomic::EditLock;
-pub use check::{check_entry, check_store_dir, check_target_dir, check_target_entry, check_volume_dir};
+pub use bandwidth::{Bandwidth, BandwidthProblem};
+pub use check::{
+    check_entry, check_mounted_entry, check_store_dir, check_target_dir, check_target_entry, check_volume_dir,
+};
 pub use daemon_file::{DaemonFile, LogFormat, LogLevel, Seconds};
 pub use error::ConfigError;
-pub use mount_options::{AccessTimes, MountOptions, OpenFiles, OptionProblem, Submounts};
+pub use every::VerifyEvery;
+pub use mount_options::{AccessTimes, MountOptions, OpenFiles, OptionProblem, Submounts, Writes};
 pub use mounts_file::{MountEntry, MountsFile};
 pub use names::{NameProblem, TargetName, VolumeName};
-pub use paths::Paths;
+pub use paths::{Edits, Paths};
 pub use refusal::{Refusal, RefusalKind, Relation};
 pub use size::ByteSize;
 pub use suggest::nearest;
-pub use target_url::TargetUrl;
-pub use volume_edit::{add_target, create_volume_file, remove_target, remove_volume_file};
-pub use volume_file::{Adoption, JournalFull, NamedVolumeFile, Role, TargetEntry, VolumeFile};
+pub use target_url::{DEFAULT_PORT, SshPlace, TargetUrl, TlsPlace};
+pub use volume_edit::{add_target, create_volume_file, pause_target, remove_target, remove_volume_file};
+pub use volume_file::{Activity, Adoption, JournalFull, NamedVolumeFile, Role, TargetEntry, VolumeFile};

@@ -42,6 +42,17 @@ pub enum Submounts {
     Ignore,
 }
 
+/// When programs' writes are recorded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Writes {
+    /// `writes=through`: with each write(2), in the order in which they were made.
+    #[default]
+    Through,
+    /// `writes=back`: when the page cache is written back, at the latest at fsync or close.
+    Back,
+}
+
 /// The options of one entry, as far as they are written.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct MountOptions {
@@ -53,6 +64,8 @@ pub struct MountOptions {
     pub open_files: OpenFiles,
     /// `submounts=refuse` or `submounts=ignore`.
     pub submounts: Submounts,
+    /// `writes=through` or `writes=back`.
+    pub writes: Writes,
     /// `store=DIR`: the journal lies there and not below dtfs's state directory.
     pub store: Option<PathBuf>,
 }
@@ -81,7 +94,7 @@ pub enum OptionProblem {
     },
 }
 
-const KNOWN: [&str; 6] = ["volume=", "atime", "norepatime", "allow-open", "submounts=", "store="];
+const KNOWN: [&str; 7] = ["volume=", "atime", "norepatime", "allow-open", "submounts=", "writes=", "store="];
 
 impl OptionProblem {
     /// What to do next.
@@ -89,7 +102,8 @@ impl OptionProblem {
         match self {
             OptionProblem::Unknown { suggestion: Some(word), .. } => format!("did you mean \"{word}\"?"),
             OptionProblem::Unknown { suggestion: None, .. } => {
-                "known options: volume=NAME, atime, norepatime, allow-open, submounts=refuse|ignore, store=DIR"
+                "known options: volume=NAME, atime, norepatime, allow-open, submounts=refuse|ignore, writes=through|back, \
+                 store=DIR"
                     .to_owned()
             }
             OptionProblem::Repeated(_) => "keep one of them".to_owned(),
@@ -138,8 +152,11 @@ impl MountOptions {
             ("submounts", Some("refuse")) => self.submounts = Submounts::Refuse,
             ("submounts", Some("ignore")) => self.submounts = Submounts::Ignore,
             ("submounts", Some(_)) => return Err(OptionProblem::value(option, "it takes refuse or ignore")),
+            ("writes", Some("through")) => self.writes = Writes::Through,
+            ("writes", Some("back")) => self.writes = Writes::Back,
+            ("writes", Some(_)) => return Err(OptionProblem::value(option, "it takes through or back")),
             ("store", Some(dir)) => self.store = Some(store_dir(option, dir)?),
-            ("volume" | "store" | "submounts", None) => {
+            ("volume" | "store" | "submounts" | "writes", None) => {
                 return Err(OptionProblem::value(option, "it needs \"=\" and a value"));
             }
             ("atime" | "norepatime" | "allow-open", Some(_)) => {
@@ -180,6 +197,9 @@ impl fmt::Display for MountOptions {
         if self.submounts == Submounts::Ignore {
             f.write_str(",submounts=ignore")?;
         }
+        if self.writes == Writes::Back {
+            f.write_str(",writes=back")?;
+        }
         match &self.store {
             Some(store) => write!(f, ",store={}", escape(&store.to_string_lossy())),
             None => Ok(()),
@@ -193,7 +213,7 @@ mod tests {
 
     #[test]
     fn round_trips() {
-        let text = "atime,volume=data,allow-open,submounts=ignore,store=/x\\040y\\054z";
+        let text = "atime,volume=data,allow-open,submounts=ignore,writes=back,store=/x\\040y\\054z";
         let options: MountOptions = text.parse().unwrap();
         assert_eq!(options.store.as_deref(), Some(Path::new("/x y,z")));
         assert_eq!(options.to_string(), text);
@@ -211,9 +231,18 @@ mod tests {
     #[test]
     fn contradictions_and_bad_values() {
         assert!(matches!("atime,norepatime".parse::<MountOptions>(), Err(OptionProblem::Repeated(_))));
-        for bad in
-            ["volume", "volume=", "volume=a/b", "store=x", "store=/a/../b", "atime=yes", "submounts", "submounts=no"]
-        {
+        for bad in [
+            "volume",
+            "volume=",
+            "volume=a/b",
+            "store=x",
+            "store=/a/../b",
+            "atime=yes",
+            "submounts",
+            "submounts=no",
+            "writes",
+            "writes=no",
+        ] {
             assert!(matches!(bad.parse::<MountOptions>(), Err(OptionProblem::Value { .. })), "{bad}");
         }
     }

@@ -127,8 +127,8 @@ impl MountsFile {
     ///
     /// # Errors
     /// When it cannot be written; the old file is then still whole.
-    pub fn save(&self, _lock: &EditLock) -> Result<(), ConfigError> {
-        atomic::replace(&self.file, &self.to_bytes())
+    pub fn save(&self, lock: &EditLock) -> Result<(), ConfigError> {
+        lock.replace(&self.file, &self.to_bytes())
     }
 
     fn push(&mut self, raw: &[u8]) {

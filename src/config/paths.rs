@@ -10,13 +10,40 @@ use super::VolumeName;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
     root: PathBuf,
+    edits: Edits,
+}
+
+/// Whether what is edited below these paths is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Edits {
+    /// It is.
+    #[default]
+    Written,
+    /// `--dry-run`: everything is checked, nothing is written, and the daemon is asked for nothing that changes anything.
+    Rehearsed,
 }
 
 impl Paths {
     /// Everything below `root`; `None` is the system's own `/`.
     pub fn new(root: Option<PathBuf>) -> Paths {
         let root = root.unwrap_or_else(|| PathBuf::from("/"));
-        Paths { root: std::path::absolute(&root).unwrap_or(root) }
+        Paths { root: std::path::absolute(&root).unwrap_or(root), edits: Edits::Written }
+    }
+
+    /// The same places, where edits are written or only rehearsed.
+    #[must_use]
+    pub fn with_edits(self, edits: Edits) -> Paths {
+        Paths { edits, ..self }
+    }
+
+    /// Whether edits are written.
+    pub fn edits(&self) -> Edits {
+        self.edits
+    }
+
+    /// `FILE` below the root: a file of this host that is not dtfs's own (`etc/exports`).
+    pub fn system_file(&self, file: &str) -> PathBuf {
+        self.root.join(file)
     }
 
     /// The root given by the operator, `None` for `/`. A child process gets it back as `--root`.
@@ -47,6 +74,11 @@ impl Paths {
     /// `etc/dtfs/dtfs.toml`: the daemon's own settings.
     pub fn daemon_file(&self) -> PathBuf {
         self.config_dir().join("dtfs.toml")
+    }
+
+    /// `etc/dtfs/ssh_config`: what ssh reads instead of the user's configuration, when it is there.
+    pub fn ssh_config(&self) -> PathBuf {
+        self.config_dir().join("ssh_config")
     }
 
     /// `var/lib/dtfs`: the state of every volume and replica.

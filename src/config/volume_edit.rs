@@ -4,17 +4,19 @@ use std::path::Path;
 
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
-use super::{Adoption, ConfigError, EditLock, Paths, TargetEntry, TargetName, VolumeFile, VolumeName, atomic};
+use super::{
+    Activity, Adoption, ConfigError, EditLock, Paths, TargetEntry, TargetName, VolumeFile, VolumeName, atomic,
+};
 
 /// Makes the file of a master volume; an existing one is left as it is.
 ///
 /// # Errors
 /// When an existing file cannot be understood, or the new one cannot be written.
-pub fn create_volume_file(_lock: &EditLock, paths: &Paths, volume: &VolumeName) -> Result<(), ConfigError> {
+pub fn create_volume_file(lock: &EditLock, paths: &Paths, volume: &VolumeName) -> Result<(), ConfigError> {
     let file = paths.volume_file(volume);
     match atomic::read_trusted(&file)? {
         Some(bytes) => VolumeFile::parse(&file, &bytes).map(|_| ()),
-        None => atomic::replace(&file, b"role = \"master\"\n"),
+        None => lock.replace(&file, b"role = \"master\"\n"),
     }
 }
 
@@ -22,8 +24,8 @@ pub fn create_volume_file(_lock: &EditLock, paths: &Paths, volume: &VolumeName) 
 ///
 /// # Errors
 /// When the system refuses.
-pub fn remove_volume_file(_lock: &EditLock, paths: &Paths, volume: &VolumeName) -> Result<(), ConfigError> {
-    atomic::remove(&paths.volume_file(volume))
+pub fn remove_volume_file(lock: &EditLock, paths: &Paths, volume: &VolumeName) -> Result<(), ConfigError> {
+    lock.remove(&paths.volume_file(volume))
 }
 
 /// Adds a target to the file of `volume`, making the file when it is missing.
@@ -37,7 +39,7 @@ pub fn add_target(
     target: &TargetEntry,
 ) -> Result<(), ConfigError> {
     create_volume_file(lock, paths, volume)?;
-    edit(paths, volume, |document| {
+    edit(lock, paths, volume, |document| {
         let mut table = Table::new();
         table.insert("name", value(target.name.as_str()));
         table.insert("url", value(target.url.to_string()));
@@ -53,17 +55,42 @@ pub fn add_target(
     })
 }
 
+/// Writes whether a target is being sent to.
+///
+/// # Errors
+/// When the file cannot be understood or written, or has no such target.
+pub fn pause_target(
+    lock: &EditLock,
+    paths: &Paths,
+    volume: &VolumeName,
+    target: &TargetName,
+    activity: Activity,
+) -> Result<(), ConfigError> {
+    edit(lock, paths, volume, |document| {
+        let Some(tables) = document.get_mut("target").and_then(Item::as_array_of_tables_mut) else {
+            return Outcome::NotTables;
+        };
+        let named = |table: &&mut Table| table.get("name").and_then(Item::as_str) == Some(target.as_str());
+        match (tables.iter_mut().find(named), activity) {
+            (None, _) => return Outcome::NotTables,
+            (Some(table), Activity::Paused) => drop(table.insert("paused", value(true))),
+            (Some(table), Activity::Running) => drop(table.remove("paused")),
+        }
+        Outcome::Changed
+    })
+}
+
 /// Takes a target out of the file of `volume`.
 ///
 /// # Errors
 /// When the file cannot be understood or written, or has no such target.
 pub fn remove_target(
-    _lock: &EditLock,
+    lock: &EditLock,
     paths: &Paths,
     volume: &VolumeName,
     target: &TargetName,
 ) -> Result<(), ConfigError> {
-    edit(paths, volume, |document| {
+    edit(lock, paths, volume, |document| {
         let Some(tables) = document.get_mut("target").and_then(Item::as_array_of_tables_mut) else {
             return Outcome::NotTables;
         };
@@ -80,6 +107,7 @@ enum Outcome {
 }
 
 fn edit(
+    lock: &EditLock,
     paths: &Paths,
     volume: &VolumeName,
     change: impl FnOnce(&mut DocumentMut) -> Outcome,
@@ -97,7 +125,7 @@ fn edit(
     let text = document.to_string();
     // What would not be read back is never written: it also finds a second target of the same name.
     VolumeFile::parse(&file, text.as_bytes())?;
-    atomic::replace(&file, text.as_bytes())
+    lock.replace(&file, text.as_bytes())
 }
 
 fn conflict(file: &Path, problem: &str, remedy: &str) -> ConfigError {
@@ -113,6 +141,8 @@ mod tests {
             name: TargetName::new(name).unwrap(),
             url: format!("local:/t/{name}").parse().unwrap(),
             adoption: Adoption::Refuse,
+            bandwidth: None,
+            activity: Activity::Running,
         }
     }
 
@@ -132,6 +162,14 @@ mod tests {
         assert_eq!(VolumeFile::load(&paths, &volume).unwrap().targets.len(), 2);
 
         assert!(add_target(&lock, &paths, &volume, &target("b")).is_err());
+        let (one, active) = (TargetName::new("a").unwrap(), |name: &str| {
+            let file = VolumeFile::load(&paths, &volume).unwrap();
+            file.target(&TargetName::new(name).unwrap()).unwrap().activity
+        });
+        pause_target(&lock, &paths, &volume, &one, Activity::Paused).unwrap();
+        assert_eq!((active("a"), active("b")), (Activity::Paused, Activity::Running));
+        pause_target(&lock, &paths, &volume, &one, Activity::Running).unwrap();
+        assert_eq!(std::fs::read_to_string(paths.volume_file(&volume)).unwrap(), after);
         remove_target(&lock, &paths, &volume, &TargetName::new("b").unwrap()).unwrap();
         assert_eq!(std::fs::read_to_string(paths.volume_file(&volume)).unwrap(), text);
         assert!(remove_target(&lock, &paths, &volume, &TargetName::new("b").unwrap()).is_err());

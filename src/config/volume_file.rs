@@ -4,7 +4,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ByteSize, ConfigError, Paths, TargetName, TargetUrl, VolumeName, atomic, toml_text};
+use super::{
+    Bandwidth, ByteSize, ConfigError, Paths, TargetName, TargetUrl, VerifyEvery, VolumeName, atomic, toml_text,
+};
 
 /// The part this host plays for a volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -49,6 +51,35 @@ pub struct TargetEntry {
     /// Whether it may take over a directory that is not empty.
     #[serde(default, rename = "adopt")]
     pub adoption: Adoption,
+    /// How fast it may be sent to; `None` is as fast as it goes.
+    #[serde(default)]
+    pub bandwidth: Option<Bandwidth>,
+    /// Whether it is sent to at all for now.
+    #[serde(default, rename = "paused")]
+    pub activity: Activity,
+}
+
+/// Whether a target is being sent to. One that is not keeps its place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "bool", into = "bool")]
+pub enum Activity {
+    /// It is.
+    #[default]
+    Running,
+    /// `paused = true`: nothing is sent until it is resumed.
+    Paused,
+}
+
+impl From<bool> for Activity {
+    fn from(paused: bool) -> Activity {
+        if paused { Activity::Paused } else { Activity::Running }
+    }
+}
+
+impl From<Activity> for bool {
+    fn from(activity: Activity) -> bool {
+        activity == Activity::Paused
+    }
 }
 
 /// What happens when a target does not follow and the journal is full.
@@ -75,6 +106,9 @@ pub struct VolumeFile {
     /// What happens when that much is kept.
     #[serde(default)]
     pub journal_full: JournalFull,
+    /// How often each target is compared with the source; `None` for never.
+    #[serde(default)]
+    pub verify: Option<VerifyEvery>,
     /// Where changes are sent.
     #[serde(default, rename = "target")]
     pub targets: Vec<TargetEntry>,

@@ -4,12 +4,14 @@ use std::io::{self, BufReader};
 use std::os::unix::net::UnixStream;
 
 use super::line::{ReplyLine, RequestLine, read_line, write_line};
+use super::server::GROUP;
 use super::{ExitCode, Failure, Reply, Request, VERSION};
-use crate::config::Paths;
+use crate::config::{Edits, Paths};
 
 /// A connection to the daemon. Requests on it are answered one after the other.
 pub struct Client {
     stream: BufReader<UnixStream>,
+    edits: Edits,
 }
 
 /// Connects when a daemon runs.
@@ -19,10 +21,10 @@ pub struct Client {
 pub fn try_connect(paths: &Paths) -> Result<Option<Client>, Failure> {
     let socket = paths.socket();
     match UnixStream::connect(&socket) {
-        Ok(stream) => Ok(Some(Client { stream: BufReader::new(stream) })),
+        Ok(stream) => Ok(Some(Client { stream: BufReader::new(stream), edits: paths.edits() })),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-            let message = format!("the daemon's socket {} is only for root", socket.display());
+            let message = format!("the daemon's socket {} is only for root and the group {GROUP}", socket.display());
             Err(Failure::new(ExitCode::Failed, message).with_remedy("run the command as root"))
         }
         Err(e) => Err(Failure::new(ExitCode::Failed, format!("cannot connect to {}: {e}", socket.display()))),
@@ -58,7 +60,14 @@ impl Client {
         request: &Request,
         on_part: &mut dyn FnMut(Reply) -> Result<(), Failure>,
     ) -> Result<Reply, Failure> {
-        let line = RequestLine { v: VERSION, request: request.clone() };
+        let request = match self.edits {
+            Edits::Written => request.clone(),
+            Edits::Rehearsed => match request.rehearsed()? {
+                Some(request) => request,
+                None => return Ok(Reply::Done),
+            },
+        };
+        let line = RequestLine { v: VERSION, request };
         // A daemon that refuses a caller says why and closes without reading, so a failed write may have its reason
         // waiting to be read.
         let written = write_line(self.stream.get_mut(), &line);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::status::{StatusReply, VolumeState};
+use super::verify::VerifyReply;
 use super::{Demoted, ExitCode, Failure, MirrorProgress, MirrorRun, OwnVersions, PfsStatus, tid_text};
 use crate::base::Tid;
 use crate::config::{MountEntry, MountsFile, TargetName, VolumeName};
@@ -30,6 +31,9 @@ pub enum Request {
         which: Selection,
         /// Detach now, finish when the last user is gone.
         lazy: bool,
+        /// Only say what would happen.
+        #[serde(default)]
+        dry_run: bool,
     },
     /// Read all files again: start what is new, stop targets that are gone; never mounts or unmounts. Answer:
     /// [`Reply::Notes`].
@@ -104,8 +108,79 @@ pub enum Request {
         /// What becomes of what only it has.
         own: OwnVersions,
     },
+    /// Compare a target with the source. Answer: any number of [`Reply::Verified`] that say how far it is, the last one the
+    /// outcome.
+    Verify {
+        /// Which volume.
+        volume: VolumeName,
+        /// Which target.
+        target: TargetName,
+        /// Make what differs equal to the source.
+        repair: bool,
+        /// Most bytes a second that are read at each side; `None` for as many as go.
+        bandwidth: Option<u64>,
+    },
+    /// What [`Request::Reload`] would do. Answer: [`Reply::Notes`].
+    PlanReload,
+    /// What was written down to be read later. Answer: any number of [`Reply::Events`], the last one flagged (perhaps
+    /// empty).
+    Events {
+        /// One volume, or all.
+        volume: Option<VolumeName>,
+        /// Go on with new events until the caller hangs up.
+        follow: bool,
+        /// At most this many of the newest to begin with.
+        limit: usize,
+    },
     /// Stop the daemon cleanly: no new ops, journal committed, mounts gone. Answer: [`Reply::Done`] when it begins.
     Stop,
+}
+
+impl Request {
+    /// What is asked in its place in a dry run; `None` for what is not asked, because it would follow an edit that is not
+    /// written.
+    ///
+    /// # Errors
+    /// Code 2 for what cannot be tried out.
+    pub(super) fn rehearsed(&self) -> Result<Option<Request>, Failure> {
+        let mut request = self.clone();
+        match &mut request {
+            Request::MountsList
+            | Request::Status { .. }
+            | Request::Wait { .. }
+            | Request::SyncTid { .. }
+            | Request::Log { .. }
+            | Request::Events { .. }
+            | Request::PlanReload => {}
+            Request::Mount { dry_run, .. } | Request::Unmount { dry_run, .. } => *dry_run = true,
+            // Also what follows an edit: the files are as they were, so it says how they differ from what runs.
+            Request::Reload => request = Request::PlanReload,
+            Request::DefineTarget { .. } | Request::Forget { .. } => return Ok(None),
+            _ => {
+                let message = "the daemon cannot try this out: nothing was done";
+                return Err(Failure::new(ExitCode::Usage, message).with_remedy("leave --dry-run out to do it"));
+            }
+        }
+        Ok(Some(request))
+    }
+
+    /// Who may ask it. What is not named here is for root alone: records of the journal too, for they tell the names of all
+    /// files, whoever may see them.
+    pub fn access(&self) -> Access {
+        match self {
+            Request::MountsList | Request::Status { .. } | Request::Wait { .. } => Access::Read,
+            _ => Access::Change,
+        }
+    }
+}
+
+/// What a caller may do.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Access {
+    /// Ask how things stand, and wait.
+    Read,
+    /// Everything.
+    Change,
 }
 
 /// Some entries or all of them.
@@ -168,6 +243,8 @@ pub enum Reply {
         #[serde(with = "tid_text")]
         tid: Tid,
     },
+    /// How a verification stands, or how it ended.
+    Verified(VerifyReply),
     /// Records, oldest first.
     Log(Vec<LogEntry>),
     /// What a volume is.
@@ -176,6 +253,8 @@ pub enum Reply {
     Demoted(Demoted),
     /// How far a session is that a command asked for.
     Mirror(MirrorProgress),
+    /// Events, oldest first.
+    Events(Vec<EventEntry>),
 }
 
 /// The entries of `dtfs_mounts`.
@@ -306,6 +385,8 @@ pub enum Verdict {
     WouldMount,
     /// It is not mounted any more.
     Unmounted,
+    /// `--dry-run`: nothing speaks against it.
+    WouldUnmount,
     /// It was not mounted before.
     NotMounted,
     /// It was not done; the failure's code says whether it is busy, refused or failed.
@@ -319,6 +400,7 @@ impl std::fmt::Display for Verdict {
             Verdict::AlreadyMounted => f.write_str("was mounted already"),
             Verdict::WouldMount => f.write_str("would be mounted"),
             Verdict::Unmounted => f.write_str("unmounted"),
+            Verdict::WouldUnmount => f.write_str("would be unmounted"),
             Verdict::NotMounted => f.write_str("was not mounted"),
             Verdict::NotDone(failure) => match &failure.remedy {
                 Some(remedy) => write!(f, "not done: {failure} ({remedy})"),
@@ -346,6 +428,21 @@ impl std::fmt::Display for Opener {
         let how = if self.writes { "writes" } else { "reads" };
         write!(f, "pid {} ({}) {how} {}", self.pid, self.command, self.path)
     }
+}
+
+/// Something that was written down to be read later.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EventEntry {
+    /// When it happened, RFC 3339.
+    pub time: String,
+    /// `info`, `warning` or `error`.
+    pub level: String,
+    /// Of which volume.
+    pub volume: VolumeName,
+    /// The target it is about, if about one.
+    pub target: Option<String>,
+    /// What happened, in one sentence.
+    pub text: String,
 }
 
 /// One record of the journal, for people and programs.

@@ -1,7 +1,7 @@
 //! The daemon's socket: what may be asked, what is answered, and both ends of the line.
 //!
 //! A request is one line of JSON on a Unix socket, an answer is one or more lines; every line carries the version of
-//! the protocol. Invariants: only root is answered; a line is bounded; at most one daemon serves a root directory; a
+//! the protocol. Invariants: root is answered, and members of the group `dtfs`, who may only look; a line is bounded; at most one daemon serves a root directory; a
 //! TID is text (`0x%016x`), because JSON numbers lose the upper bits of a u64. The daemon implements [`Handler`]; the
 //! command line and the menu call [`ops`], which edits the files and then tells the daemon when one runs.
 
@@ -11,25 +11,27 @@ mod line;
 mod message;
 pub mod ops;
 mod pfs;
-mod printable;
 mod roles;
 mod server;
 mod sink;
 mod status;
 mod tid_text;
+mod verify;
 
 use message::not_an_entry;
 
+pub use crate::base::printable;
 pub use client::{Client, try_connect};
 pub use exit::{ExitCode, Failure};
 pub use message::{
-    LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Opener, Problem, Reply, Request, Selection, Verdict,
+    Access, EventEntry, LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Opener, Problem, Reply, Request,
+    Selection, Verdict,
 };
 pub use pfs::{MirrorMode, MirrorProgress, MirrorRun, PfsRole, PfsStatus, PfsVerb};
-pub use printable::printable;
 pub use roles::{Demoted, OwnVersions, Promotion};
-pub use server::{Handler, ReplySink, Server, Stopper};
-pub use status::{LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
+pub use server::{Handler, ReplySink, Server, Stopper, parse_request};
+pub use status::{DaemonStatus, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
+pub use verify::{DifferenceRow, VerifyReply};
 
 /// Version of the protocol and of every `--json` output. Fields may be added within a version, never change meaning.
 pub const VERSION: u32 = 1;

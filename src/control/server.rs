@@ -15,15 +15,20 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Gid;
 use parking_lot::Mutex;
 
 use super::line::{ReplyLine, RequestLine, read_line, write_line};
 use super::sink::StreamSink;
-use super::{ExitCode, Failure, Reply, Request, VERSION};
+use super::{Access, ExitCode, Failure, Reply, Request, VERSION};
 use crate::config::Paths;
 
+/// Its members may look; they change nothing.
+pub(super) const GROUP: &str = "dtfs";
 /// More callers than this at once are told to try again.
 const MAX_CALLERS: usize = 64;
+/// Those who may only look cannot take the last places.
+const MAX_READERS: usize = 32;
 /// A caller that says nothing for so long is hung up on, so that forgotten ones do not use up the places.
 const IDLE: Duration = Duration::from_secs(60);
 /// A caller that does not take its answer for so long is hung up on.
@@ -57,6 +62,7 @@ pub struct Server {
     socket: PathBuf,
     stop: Arc<StopState>,
     wake: UnixStream,
+    readers: Option<Gid>,
     /// Held as long as the server lives: whoever has it is the daemon.
     _lock: Flock<File>,
 }
@@ -100,19 +106,25 @@ impl Server {
     /// # Errors
     /// Code 5 when another daemon has the place; code 1 or 2 when the directory or the socket cannot be made.
     pub fn bind(paths: &Paths) -> Result<Server, Failure> {
-        private_dir(&paths.run_dir())?;
+        let group = nix::unistd::Group::from_name(GROUP).ok().flatten();
+        Server::bind_for(paths, group.map(|group| group.gid))
+    }
+
+    /// As [`Server::bind`]; members of the group `readers` may look.
+    fn bind_for(paths: &Paths, readers: Option<Gid>) -> Result<Server, Failure> {
+        private_dir(&paths.run_dir(), readers)?;
         let lock = take_lock(&paths.daemon_lock())?;
         let socket = paths.socket();
         remove_stale(&socket)?;
         let failed =
             |e: io::Error| Failure::new(ExitCode::Failed, format!("cannot listen at {}: {e}", socket.display()));
         let listener = UnixListener::bind(&socket).map_err(failed)?;
-        std::fs::set_permissions(&socket, Permissions::from_mode(0o600)).map_err(failed)?;
+        open_to(&socket, readers, 0o600, 0o660).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let (wake, waker) = UnixStream::pair().map_err(failed)?;
         waker.set_nonblocking(true).map_err(failed)?;
         let stop = StopState { stopping: AtomicBool::new(false), waker, callers: Mutex::default() };
-        Ok(Server { listener, socket, stop: Arc::new(stop), wake, _lock: lock })
+        Ok(Server { listener, socket, stop: Arc::new(stop), wake, readers, _lock: lock })
     }
 
     /// A handle that stops this server.
@@ -160,17 +172,20 @@ impl Server {
         stream: UnixStream,
         handler: &Arc<dyn Handler>,
     ) {
-        if let Err(failure) = self.admission(&stream) {
-            // A caller that is gone misses nothing.
-            let _ = write_line(&mut &stream, &ReplyLine::last(Err(failure)));
-            return;
-        }
+        let access = match self.admission(&stream) {
+            Ok(access) => access,
+            Err(failure) => {
+                // A caller that is gone misses nothing.
+                let _ = write_line(&mut &stream, &ReplyLine::last(Err(failure)));
+                return;
+            }
+        };
         let Ok(copy) = stream.try_clone() else { return };
         self.stop.callers.lock().insert(id, copy);
         let handler = Arc::clone(handler);
         let spawned = std::thread::Builder::new().name("control".to_owned()).spawn_scoped(scope, move || {
             // A caller that breaks the connection ends it; there is nobody to tell.
-            let _ = converse(&stream, handler.as_ref(), &self.stop);
+            let _ = converse(&stream, access, handler.as_ref(), &self.stop);
             self.stop.callers.lock().remove(&id);
         });
         if spawned.is_err() {
@@ -178,29 +193,40 @@ impl Server {
         }
     }
 
-    fn admission(&self, stream: &UnixStream) -> Result<(), Failure> {
+    /// What the caller may do, by the credentials that the kernel noted when it connected.
+    fn admission(&self, stream: &UnixStream) -> Result<Access, Failure> {
         let unusable = |e: io::Error| Failure::new(ExitCode::Failed, format!("the connection cannot be used: {e}"));
         stream.set_nonblocking(false).map_err(unusable)?;
         stream.set_read_timeout(Some(IDLE)).map_err(unusable)?;
         stream.set_write_timeout(Some(STUCK)).map_err(unusable)?;
         let peer = getsockopt(stream, PeerCredentials).map_err(|e| unusable(e.into()))?;
-        if peer.uid() != 0 {
-            return Err(Failure::new(ExitCode::Refused, "the daemon answers only root").with_remedy("run it as root"));
-        }
-        match self.stop.callers.lock().len() < MAX_CALLERS {
-            true => Ok(()),
+        let is_reader = |gid: Gid| peer.gid() == gid.as_raw() || peer_groups(stream).contains(&gid.as_raw());
+        let (access, most) = match self.readers {
+            _ if peer.uid() == 0 => (Access::Change, MAX_CALLERS),
+            Some(readers) if is_reader(readers) => (Access::Read, MAX_READERS),
+            _ => {
+                let message = format!("the daemon answers only root and members of the group {GROUP}");
+                return Err(Failure::new(ExitCode::Refused, message).with_remedy("run it as root"));
+            }
+        };
+        match self.stop.callers.lock().len() < most {
+            true => Ok(access),
             false => Err(Failure::new(ExitCode::Busy, "the daemon has too many callers").with_remedy("try again")),
         }
     }
 }
 
 /// Answers one caller's requests until it hangs up or the server stops.
-fn converse(stream: &UnixStream, handler: &dyn Handler, stop: &Arc<StopState>) -> io::Result<()> {
+fn converse(stream: &UnixStream, access: Access, handler: &dyn Handler, stop: &Arc<StopState>) -> io::Result<()> {
     let mut lines = BufReader::new(stream);
     while !stop.is_stopping() {
         let outcome = match read_line(&mut lines) {
             Ok(None) => return Ok(()),
-            Ok(Some(line)) => parse(&line).and_then(|request| {
+            Ok(Some(line)) => parse_request(&line).and_then(|request| {
+                if request.access() > access {
+                    let message = format!("only root may do that; members of the group {GROUP} may look");
+                    return Err(Failure::new(ExitCode::Refused, message).with_remedy("run it as root"));
+                }
                 let mut sink = StreamSink { stream, stop };
                 handler.handle(request, &mut sink)
             }),
@@ -215,8 +241,12 @@ fn converse(stream: &UnixStream, handler: &dyn Handler, stop: &Arc<StopState>) -
     Ok(())
 }
 
-/// The version is read first, so that a newer caller gets a sentence about versions and not about some field.
-fn parse(line: &[u8]) -> Result<Request, Failure> {
+/// What a line asks. The version is read first, so that a newer caller gets a sentence about versions and not about some
+/// field.
+///
+/// # Errors
+/// Code 2 when it is not understood.
+pub fn parse_request(line: &[u8]) -> Result<Request, Failure> {
     let wrong = |e: serde_json::Error| Failure::new(ExitCode::Usage, format!("the request is not understood: {e}"));
     let value: serde_json::Value = serde_json::from_slice(line).map_err(wrong)?;
     match value.get("v").and_then(serde_json::Value::as_u64) {
@@ -229,8 +259,26 @@ fn parse(line: &[u8]) -> Result<Request, Failure> {
     serde_json::from_value::<RequestLine>(value).map(|line| line.request).map_err(wrong)
 }
 
-/// Makes the directory with mode 0700, or takes the bits of others away; a symlink or another's directory is refused.
-fn private_dir(dir: &Path) -> Result<(), Failure> {
+/// The further groups of whoever connected.
+fn peer_groups(stream: &UnixStream) -> Vec<u32> {
+    crate::sys::peer_groups(stream.as_fd()).unwrap_or_default()
+}
+
+/// Gives `path` to the group `readers` with `shared`, or to nobody with `private`.
+fn open_to(path: &Path, readers: Option<Gid>, private: u32, shared: u32) -> io::Result<()> {
+    match readers {
+        // The group first: with the mode first another group could come in for a moment.
+        Some(gid) => {
+            std::os::unix::fs::chown(path, None, Some(gid.as_raw()))?;
+            std::fs::set_permissions(path, Permissions::from_mode(shared))
+        }
+        None => std::fs::set_permissions(path, Permissions::from_mode(private)),
+    }
+}
+
+/// Makes the directory with mode 0700 (0710 and the group of those who may look, when there is one), or takes the bits of
+/// others away; a symlink or another's directory is refused.
+fn private_dir(dir: &Path, readers: Option<Gid>) -> Result<(), Failure> {
     let failed = |e: io::Error| Failure::new(ExitCode::Failed, format!("cannot make {} private: {e}", dir.display()));
     if let Some(parent) = dir.parent() {
         DirBuilder::new().recursive(true).mode(0o755).create(parent).map_err(failed)?;
@@ -244,7 +292,7 @@ fn private_dir(dir: &Path) -> Result<(), Failure> {
         let message = format!("{} is not a directory of our own", dir.display());
         return Err(Failure::new(ExitCode::Refused, message).with_remedy("see who made it, and remove it"));
     }
-    std::fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(failed)
+    open_to(dir, readers, 0o700, 0o710).map_err(failed)
 }
 
 fn take_lock(file: &Path) -> Result<Flock<File>, Failure> {

@@ -138,3 +138,59 @@ fn nonsense_is_answered_with_a_sentence() {
     }
     running.stop();
 }
+
+/// Who asks: user, group, further groups.
+type Asker = (u32, u32, &'static str);
+
+/// Asks as somebody else, and returns the code of the failure in the answer (empty when it is none), or `None` when the
+/// socket cannot be reached.
+fn ask_as(paths: &Paths, (uid, gid, groups): Asker, request: &Request) -> Option<String> {
+    const SCRIPT: &str = "import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+try:
+    s.sendall(sys.argv[2].encode() + b'\\n')
+except OSError:
+    pass # Refused before it was read: the reason waits.
+print(s.makefile().readline())";
+    let line = serde_json::to_string(&RequestLine { v: VERSION, request: request.clone() }).unwrap();
+    let mut command = std::process::Command::new("setpriv");
+    // Not root's own interpreter: others may not run it.
+    command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    command.args([format!("--reuid={uid}"), format!("--regid={gid}")]);
+    match groups {
+        "" => command.arg("--clear-groups"),
+        groups => command.arg(format!("--groups={groups}")),
+    };
+    let output = command.args(["python3", "-c", SCRIPT]).arg(paths.socket()).arg(line).output().unwrap();
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+    Some(answer["failure"]["code"].as_str().unwrap_or_default().to_owned())
+}
+
+#[test]
+fn root_changes_members_of_the_group_look_and_others_are_not_heard() {
+    const READERS: u32 = 54_321;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+    let paths = Paths::new(Some(dir.path().to_owned()));
+    let server = Server::bind_for(&paths, Some(Gid::from_raw(READERS))).unwrap();
+    let stopper = server.stopper();
+    let thread = std::thread::spawn(move || server.serve(Arc::new(Echo)));
+    let (status, stop) = (Request::Status { volume: None }, Request::Stop);
+    let log = Request::Log { volume: "v".parse().unwrap(), from: None, follow: false, limit: None };
+    // What the echo answers to what it does not know.
+    let said = |code: &str| Some(code.to_owned());
+    assert_eq!(ask_as(&paths, (0, 0, ""), &stop), said("failed"));
+    for member in [(1234, READERS, ""), (1234, 1234, "54321")] {
+        assert_eq!(ask_as(&paths, member, &status), said(""), "{member:?}");
+        assert_eq!(ask_as(&paths, member, &stop), said("refused"), "{member:?}");
+        assert_eq!(ask_as(&paths, member, &log), said("refused"), "{member:?}");
+    }
+    assert_eq!(ask_as(&paths, (1234, 1234, ""), &status), None);
+    // Also one whom the permissions of the socket let through.
+    std::fs::set_permissions(paths.run_dir(), Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(paths.socket(), Permissions::from_mode(0o666)).unwrap();
+    assert_eq!(ask_as(&paths, (1234, 1234, ""), &status), said("refused"));
+    stopper.stop();
+    thread.join().unwrap().unwrap();
+}

@@ -1,18 +1,33 @@
 //! The answer to `status`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Opener, tid_text};
+use super::{Opener, VerifyReply, tid_text};
 use crate::base::{Tid, Timespec};
 use crate::config::{TargetName, VolumeName};
 
 /// Every volume that was asked for.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct StatusReply {
+    /// The daemon itself.
+    #[serde(default)]
+    pub daemon: DaemonStatus,
     /// In the order of `dtfs_mounts`.
     pub volumes: Vec<VolumeStatus>,
+}
+
+/// The daemon that answered.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// Its version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// When it was started, RFC 3339.
+    pub started: String,
 }
 
 /// One volume now.
@@ -35,9 +50,15 @@ pub struct VolumeStatus {
     pub durable_tid: Tid,
     /// Bytes that the journal takes on disk.
     pub journal_bytes: u64,
+    /// The most bytes that it keeps for targets that are behind; 0 while the volume is not open.
+    #[serde(default)]
+    pub journal_cap_bytes: u64,
     /// Requests of the kernel that were answered since it was mounted; with the processor's time of the daemon, what one costs.
     #[serde(default)]
     pub requests: u64,
+    /// The same by the kind of request, without those that never came.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub requests_by_kind: BTreeMap<String, u64>,
     /// Who can write behind the mount's back, through files that were open before it. No target is consistent until they
     /// are closed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -96,6 +117,19 @@ pub struct TargetStatus {
     pub applied_tid: Tid,
     /// Changes in the journal that it has not applied.
     pub lag_changes: u64,
+    /// About how many bytes of journal these changes are.
+    #[serde(default)]
+    pub lag_bytes: u64,
+    /// How long ago the oldest of them was made, in seconds; 0 when there is none.
+    #[serde(default)]
+    pub lag_seconds: f64,
+    /// Bytes sent in a second, on the average of the last ten.
+    #[serde(default)]
+    pub rate_bytes: u64,
+    /// In how many seconds the work that is left ends if it goes on as in the last minute; `None` when nothing is left, or
+    /// when it did not become less.
+    #[serde(default)]
+    pub work_seconds: Option<u64>,
     /// Objects that it must still compare or fetch (initial mirror, repair, overflow).
     pub work_left: u64,
     /// Its tree is the source's tree after this change; `None` while it converges.
@@ -109,6 +143,9 @@ pub struct TargetStatus {
     /// What it stores otherwise than it is sent, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub differs: Option<String>,
+    /// How the verification that runs stands, or how the last one since the daemon started ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<VerifyReply>,
     /// The last thing that went wrong, also when it was overcome.
     pub last_error: Option<LastError>,
 }
@@ -119,6 +156,8 @@ pub struct TargetStatus {
 pub enum TargetState {
     /// Defined, and no session was up yet.
     New,
+    /// An operator paused it; it keeps its place.
+    Paused,
     /// The bulk copy runs, beside live changes.
     Mirroring,
     /// Work rows are left after the mirror (repair, overflow): not yet consistent at any TID.
@@ -143,10 +182,14 @@ pub enum TargetState {
 }
 
 impl TargetState {
+    /// Every word that [`TargetState::parts`] gives.
+    pub const WORDS: [&str; 7] = ["new", "mirroring", "converging", "replicating", "stalled", "offline", "refused"];
+
     /// The word and the reason, for tables.
     pub fn parts(&self) -> (&'static str, Option<&str>) {
         match self {
             TargetState::New => ("new", None),
+            TargetState::Paused => ("paused", None),
             TargetState::Mirroring => ("mirroring", None),
             TargetState::Converging => ("converging", None),
             TargetState::Replicating => ("replicating", None),
@@ -195,7 +238,9 @@ mod tests {
             last_tid: Tid(u64::MAX),
             durable_tid: Tid(16),
             journal_bytes: 1,
+            journal_cap_bytes: 8,
             requests: 2,
+            requests_by_kind: BTreeMap::new(),
             suspects: Vec::new(),
             targets: Vec::new(),
         };

@@ -9,6 +9,7 @@ use crate::base::Tid;
 use crate::config::{OpenFiles, TargetName, VolumeName};
 use crate::control::{ExitCode, Failure, Handler, MountsReply, Reply, ReplySink, Request, Stopper};
 use crate::fuse::Unmount;
+use crate::sender::{Repair, VerifyRequest};
 
 pub(super) struct DaemonHandler {
     pub(super) volumes: Arc<Volumes>,
@@ -28,12 +29,14 @@ impl Handler for DaemonHandler {
                 let run = if dry_run { Run::Dry } else { Run::Real };
                 Ok(Reply::Verdicts(volumes.mount(&which, run, open_files)?))
             }
-            Request::Unmount { which, lazy } => {
+            Request::Unmount { which, dry_run: true, .. } => Ok(Reply::Verdicts(volumes.rehearse_unmount(&which)?)),
+            Request::Unmount { which, lazy, dry_run: false } => {
                 let how = if lazy { Unmount::Lazy } else { Unmount::Plain };
                 Ok(Reply::Verdicts(volumes.unmount(&which, how)?))
             }
-            Request::Reload => Ok(Reply::Notes(volumes.reload()?)),
-            Request::DefineTarget { volume: _, target: _ } => volumes.reload().map(|_| Reply::Done),
+            Request::Reload => Ok(Reply::Notes(volumes.reload(Run::Real)?)),
+            Request::PlanReload => Ok(Reply::Notes(volumes.reload(Run::Dry)?)),
+            Request::DefineTarget { volume: _, target: _ } => volumes.reload(Run::Real).map(|_| Reply::Done),
             Request::Forget { volume, target } => self.forget(&volume, target.as_ref()),
             Request::Status { volume } => Ok(Reply::Status(super::status::status(volumes, volume.as_ref())?)),
             Request::Wait { volume, target, tid, timeout_ms } => {
@@ -48,6 +51,15 @@ impl Handler for DaemonHandler {
             Request::PfsStatus { volume } => Ok(Reply::Pfs(super::pfs::of_volume(&*volumes.need(&volume)?)?)),
             Request::Mirror { volume, run } => super::mirror_run::mirror(volumes, &volume, &run, sink),
             Request::Demote { volume, own } => Ok(Reply::Demoted(volumes.demote(&volume, own)?)),
+            Request::Verify { volume, target, repair, bandwidth } => {
+                let repair = if repair { Repair::Yes } else { Repair::No };
+                let request = VerifyRequest { repair, bandwidth_bytes: bandwidth };
+                volumes.need(&volume)?.verify(&target, request, sink)
+            }
+            Request::Events { volume, follow, limit } => {
+                let follow = if follow { super::log::Follow::Yes } else { super::log::Follow::No };
+                super::events::events(volumes, &super::events::Which { volume, follow, limit }, sink)
+            }
             Request::Stop => {
                 self.stopper.stop();
                 Ok(Reply::Done)
@@ -75,7 +87,13 @@ fn wait(
     deadline: Option<Instant>,
     sink: &mut dyn ReplySink,
 ) -> Result<Reply, Failure> {
-    let tid = tid.unwrap_or_else(|| volume.journal.last_tid());
+    let tid = match tid {
+        Some(tid) => tid,
+        None => {
+            volume.write_back()?;
+            volume.journal.last_tid()
+        }
+    };
     if tid > volume.journal.last_tid() {
         let last = volume.journal.last_tid();
         return Err(Failure::new(ExitCode::Usage, format!("{tid} is not made yet: the last is {last}")));

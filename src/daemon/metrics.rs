@@ -160,19 +160,23 @@ fn target_families(text: &mut Exposition, all: &[Numbers]) {
         let labels = [("volume", volume), ("target", target.name.as_str())];
         states.states(&labels, &TARGET_STATES, target.state.parts().0);
     }
-    type Value = fn(&TargetStatus) -> u64;
-    let families: [(&str, Kind, &str, Value); 7] = [
-        ("dtfs_lag_ops", Kind::Gauge, "Changes that the target has not applied.", |t| t.lag_changes),
-        ("dtfs_received_tid", Kind::Gauge, "Up to here the target's inbox is durable.", |t| t.received_tid.0),
-        ("dtfs_applied_tid", Kind::Gauge, "Up to here the target's tree is durable.", |t| t.applied_tid.0),
+    type Value = fn(&TargetStatus) -> f64;
+    let families: [(&str, Kind, &str, Value); 9] = [
+        ("dtfs_lag_seconds", Kind::Gauge, "How long the oldest change is there that it has not applied.", |t| {
+            t.lag_seconds
+        }),
+        ("dtfs_lag_bytes", Kind::Gauge, "About how many bytes of journal it has not applied.", |t| t.lag_bytes as f64),
+        ("dtfs_lag_ops", Kind::Gauge, "Changes that the target has not applied.", |t| t.lag_changes as f64),
+        ("dtfs_received_tid", Kind::Gauge, "Up to here the target's inbox is durable.", |t| t.received_tid.0 as f64),
+        ("dtfs_applied_tid", Kind::Gauge, "Up to here the target's tree is durable.", |t| t.applied_tid.0 as f64),
         ("dtfs_consistent", Kind::Gauge, "Whether the target's tree is a past state of the source's.", |t| {
-            u64::from(t.consistent_at.is_some())
+            f64::from(t.consistent_at.is_some())
         }),
         ("dtfs_resync_left_objects", Kind::Gauge, "Objects that the target must still compare or fetch.", |t| {
-            t.work_left
+            t.work_left as f64
         }),
-        ("dtfs_sent_bytes", Kind::Counter, "Bytes sent, after compression.", |t| t.bytes_sent),
-        ("dtfs_apply_errors", Kind::Counter, "Sessions that ended with an error.", |t| t.errors),
+        ("dtfs_sent_bytes", Kind::Counter, "Bytes sent, after compression.", |t| t.bytes_sent as f64),
+        ("dtfs_apply_errors", Kind::Counter, "Sessions that ended with an error.", |t| t.errors as f64),
     ];
     for (name, kind, help, value) in families {
         let mut family = text.family(name, kind, help);

@@ -1,6 +1,5 @@
 //! `mirror-copy` and `mirror-stream`: a session that lasts as long as a command wants it.
 
-use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,9 +7,9 @@ use std::time::{Duration, Instant};
 use super::volume::{Volume, VolumeError};
 use super::volumes::Volumes;
 use crate::base::Tid;
-use crate::config::{Adoption, TargetEntry, TargetName, TargetUrl, VolumeName, check_target_entry};
+use crate::config::{Activity, Adoption, TargetEntry, TargetName, TargetUrl, VolumeName, check_target_entry};
 use crate::control::{ExitCode, Failure, MirrorMode, MirrorProgress, MirrorRun, Reply, ReplySink};
-use crate::sender::{Connect, SenderState};
+use crate::sender::SenderState;
 
 /// How often the caller hears how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -63,7 +62,7 @@ fn find_target(volumes: &Volumes, volume: &VolumeName, text: &str) -> Result<Tar
     if file.target(&name).is_some() {
         return Err(usage(format!("the volume {volume} has another target that is called {name}")));
     }
-    let entry = TargetEntry { name, url, adoption: Adoption::Refuse };
+    let entry = TargetEntry { name, url, adoption: Adoption::Refuse, bandwidth: None, activity: Activity::Running };
     check_target_entry(&volumes.paths, volume, &entry, &mounts)?;
     Ok(entry)
 }
@@ -129,53 +128,5 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         self.volume.end_run(&self.name);
-    }
-}
-
-/// The same connections, with at most `rate_bytes` a second written to them.
-pub(super) fn paced(connect: Connect, rate_bytes: Option<u64>) -> Connect {
-    let Some(rate_bytes) = rate_bytes.map(|rate| rate.max(1)) else { return connect };
-    Box::new(move || {
-        let mut connection = connect()?;
-        connection.writer = Box::new(Paced { inner: connection.writer, rate_bytes, owed: Instant::now() });
-        Ok(connection)
-    })
-}
-
-/// Counts what goes through it, after compression.
-struct Paced {
-    inner: Box<dyn Write + Send>,
-    rate_bytes: u64,
-    /// When what was written is paid for.
-    owed: Instant,
-}
-
-impl Write for Paced {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // A tenth of a second's worth at a time, so that the target sees a stream and not bursts.
-        let most = (self.rate_bytes / 10).clamp(1, 1 << 20) as usize;
-        let now = Instant::now();
-        std::thread::sleep(self.owed.saturating_duration_since(now));
-        let written = self.inner.write(&bytes[..bytes.len().min(most)])?;
-        self.owed = self.owed.max(now) + Duration::from_secs_f64(written as f64 / self.rate_bytes as f64);
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.inner.flush()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_paced_writer_takes_the_time_that_the_rate_says() {
-        let began = Instant::now();
-        let mut paced = Paced { inner: Box::new(io::sink()), rate_bytes: 100_000, owed: began };
-        paced.write_all(&[0; 30_000]).unwrap();
-        // All but the last tenth is paid for when the last byte is taken.
-        assert!(began.elapsed() >= Duration::from_millis(195), "{:?}", began.elapsed());
     }
 }

@@ -8,13 +8,17 @@
 //!   committed and marked clean.
 
 mod bypass;
+mod confine;
+mod connect;
 mod demo;
 mod demote;
 mod drain;
+mod events;
 mod handler;
 mod log;
 mod logs;
 mod memory;
+mod meter;
 mod metrics;
 mod mirror_run;
 mod openers;
@@ -27,6 +31,7 @@ mod serve;
 mod service;
 mod status;
 mod unwatched;
+mod verify;
 mod volume;
 mod volumes;
 mod watched;

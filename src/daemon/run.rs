@@ -9,6 +9,7 @@ use signal_hook::iterator::Signals;
 
 use super::drain::{DEFAULT_PATIENCE, Hurry};
 use super::handler::DaemonHandler;
+use super::meter;
 use super::volumes::{Run, Volumes};
 use super::{metrics, service};
 use crate::config::{DaemonFile, OpenFiles, Paths};
@@ -59,7 +60,7 @@ fn watch_signals(stopper: Stopper, hurry: Hurry, volumes: Arc<Volumes>) -> std::
         for signal in signals.forever() {
             if signal == SIGHUP {
                 service::reloading();
-                match volumes.reload() {
+                match volumes.reload(Run::Real) {
                     Ok(notes) => notes.iter().for_each(|note| tracing::info!(%note, "reload")),
                     Err(failure) => tracing::warn!(%failure, "reload"),
                 }
@@ -78,6 +79,13 @@ fn watch_signals(stopper: Stopper, hurry: Hurry, volumes: Arc<Volumes>) -> std::
 fn tend(volumes: Arc<Volumes>) -> std::io::Result<Sender<()>> {
     const EVERY: Duration = Duration::from_secs(30);
     let (end, ended) = bounded::<()>(0);
+    // A thread of its own, because tending may wait for a disk.
+    let (measured, measuring) = (volumes.clone(), ended.clone());
+    std::thread::Builder::new().name("dtfs-meter".into()).spawn(move || {
+        while measuring.recv_timeout(meter::EVERY) == Err(RecvTimeoutError::Timeout) {
+            measured.meter.look(&measured);
+        }
+    })?;
     std::thread::Builder::new().name("dtfs-tend".into()).spawn(move || {
         while ended.recv_timeout(EVERY) == Err(RecvTimeoutError::Timeout) {
             volumes.tend();

@@ -1,25 +1,38 @@
 //! `dtfs serve --stdio DIR`: the target's end of one session.
 
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::applier::{Adopt, ReplicaError};
 use crate::config::{Adoption, Paths};
 use crate::control::{ExitCode, Failure};
 use crate::receiver::{self, ServeError, ServeOptions};
+use crate::wire::{PatientReader, RefuseCode, refuse, remote_command};
+
+/// A source says something every two seconds. It may be held up by its own disk; one that says nothing for so long has gone,
+/// and the place is free for its next session.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// Serves one session over standard input and output.
 ///
 /// # Errors
 /// [`Failure`] when the directory is refused or the session failed; the source was told.
 pub fn serve(paths: &Paths, dir: &Path, adoption: Adoption) -> Result<(), Failure> {
+    refuse_another_place(dir)?;
     let adopt = match adoption {
         Adoption::Allow => Adopt::Yes,
         Adoption::Refuse => Adopt::No,
     };
-    let options = ServeOptions { dir: dir.to_owned(), states: paths.replicas_dir(), adopt, inbox_cap: None };
+    let options =
+        ServeOptions { dir: dir.to_owned(), states: paths.replicas_dir(), adopt, inbox_cap: None, inbox_segment: None };
+    super::confine::confine()?;
     // Nothing that this process makes may be narrowed by the umask it was started with.
     crate::sys::set_umask(0);
-    receiver::serve(std::io::stdin().lock(), std::io::stdout(), &options).map_err(|error| {
+    let input =
+        unbuffered_stdin().map_err(|error| Failure::new(ExitCode::Failed, format!("standard input: {error}")))?;
+    receiver::serve(PatientReader::new(input, SILENCE), std::io::stdout(), &options).map_err(|error| {
         let code = match &error {
             ServeError::Replica(ReplicaError::Busy { .. }) => ExitCode::Busy,
             ServeError::Replica(ReplicaError::NotEmpty { .. } | ReplicaError::OtherVolume { .. }) => ExitCode::Refused,
@@ -27,4 +40,22 @@ pub fn serve(paths: &Paths, dir: &Path, adoption: Adoption) -> Result<(), Failur
         };
         Failure::new(code, &error)
     })
+}
+
+/// Standard input without a buffer of its own, so that waiting for it says whether something is there.
+fn unbuffered_stdin() -> std::io::Result<File> {
+    std::io::stdin().as_fd().try_clone_to_owned().map(File::from)
+}
+
+/// A key whose `authorized_keys` line says `command="dtfs serve --stdio DIR"` reaches DIR whatever it asks for. Somebody who
+/// asks for another place is told, rather than given this one. `--adopt` counts only in the line itself.
+fn refuse_another_place(dir: &Path) -> Result<(), Failure> {
+    let Ok(asked) = std::env::var("SSH_ORIGINAL_COMMAND") else { return Ok(()) };
+    if [&[][..], &["--adopt"]].iter().any(|extra| asked == remote_command(dir, extra)) {
+        return Ok(());
+    }
+    let text = format!("this key reaches {} only", dir.display());
+    let failure = Failure::new(ExitCode::Refused, format!("{text}, and was asked for: {}", asked.escape_debug()));
+    refuse(std::io::stdout(), RefuseCode::Wrong, &text).map_err(|error| Failure::new(ExitCode::Failed, error))?;
+    Err(failure)
 }

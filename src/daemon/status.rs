@@ -1,11 +1,12 @@
 //! What `status` says.
 
+use std::collections::BTreeMap;
+
 use super::volume::Volume;
 use super::volumes::Volumes;
 use crate::base::{Tid, Timespec};
 use crate::config::{MountEntry, TargetName, VolumeName};
 use crate::control::{Failure, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
-use crate::fuse::MountedVolume;
 use crate::journal::{TargetRow, WorkReason};
 use crate::sender::{SenderState, SenderStatus};
 
@@ -23,18 +24,23 @@ pub(super) fn volume_state(volume: &Volume) -> VolumeState {
     }
 }
 
-/// The names of a volume's running targets.
+/// The names of a volume's targets, those that are paused too.
 pub(super) fn target_names(volume: &Volume) -> Vec<TargetName> {
-    volume.live().senders.keys().cloned().collect()
+    let live = volume.live();
+    live.senders.keys().chain(&live.paused).cloned().collect()
 }
 
 /// The status of all volumes, or of one.
 pub(super) fn status(volumes: &Volumes, only: Option<&VolumeName>) -> Result<StatusReply, Failure> {
     let file = volumes.mounts_file()?;
-    let mut reply = StatusReply::default();
+    let mut reply = StatusReply { daemon: volumes.daemon.clone(), ..StatusReply::default() };
     for entry in file.entries().filter(|entry| only.is_none_or(|name| entry.volume == *name)) {
         reply.volumes.push(match volumes.find(&entry.volume) {
-            Some(volume) => volume_status(&volume)?,
+            Some(volume) => {
+                let mut status = volume_status(&volume)?;
+                volumes.meter.fill(&volume, &mut status.targets);
+                status
+            }
             None => closed_volume(volumes, entry),
         });
     }
@@ -53,7 +59,9 @@ fn closed_volume(volumes: &Volumes, entry: &MountEntry) -> VolumeStatus {
         last_tid: Tid::ZERO,
         durable_tid: Tid::ZERO,
         journal_bytes: 0,
+        journal_cap_bytes: 0,
         requests: 0,
+        requests_by_kind: BTreeMap::new(),
         suspects: Vec::new(),
         targets: Vec::new(),
     }
@@ -69,6 +77,12 @@ pub(super) fn volume_status(volume: &Volume) -> Result<VolumeStatus, Failure> {
             targets.push(target(volume, name, &row, (&sender.status(), live.sees_all()))?);
         }
     }
+    for name in &live.paused {
+        if let Some(row) = volume.journal.store().target(name.as_str()).map_err(super::volume::VolumeError::from)? {
+            let status = target(volume, name, &row, (&SenderStatus::default(), live.sees_all()))?;
+            targets.push(TargetStatus { state: TargetState::Paused, ..status });
+        }
+    }
     Ok(VolumeStatus {
         name: volume.name.clone(),
         path: volume.path.clone(),
@@ -77,7 +91,9 @@ pub(super) fn volume_status(volume: &Volume) -> Result<VolumeStatus, Failure> {
         last_tid: volume.journal.last_tid(),
         durable_tid: volume.journal.durable_tid(),
         journal_bytes: volume.journal.bytes_used(),
-        requests: live.mounted.as_ref().map_or(0, MountedVolume::answered),
+        journal_cap_bytes: volume.journal.cap_bytes(),
+        requests_by_kind: live.mounted.as_ref().map(|mounted| named(mounted.requests())).unwrap_or_default(),
+        requests: live.mounted.as_ref().map_or(0, |mounted| mounted.answered()),
         suspects: live.suspects.values().cloned().collect(),
         targets,
     })
@@ -116,13 +132,22 @@ fn target(
         received_tid: row.received.max(sender.received),
         applied_tid: row.applied,
         lag_changes: volume.journal.last_tid().0.saturating_sub(row.applied.0),
+        lag_bytes: volume.journal.bytes_after(row.applied),
+        lag_seconds: 0.0,
+        rate_bytes: 0,
+        work_seconds: None,
         work_left,
         consistent_at: consistent.then_some(row.applied),
         bytes_sent: sender.bytes_sent,
         errors: sender.errors,
         differs: sender.differs.clone(),
+        verify: sender.verify.as_ref().map(|progress| volume.verify_reply(name, progress)),
         last_error: sender.last_error.as_ref().map(last_error),
     })
+}
+
+fn named(kinds: BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
+    kinds.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect()
 }
 
 fn last_error((time, message): &(Timespec, String)) -> LastError {

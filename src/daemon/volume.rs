@@ -1,6 +1,8 @@
 //! One volume: its journal, its stack, its mount and its senders.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,16 +17,16 @@ use super::watched::Moment;
 use crate::backing::{BackingError, Tree, TreeView};
 use crate::base::Tid;
 use crate::config::{
-    AccessTimes, Adoption, JournalFull, MountEntry, OpenFiles, Paths, Submounts, TargetEntry, TargetName, TargetUrl,
-    VolumeFile, VolumeName,
+    AccessTimes, Activity, Adoption, Bandwidth, ByteSize, JournalFull, MountEntry, MountOptions, OpenFiles, Paths,
+    Submounts, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
 };
 use crate::control::{ExitCode, Failure, Opener};
 use crate::fuse::{MountError, MountedVolume, Unmount, Unmounted};
 use crate::journal::{AWAITED, Journal, JournalError, JournalOptions, LastStop, Level, TargetId, WhenFull};
 use crate::record::MAX_RECORD_BYTES;
-use crate::sender::{Forked, SenderOptions, SenderStatus, SenderThread};
-use crate::stack::{AtimeMode, Stack, StackError, StackOptions};
-use crate::wire::{Compression, connect_local};
+use crate::sender::{Forked, Rate, SenderOptions, SenderStatus, SenderThread};
+use crate::stack::{AtimeMode, Stack, StackError, StackOptions, Writes};
+use crate::wire::Compression;
 
 /// An open volume.
 pub(super) struct Volume {
@@ -36,6 +38,8 @@ pub(super) struct Volume {
     pub(super) store_dir: PathBuf,
     options: StackOptions,
     submounts: Submounts,
+    /// The entry and the settings that it was opened with.
+    opened_with: (MountOptions, Option<ByteSize>, JournalFull),
     /// Protects what changes when the volume is mounted or its targets are edited. Rank: the first of the daemon's locks;
     /// held across mount, unmount and the start of a sender, never across a wait for a target.
     live: Mutex<Live>,
@@ -44,9 +48,9 @@ pub(super) struct Volume {
 /// The parts of a volume that come and go.
 pub(super) struct Live {
     pub(super) stack: Arc<Stack>,
-    pub(super) mounted: Option<MountedVolume>,
+    pub(super) mounted: Option<Arc<MountedVolume>>,
     /// Mounts that were taken out of sight while somebody used them: what their users do is still journaled.
-    detached: Vec<MountedVolume>,
+    detached: Vec<Arc<MountedVolume>>,
     /// The stack has served a mount that has ended, or ends when its users leave.
     used: bool,
     pub(super) unwatched: Changes,
@@ -56,6 +60,10 @@ pub(super) struct Live {
     pub(super) senders: BTreeMap<TargetName, SenderThread>,
     /// Those of them that a command runs, and not the volume's file.
     runs: BTreeSet<TargetName>,
+    /// What each sender was started with.
+    entries: BTreeMap<TargetName, TargetEntry>,
+    /// Targets that nothing is sent to for now.
+    pub(super) paused: Vec<TargetName>,
 }
 
 /// Why a volume cannot be opened or mounted.
@@ -179,6 +187,10 @@ impl Volume {
                 AccessTimes::Atime => AtimeMode::EachRead,
                 AccessTimes::NoRepAtime => AtimeMode::AtClose,
             },
+            writes: match entry.options.writes {
+                crate::config::Writes::Through => Writes::Through,
+                crate::config::Writes::Back => Writes::Back,
+            },
             ..StackOptions::default()
         };
         let (tree, hidden) = open_tree(&entry.path, entry.options.submounts)?;
@@ -206,6 +218,8 @@ impl Volume {
             bypass: None,
             senders: BTreeMap::new(),
             runs: BTreeSet::new(),
+            entries: BTreeMap::new(),
+            paused: Vec::new(),
         };
         let volume = Arc::new(Volume {
             name: entry.volume.clone(),
@@ -215,6 +229,7 @@ impl Volume {
             store_dir: store,
             options,
             submounts: entry.options.submounts,
+            opened_with: (entry.options.clone(), file.journal_cap, file.journal_full),
             live: Mutex::new(live),
         });
         volume.tell(&last_stop);
@@ -274,7 +289,7 @@ impl Volume {
         let watch = Watch::on(&crate::fuse::canonical(&self.path))
             .inspect_err(|error| tracing::info!(volume = %self.name, %error, "writes past the mount are not watched"))
             .ok();
-        live.mounted = Some(MountedVolume::mount(stack.clone(), &self.path, self.name.as_str())?);
+        live.mounted = Some(Arc::new(MountedVolume::mount(stack.clone(), &self.path, self.name.as_str())?));
         self.look_for_changes(&mut live)?;
         drop(live);
         // Again: a file that was opened right before the mount was in place.
@@ -316,7 +331,7 @@ impl Volume {
 
     /// Gives the next mount a stack of its own, unless users of an earlier one are left: they must share its locks.
     fn renew_used(&self, live: &mut Live, file: &VolumeFile) -> Result<(), VolumeError> {
-        live.detached.retain(MountedVolume::is_serving);
+        live.detached.retain(|mounted| mounted.is_serving());
         if live.used && live.detached.is_empty() {
             self.renew(live, file)?;
             live.used = false;
@@ -338,25 +353,47 @@ impl Volume {
         self.start_senders(live, &file.targets)
     }
 
-    /// Makes the running senders those of `targets`: new ones start, those that are no longer named stop.
+    /// Whether files say something now that only counts when the volume is opened.
+    pub(super) fn opened_otherwise(&self, entry: &MountEntry, file: &VolumeFile) -> bool {
+        let now = (entry.options.clone(), file.journal_cap, file.journal_full);
+        self.path != entry.path || self.opened_with != now
+    }
+
+    /// The targets that run, and where each is.
+    pub(super) fn target_urls(&self) -> Result<BTreeMap<TargetName, String>, VolumeError> {
+        let rows = self.journal.store().targets()?;
+        Ok(rows.into_iter().filter_map(|row| Some((TargetName::new(&row.name).ok()?, row.url))).collect())
+    }
+
+    /// Makes the running senders those of `targets`: new ones start, those that are paused or no longer named stop, and those
+    /// whose entry was changed start again, at their place in the journal.
     pub(super) fn set_targets(&self, targets: &[TargetEntry]) -> Result<(), VolumeError> {
         let mut live = self.live.lock();
-        let Live { senders, runs, .. } = &mut *live;
-        senders.retain(|name, _| runs.contains(name) || targets.iter().any(|target| target.name == *name));
+        let Live { senders, entries, runs, .. } = &mut *live;
+        senders.retain(|name, _| {
+            let named = targets.iter().any(|target| target.name == *name && entries.get(name) == Some(target));
+            named || runs.contains(name)
+        });
         let store = self.journal.store();
         for row in store.targets()? {
-            if row.state != RUN
-                && row.state != AWAITED
-                && !targets.iter().any(|target| target.name.as_str() == row.name)
-            {
-                store.target_remove(row.id)?;
+            match targets.iter().find(|target| target.name.as_str() == row.name) {
+                None if row.state == RUN || row.state == AWAITED => {}
+                None => store.target_remove(row.id)?,
+                Some(target) if target.url.to_string() != row.url => {
+                    live.senders.remove(&target.name);
+                    store.target_url(row.id, &target.url.to_string())?;
+                }
+                Some(_) => {}
             }
         }
         self.start_senders(&mut live, targets)
     }
 
     fn start_senders(&self, live: &mut Live, targets: &[TargetEntry]) -> Result<(), VolumeError> {
-        for target in targets.iter().filter(|target| !live.senders.contains_key(&target.name)).collect::<Vec<_>>() {
+        let paused = targets.iter().filter(|target| target.activity == Activity::Paused);
+        live.paused = paused.map(|target| target.name.clone()).collect();
+        let running = targets.iter().filter(|target| target.activity == Activity::Running);
+        for target in running.filter(|target| !live.senders.contains_key(&target.name)).collect::<Vec<_>>() {
             let store = self.journal.store();
             let id = match store.target(target.name.as_str())? {
                 Some(row) => row.id,
@@ -365,24 +402,23 @@ impl Volume {
             if store.target_by_id(id)?.is_some_and(|row| row.state == RUN) {
                 store.target_state(id, "active")?;
             }
-            self.start_sender(live, id, target, self.connect(target))?;
+            self.start_sender(live, id, target, rate(target.bandwidth.clone()))?;
+            live.entries.insert(target.name.clone(), target.clone());
         }
         Ok(())
     }
 
-    fn start_sender(
-        &self,
-        live: &mut Live,
-        id: TargetId,
-        target: &TargetEntry,
-        connect: crate::sender::Connect,
-    ) -> Result<(), VolumeError> {
+    fn start_sender(&self, live: &mut Live, id: TargetId, target: &TargetEntry, rate: Rate) -> Result<(), VolumeError> {
         let options = SenderOptions {
             target: id,
             access_times: self.options.atime,
             label: self.name.to_string(),
-            connect,
-            compression: LOCAL_COMPRESSION,
+            connect: self.connect(target),
+            compression: match target.url {
+                TargetUrl::Local(_) => LOCAL_COMPRESSION,
+                _ => Compression::Adaptive,
+            },
+            rate,
             forked: match target.adoption {
                 Adoption::Allow => Forked::Compare,
                 Adoption::Refuse => Forked::Refuse,
@@ -415,8 +451,7 @@ impl Volume {
                 (id, Tid::ZERO)
             }
         };
-        let connect = super::mirror_run::paced(self.connect(target), rate_bytes);
-        self.start_sender(&mut live, id, target, connect)?;
+        self.start_sender(&mut live, id, target, Box::new(move || rate_bytes))?;
         live.runs.insert(target.name.clone());
         Ok(applied)
     }
@@ -443,23 +478,13 @@ impl Volume {
     }
 
     fn connect(&self, target: &TargetEntry) -> crate::sender::Connect {
-        let root = self.paths.root().map(Path::to_owned);
-        let (url, adoption) = (target.url.clone(), target.adoption);
-        Box::new(move || {
-            // Not the name it leads to: an upgrade may have removed that file.
-            let program = Path::new("/proc/self/exe");
-            let global: Vec<&std::ffi::OsStr> = match &root {
-                Some(root) => vec!["--root".as_ref(), root.as_os_str()],
-                None => Vec::new(),
-            };
-            let extra: &[&str] = if adoption == Adoption::Allow { &["--adopt"] } else { &[] };
-            let TargetUrl::Local(dir) = &url;
-            connect_local(program, &global, dir, extra)
-        })
+        let (paths, target) = (self.paths.clone(), target.clone());
+        Box::new(move || super::connect::connect(&paths, &target))
     }
 
     /// Makes everything up to now durable, in the tree and in the journal; returns the last TID.
     pub(super) fn synctid(&self) -> Result<Tid, VolumeError> {
+        self.write_back()?;
         let stack = self.live.lock().stack.clone();
         let tid = self.journal.last_tid();
         stack.tree().sync().map_err(|errno| {
@@ -468,6 +493,16 @@ impl Volume {
         })?;
         self.journal.commit(tid)?;
         Ok(tid)
+    }
+
+    /// Has the kernel hand over what it holds of programs' writes.
+    pub(super) fn write_back(&self) -> Result<(), VolumeError> {
+        let mounted = self.live.lock().mounted.clone();
+        // The workers serve what comes of it, and nothing that they wait for is held here.
+        match mounted.filter(|mounted| mounted.is_serving() && mounted.is_in_place()) {
+            Some(mounted) => Ok(mounted.write_back()?),
+            None => Ok(()),
+        }
     }
 
     /// Ends the mount: no new ops; the senders go on. Programs that use it get errors from now on.
@@ -521,6 +556,14 @@ fn store_of(paths: &Paths, entry: &MountEntry) -> PathBuf {
     entry.options.store.clone().unwrap_or_else(|| paths.volume_state(&entry.volume))
 }
 
+/// The rate of this minute, local time.
+fn rate(bandwidth: Option<Bandwidth>) -> crate::sender::Rate {
+    Box::new(move || {
+        let now = jiff::Zoned::now();
+        bandwidth.as_ref()?.bytes_per_second(now.hour() as u16 * 60 + now.minute() as u16)
+    })
+}
+
 /// How long users of a mount that is ending are waited for.
 const HELD_OPEN: Duration = Duration::from_secs(1);
 /// A pipe on one host is faster than compressing, except for small frames, which are mostly names and attributes.
@@ -541,7 +584,12 @@ pub(super) fn open_journal(
 
 /// The sizes of a volume's journal that lies, or will lie, in `store`.
 pub(super) fn journal_options(store: &Path, file: &VolumeFile) -> Result<JournalOptions, VolumeError> {
-    std::fs::create_dir_all(store).map_err(|cause| VolumeError::Io { path: store.to_owned(), cause })?;
+    // It holds copies of private and deleted data.
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(store)
+        .map_err(|cause| VolumeError::Io { path: store.to_owned(), cause })?;
     let cap_bytes = match file.journal_cap {
         Some(size) => size.0,
         None => default_cap(store)?,
@@ -585,7 +633,8 @@ impl Volume {
         let is_past_state = sender.blocked == 0 && row.applied >= sender.high_water;
         let sees_all = live.sees_all();
         drop(live);
-        Ok(sees_all && row.mirrored && row.applied >= tid && is_past_state && store.work_count_upto(row.id, tid)? == 0)
+        let reached = sees_all && row.mirrored && row.applied >= tid && is_past_state;
+        Ok(reached && !store.work_stands_against(row.id, tid)?)
     }
 
     /// Asks the target to make durable what it has.

@@ -7,17 +7,25 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::drain::{Hurry, drain};
+use super::meter::Meter;
 use super::openers::holds_below;
 use super::volume::{Mounting, Volume, VolumeError};
+use crate::base::Timespec;
 use crate::config::{
     MountEntry, MountsFile, OpenFiles, Paths, Refusal, VolumeFile, VolumeName, check_entry, check_target_entry,
 };
-use crate::control::{ExitCode, Failure, MountReply, MountVerdict, Opener, Problem, Selection, Verdict, VolumeState};
+use crate::control::{
+    DaemonStatus, ExitCode, Failure, MountReply, MountVerdict, Opener, Problem, Selection, Verdict, VolumeState,
+    rfc3339,
+};
 use crate::fuse::Unmount;
 
 /// The open volumes, and why others are not open.
 pub(super) struct Volumes {
     pub(super) paths: Paths,
+    /// What `status` says of the daemon itself.
+    pub(super) daemon: DaemonStatus,
+    pub(super) meter: Meter,
     /// Protects the table. Rank: above each volume's own lock, never held while one of them is taken for long: look-ups and
     /// insertions only.
     table: Mutex<Table>,
@@ -41,7 +49,18 @@ pub(super) enum Run {
 
 impl Volumes {
     pub(super) fn new(paths: Paths) -> Volumes {
-        Volumes { paths, table: Mutex::new(Table::default()), changing: Mutex::new(()) }
+        let daemon = DaemonStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            started: rfc3339(Timespec::now()),
+        };
+        Volumes {
+            paths,
+            daemon,
+            meter: Meter::default(),
+            table: Mutex::new(Table::default()),
+            changing: Mutex::new(()),
+        }
     }
 
     pub(super) fn mounts_file(&self) -> Result<MountsFile, Failure> {
@@ -186,6 +205,27 @@ impl Volumes {
         Ok(MountReply { verdicts, problems: Vec::new() })
     }
 
+    /// What an unmount would say: who uses each mount.
+    pub(super) fn rehearse_unmount(&self, which: &Selection) -> Result<MountReply, Failure> {
+        let file = self.mounts_file()?;
+        let judge = |entry: &MountEntry| {
+            if self.state(&entry.volume) != VolumeState::Mounted {
+                return MountVerdict::of(entry, Verdict::NotMounted);
+            }
+            let openers = openers_below(&crate::fuse::canonical(&entry.path));
+            let verdict = match openers.is_empty() {
+                true => Verdict::WouldUnmount,
+                false => Verdict::NotDone(
+                    Failure::new(ExitCode::Busy, format!("{}: in use", entry.path.display()))
+                        .with_remedy("end the programs that use it, or unmount with --lazy"),
+                ),
+            };
+            MountVerdict { openers, ..MountVerdict::of(entry, verdict) }
+        };
+        let verdicts = which.resolve(&file).into_iter().map(|found| found.map_or_else(|verdict| *verdict, judge));
+        Ok(MountReply { verdicts: verdicts.collect(), problems: Vec::new() })
+    }
+
     fn unmount_entry(&self, entry: &MountEntry, file: &MountsFile, how: Unmount) -> MountVerdict {
         let Some(volume) = self.find(&entry.volume) else {
             return MountVerdict::of(entry, take_dead_away(entry).unwrap_or_else(Verdict::NotDone));
@@ -213,25 +253,62 @@ impl Volumes {
             if let Err(error) = volume.check_suspects() {
                 tracing::warn!(volume = %volume.name, %error, "files that were open before the mount are not compared");
             }
+            self.verify_when_due(&volume);
         }
     }
 
-    /// Reads the files again: the targets of open volumes become those of their files. Says what changed.
-    pub(super) fn reload(&self) -> Result<Vec<String>, Failure> {
+    fn verify_when_due(&self, volume: &Volume) {
+        // A file that cannot be read is told where it is edited and where it is loaded.
+        let Ok(VolumeFile { verify: Some(every), .. }) = VolumeFile::load(&self.paths, &volume.name) else { return };
+        if let Err(failure) = volume.verify_when_due(every) {
+            tracing::warn!(volume = %volume.name, %failure, "a verification that is due cannot be started");
+        }
+    }
+
+    /// Reads the files again: the targets of open volumes become those of their files. Says what changed, or would change.
+    pub(super) fn reload(&self, run: Run) -> Result<Vec<String>, Failure> {
         let _changing = self.changing.lock();
         let file = self.mounts_file()?;
         let mut notes: Vec<String> = file.errors().iter().map(|error| Problem::from(error).to_string()).collect();
+        for entry in file.entries().filter(|entry| self.find(&entry.volume).is_none()) {
+            let (volume, path) = (&entry.volume, entry.path.display());
+            notes.push(format!("{volume}: the entry {path} is not mounted; mount it with: dtfs mounts mount {path}"));
+        }
         for volume in self.open() {
-            let before = super::status::target_names(&volume);
-            let settings = self.settings(&volume.name, &file)?;
+            // One file that cannot be read does not keep the other volumes from following theirs.
+            match self.reload_volume(&volume, &file, run) {
+                Ok(found) => notes.extend(found),
+                Err(failure) => notes.push(format!("{}: nothing changed: {failure}", volume.name)),
+            }
+        }
+        Ok(notes)
+    }
+
+    fn reload_volume(&self, volume: &Arc<Volume>, file: &MountsFile, run: Run) -> Result<Vec<String>, Failure> {
+        let name = &volume.name;
+        let Some(entry) = file.find_volume(name) else {
+            return Ok(vec![format!("{name}: its entry is gone; it goes on until it is unmounted or the daemon ends")]);
+        };
+        let settings = self.settings(name, file)?;
+        let mut notes = Vec::new();
+        let before = volume.target_urls()?;
+        for target in &settings.targets {
+            match before.get(&target.name) {
+                None => notes.push(format!("{name}: target {} added", target.name)),
+                Some(url) if *url != target.url.to_string() => {
+                    notes.push(format!("{name}: target {} moved from {url} to {}", target.name, target.url));
+                }
+                Some(_) => {}
+            }
+        }
+        let gone = before.keys().filter(|known| !settings.targets.iter().any(|target| target.name == **known));
+        notes.extend(gone.map(|known| format!("{name}: target {known} removed")));
+        if volume.opened_otherwise(entry, &settings) {
+            notes
+                .push(format!("{name}: its path, options or journal settings count from the next start of the daemon"));
+        }
+        if run == Run::Real {
             volume.set_targets(&settings.targets).map_err(Failure::from)?;
-            let after = super::status::target_names(&volume);
-            for name in after.iter().filter(|name| !before.contains(name)) {
-                notes.push(format!("{}: target {name} added", volume.name));
-            }
-            for name in before.iter().filter(|name| !after.contains(name)) {
-                notes.push(format!("{}: target {name} removed", volume.name));
-            }
         }
         Ok(notes)
     }
@@ -281,12 +358,17 @@ impl Volumes {
 /// What a mount would say of open files.
 fn rehearse(entry: &MountEntry, open_files: OpenFiles, openers: &mut Vec<Opener>) -> Result<Verdict, Failure> {
     let path = crate::fuse::canonical(&entry.path);
-    let dev = std::fs::symlink_metadata(&path).map(|root| std::os::unix::fs::MetadataExt::dev(&root));
-    *openers = dev.map(|dev| super::openers::openers(&holds_below(dev, &path))).unwrap_or_default();
+    *openers = openers_below(&path);
     match open_files == OpenFiles::Refuse && openers.iter().any(|opener| opener.writes) {
         true => Err(VolumeError::OpenFiles { path, openers: openers.clone() }.into()),
         false => Ok(Verdict::WouldMount),
     }
+}
+
+/// Who holds files at or below `path`.
+fn openers_below(path: &std::path::Path) -> Vec<Opener> {
+    let dev = std::fs::symlink_metadata(path).map(|root| std::os::unix::fs::MetadataExt::dev(&root));
+    dev.map(|dev| super::openers::openers(&holds_below(dev, path))).unwrap_or_default()
 }
 
 /// What is asked for where nothing of ours is mounted: a mount that a crashed daemon left is taken away.

@@ -24,7 +24,7 @@ use super::reply::{
 use super::requests::{Kind, Requests};
 use super::waiting::Waiting;
 use super::{init, worker};
-use crate::stack::{AttrChange, MAX_TRANSFER_BYTES, Privileges, Stack, WriteMode};
+use crate::stack::{AttrChange, MAX_TRANSFER_BYTES, Privileges, Stack, WriteMode, Writer, Writes};
 
 /// A stack as `fuser` wants to see a filesystem.
 pub(super) struct Adapter {
@@ -68,7 +68,7 @@ impl Adapter {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let agreed = init::agree(config);
+        let agreed = init::agree(config, self.stack.writes());
         self.stack.remember_connection(&agreed.to_string())
     }
 
@@ -234,6 +234,10 @@ impl Filesystem for Adapter {
             privileges: match write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
                 true => Privileges::Kill,
                 false => Privileges::Keep,
+            },
+            writer: match write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+                true => Writer::PageCache,
+                false => Writer::Caller,
             },
         };
         let act = move |stack: &Stack, data: &[u8]| {
@@ -433,7 +437,12 @@ impl Filesystem for Adapter {
         });
     }
 
+    /// The kernel asks for data without writing back what it holds (fuse_lseek in fs/fuse/file.c). With a cache that is
+    /// written back later it must not ask at all: a copying program would take new data for a hole.
     fn lseek(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        if self.stack.writes() == Writes::Back {
+            return self.serve(Kind::Lseek, |_| reply.error(fuser::Errno::ENOSYS));
+        }
         self.serve(Kind::Lseek, |stack| match stack.lseek(node(ino), file(fh), offset, whence) {
             Ok(at) => reply.offset(at),
             Err(errno) => reply.error(error(errno)),

@@ -2,11 +2,13 @@
 
 use fuser::{InitFlags, KernelConfig};
 
-use crate::stack::MAX_TRANSFER_BYTES;
+use crate::stack::{MAX_TRANSFER_BYTES, Writes};
 
 /// Requested one by one, each only when the kernel offers it.
 ///
-/// Not here on purpose: WRITEBACK_CACHE (order and owners of writes would be lost), SETXATTR_EXT (fuser 0.18 panics on
+/// WRITEBACK_CACHE is the operator's choice: the order of writes is lost with it.
+///
+/// Not here on purpose: SETXATTR_EXT (fuser 0.18 panics on
 /// it), SECURITY_CTX, CREATE_SUPP_GROUP and ALLOW_IDMAP (fuser does not decode what they add), OVER_IO_URING (it has no
 /// such transport), AUTO_INVAL_DATA (a new mtime would drop caches that are right), POSIX_LOCKS and FLOCK_LOCKS (the
 /// kernel keeps locks itself, and a blocked lock could not be interrupted here).
@@ -82,9 +84,10 @@ impl std::str::FromStr for Agreed {
     }
 }
 
-pub(super) fn agree(config: &mut KernelConfig) -> Agreed {
+pub(super) fn agree(config: &mut KernelConfig, writes: Writes) -> Agreed {
     let mut wanted = 0;
-    for flag in WANTED {
+    let chosen = (writes == Writes::Back).then_some(InitFlags::FUSE_WRITEBACK_CACHE);
+    for flag in WANTED.into_iter().chain(chosen) {
         match config.add_capabilities(flag) {
             Ok(()) => wanted |= flag.bits(),
             Err(_) => tracing::info!(?flag, "the kernel does not offer this"),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::OpenOptions;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -17,8 +17,9 @@ use super::adapter::Adapter;
 use super::readers::{Readers, Watching};
 use super::requests::{OpTimes, Requests};
 use super::waiting::Waiting;
-use crate::stack::Stack;
-use crate::sys::{self, Errno};
+use crate::base::ObjectKey;
+use crate::stack::{Stack, Writes};
+use crate::sys::{self, Errno, RawHandle};
 
 /// How long a session may take to end once its mount is gone.
 const END_PATIENCE: Duration = Duration::from_secs(10);
@@ -118,6 +119,27 @@ impl MountedVolume {
     /// What is mounted.
     pub fn stack(&self) -> &Arc<Stack> {
         &self.stack
+    }
+
+    /// With [`Writes::Back`], has the kernel hand over what it holds of the pages that programs wrote until now; returns
+    /// when it has. Called with no lock held that a worker may want.
+    ///
+    /// syncfs(2) would not do it: the kernel does not wait for the pages of a FUSE filesystem there. But every close of a
+    /// file writes all of it back (fuse_flush in fs/fuse/file.c). What cannot be written is told to the programs that hold
+    /// the file, and was never recorded.
+    ///
+    /// # Errors
+    /// When the mount cannot be opened.
+    pub fn write_back(&self) -> Result<(), MountError> {
+        if self.stack.writes() == Writes::Through {
+            return Ok(());
+        }
+        let root = std::fs::File::open(&self.path).map_err(|error| io(&self.path, "open")(errno_of(&error)))?;
+        for key in self.stack.open_for_writing() {
+            // A file that is gone meanwhile has nothing to hand over.
+            drop(sys::open_by_handle_at(root.as_fd(), &handle_of(key), libc::O_RDONLY));
+        }
+        Ok(())
     }
 
     /// How many requests of each kind the kernel has sent so far.
@@ -270,6 +292,17 @@ fn raise_read_ahead(device: &str) {
     if let Err(error) = std::fs::write(&path, READ_AHEAD_KB) {
         tracing::debug!(%error, path, "read-ahead not raised");
     }
+}
+
+/// What the kernel calls this object in file handles of the mount: FILEID_INO64_GEN (fuse_encode_fh in fs/fuse/inode.c).
+fn handle_of(key: ObjectKey) -> RawHandle {
+    const FILEID_INO64_GEN: i32 = 0x81;
+    let words = [(key.ino >> 32) as u32, key.ino as u32, key.generation];
+    let mut bytes = [0; 12];
+    for (place, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+        *place = word.to_ne_bytes();
+    }
+    RawHandle::of(FILEID_INO64_GEN, bytes)
 }
 
 /// Whether a FUSE mount lies at `path` that nobody serves any more.

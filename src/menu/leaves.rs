@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::cannot_write;
 use super::talk::{Answer, Talk};
 use super::tree::Leaf;
+use super::{cannot_write, look};
 use crate::config::{AccessTimes, MountOptions, OpenFiles, Paths};
 use crate::control::ops::{self, Detach, MountHow, Rehearsal, Told, Which};
 use crate::control::{ExitCode, Failure, MountReply};
@@ -22,6 +22,15 @@ impl Leaf {
             Leaf::RemoveEntry => remove_entry(paths, talk),
             Leaf::MountAll => mount_all(paths, talk),
             Leaf::UnmountAll => unmount_all(paths, talk),
+            Leaf::MountOne => mount_one(paths, talk),
+            Leaf::UnmountOne => unmount_one(paths, talk),
+            Leaf::DefineTarget => look::define_target(paths, talk),
+            Leaf::ForgetTarget => look::forget_target(paths, talk),
+            Leaf::Reload => look::reload(paths, talk),
+            Leaf::Status => look::status(paths, talk),
+            Leaf::Events => look::events(paths, talk),
+            Leaf::Check => look::check(paths, talk),
+            Leaf::Doctor => look::doctor(paths, talk),
         }
     }
 }
@@ -42,6 +51,19 @@ fn add_entry(paths: &Paths, talk: &mut Talk<'_>) -> Result<ExitCode, Failure> {
     let line = format!("Added {} as the volume {} (line {}).", entry.path.display(), entry.volume, entry.line);
     talk.say(&line).map_err(cannot_write)?;
     say_told(talk, &told)
+}
+
+fn mount_one(paths: &Paths, talk: &mut Talk<'_>) -> Result<ExitCode, Failure> {
+    let Some(path) = ask_path(talk, "Entry to mount (its path): ")? else { return Ok(ExitCode::Ok) };
+    say_command(paths, talk, &["mounts", "mount", &path.to_string_lossy()])?;
+    let how = MountHow { rehearsal: Rehearsal::ForReal, open_files: OpenFiles::Refuse };
+    say_verdicts(talk, &ops::mount(paths, &Which::Paths(vec![path]), how)?)
+}
+
+fn unmount_one(paths: &Paths, talk: &mut Talk<'_>) -> Result<ExitCode, Failure> {
+    let Some(path) = ask_path(talk, "Entry to unmount (its path): ")? else { return Ok(ExitCode::Ok) };
+    say_command(paths, talk, &["mounts", "unmount", &path.to_string_lossy()])?;
+    say_verdicts(talk, &ops::unmount(paths, &Which::Paths(vec![path]), Detach::WhenUnused)?)
 }
 
 fn remove_entry(paths: &Paths, talk: &mut Talk<'_>) -> Result<ExitCode, Failure> {
@@ -97,7 +119,7 @@ fn say_verdicts(talk: &mut Talk<'_>, reply: &MountReply) -> Result<ExitCode, Fai
     Ok(reply.exit_code())
 }
 
-fn say_told(talk: &mut Talk<'_>, told: &Told) -> Result<ExitCode, Failure> {
+pub(super) fn say_told(talk: &mut Talk<'_>, told: &Told) -> Result<ExitCode, Failure> {
     for note in told.notes() {
         talk.say(&format!("  {note}")).map_err(cannot_write)?;
     }
@@ -105,7 +127,7 @@ fn say_told(talk: &mut Talk<'_>, told: &Told) -> Result<ExitCode, Failure> {
 }
 
 /// The command that does the same.
-fn say_command(paths: &Paths, talk: &mut Talk<'_>, words: &[&str]) -> Result<(), Failure> {
+pub(super) fn say_command(paths: &Paths, talk: &mut Talk<'_>, words: &[&str]) -> Result<(), Failure> {
     let root = paths.root().map(Path::to_string_lossy);
     let mut command = String::from("dtfs");
     if let Some(root) = &root {

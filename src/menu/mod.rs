@@ -1,10 +1,11 @@
 //! `dtfs setup`: the line-based menu with DTSetup's numbers.
 //!
-//! Works on any reader and writer, so that it can be piped and tested. Invariants: only numbers whose work exists are
-//! offered; every leaf prints the equivalent `dtfs` command and calls the same [`crate::control::ops`] as that command
+//! Works on any reader and writer, so that it can be piped and tested. Invariants: a number
+//! whose work is done otherwise says how; every leaf prints the equivalent `dtfs` command and calls the same [`crate::control::ops`] as that command
 //! does; the end of the input ends the menu without doing anything more.
 
 mod leaves;
+mod look;
 mod talk;
 mod tree;
 
@@ -40,9 +41,10 @@ pub fn run(
             Err(Failure::new(ExitCode::Usage, message))
         }
         Kind::Leaf(leaf) => leaf.run(paths, &mut talk),
-        Kind::Menu(_) if !talk.answers.is_empty() => {
-            Err(Failure::new(ExitCode::Usage, format!("{} is a menu and takes no answers", node.number)))
+        Kind::Menu(_) | Kind::Note(_) if !talk.answers.is_empty() => {
+            Err(Failure::new(ExitCode::Usage, format!("{} asks nothing and takes no answers", node.number)))
         }
+        Kind::Note(text) => talk.say(text).map(|()| ExitCode::Ok).map_err(cannot_write),
         Kind::Menu(_) => browse(paths, &mut talk, node),
     }
 }
@@ -75,6 +77,7 @@ fn browse(paths: &Paths, talk: &mut Talk<'_>, node: &'static Node) -> Result<Exi
                 above.push(here);
                 here = chosen;
             }
+            Some((_, Kind::Note(text))) => talk.say(text).map_err(cannot_write)?,
             Some((_, Kind::Leaf(leaf))) => ended = perform(paths, talk, *leaf)?,
         }
     }

@@ -65,7 +65,7 @@ fn answers_may_come_from_the_command_line() {
     let (ended, _) = place.run("", &["1.3.1.3"]);
     assert_eq!(ended.unwrap_err().code, ExitCode::NoDaemon);
     assert_eq!(place.run("", &["1.3.1.3", "x"]).0.unwrap_err().code, ExitCode::Usage);
-    assert_eq!(place.run("", &["1.2"]).0.unwrap_err().code, ExitCode::Usage);
+    assert_eq!(place.run("", &["1.9"]).0.unwrap_err().code, ExitCode::Usage);
 }
 
 #[test]
@@ -85,4 +85,41 @@ fn a_failure_is_shown_and_the_menu_goes_on() {
     assert_eq!(ended, Ok(ExitCode::Refused));
     assert!(shown.contains("/ cannot be replicated as a whole"), "{shown}");
     assert!(shown.contains("7 is not offered here."), "{shown}");
+}
+
+#[test]
+fn every_number_of_dtsetup_says_something() {
+    let place = place();
+    let numbers = ["1.1", "1.2", "1.3.2", "1.4", "1.5", "1.7", "2.2", "2.3", "3", "5", "6.1"];
+    for number in numbers {
+        let (ended, shown) = place.run("", &[number]);
+        assert_eq!(ended, Ok(ExitCode::Ok), "{number}");
+        assert!(shown.trim().len() > 40, "{number}: {shown}");
+    }
+    let (ended, shown) = place.run("", &["1.3.2"]);
+    assert!(ended.is_ok() && shown.contains("Image files on a volume are captured"), "{shown}");
+    assert!(place.entries().is_empty());
+}
+
+#[test]
+fn targets_are_defined_and_forgotten_by_number() {
+    let place = place();
+    let data = place.data.with_file_name("data");
+    fs::rename(&place.data, &data).unwrap();
+    place.run("", &["1.3.1.1", data.to_str().unwrap(), "n"]).0.unwrap();
+    let url = format!("local:{}", data.with_file_name("copy").display());
+    let (ended, shown) = place.run("", &["1.6.1", "data", &url]);
+    assert_eq!(ended, Ok(ExitCode::Ok), "{shown}");
+    assert!(shown.contains(&format!("define target data {url}")), "{shown}");
+    let (ended, shown) = place.run("", &["6.2"]);
+    assert_eq!(ended, Ok(ExitCode::Ok), "{shown}");
+    assert!(shown.contains("All is good"), "{shown}");
+    let (ended, _) = place.run("", &["1.6.2", "data", "copy"]);
+    assert_eq!(ended, Ok(ExitCode::Ok));
+    assert_eq!(place.run("", &["1.6.2", "data", "copy"]).0.unwrap_err().code, ExitCode::Usage);
+    for daemon_only in ["1.6.3", "4.1", "4.2", "2.1"] {
+        assert_eq!(place.run("", &[daemon_only]).0.unwrap_err().code, ExitCode::NoDaemon, "{daemon_only}");
+    }
+    let (ended, shown) = place.run("", &["6.3"]);
+    assert_eq!(ended, Ok(ExitCode::Differences), "no daemon runs: {shown}");
 }

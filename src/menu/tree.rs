@@ -1,4 +1,4 @@
-//! The numbers of DTSetup, as far as their work exists.
+//! The numbers of DTSetup.
 
 /// One place in the menu.
 pub(super) struct Node {
@@ -11,6 +11,8 @@ pub(super) struct Node {
 pub(super) enum Kind {
     Menu(&'static [Node]),
     Leaf(Leaf),
+    /// A number of DTSetup whose work is done otherwise, or not at all: one sentence on what to do instead.
+    Note(&'static str),
 }
 
 /// What a number does.
@@ -20,15 +22,25 @@ pub(super) enum Leaf {
     RemoveEntry,
     MountAll,
     UnmountAll,
+    MountOne,
+    UnmountOne,
+    DefineTarget,
+    ForgetTarget,
+    Reload,
+    Status,
+    Events,
+    Check,
+    Doctor,
 }
 
 impl Leaf {
     /// How many questions it asks.
     pub(super) fn answers(self) -> usize {
         match self {
-            Leaf::AddEntry => 2,
-            Leaf::RemoveEntry => 1,
+            Leaf::AddEntry | Leaf::DefineTarget | Leaf::ForgetTarget => 2,
+            Leaf::RemoveEntry | Leaf::MountOne | Leaf::UnmountOne => 1,
             Leaf::MountAll | Leaf::UnmountAll => 0,
+            Leaf::Reload | Leaf::Status | Leaf::Events | Leaf::Check | Leaf::Doctor => 0,
         }
     }
 }
@@ -38,7 +50,7 @@ impl Node {
     pub(super) fn children(&self) -> &'static [Node] {
         match self.kind {
             Kind::Menu(children) => children,
-            Kind::Leaf(_) => &[],
+            Kind::Leaf(_) | Kind::Note(_) => &[],
         }
     }
 }
@@ -51,15 +63,96 @@ const fn menu(number: &'static str, title: &'static str, children: &'static [Nod
     Node { number, title, kind: Kind::Menu(children) }
 }
 
+const fn note(number: &'static str, title: &'static str, text: &'static str) -> Node {
+    Node { number, title, kind: Kind::Note(text) }
+}
+
 static FILE_SYSTEM: [Node; 4] = [
     leaf("1.3.1.1", "Add an entry to dtfs_mounts", Leaf::AddEntry),
     leaf("1.3.1.2", "Remove an entry from dtfs_mounts", Leaf::RemoveEntry),
     leaf("1.3.1.3", "Mount all entries now", Leaf::MountAll),
     leaf("1.3.1.4", "Unmount DTFS from all entries", Leaf::UnmountAll),
 ];
-static REPLICATION: [Node; 1] = [menu("1.3.1", "File System Replication setup file", &FILE_SYSTEM)];
-static SETUP: [Node; 1] = [menu("1.3", "Configure File System or Block Device Replication", &REPLICATION)];
-static MAIN: [Node; 1] = [menu("1", "Setup tasks", &SETUP)];
+static MANUAL: [Node; 2] =
+    [leaf("1.3.3.1", "Mount one entry", Leaf::MountOne), leaf("1.3.3.2", "Unmount one entry", Leaf::UnmountOne)];
+static REPLICATION: [Node; 3] = [
+    menu("1.3.1", "File System Replication setup file", &FILE_SYSTEM),
+    note(
+        "1.3.2",
+        "Block Device Replication setup file",
+        "Block devices are not replicated as such. Image files on a volume are captured like every other file: keep the \
+         image of a loop device or a virtual machine there.",
+    ),
+    menu("1.3.3", "Manual replication configuration", &MANUAL),
+];
+static TARGETS: [Node; 3] = [
+    leaf("1.6.1", "Define a target", Leaf::DefineTarget),
+    leaf("1.6.2", "Forget a target", Leaf::ForgetTarget),
+    leaf("1.6.3", "Read the files again", Leaf::Reload),
+];
+static SETUP: [Node; 7] = [
+    note(
+        "1.1",
+        "Modify security groups",
+        "There are no groups: only root uses dtfs. Let others look with sudo, for example at: dtfs status",
+    ),
+    note(
+        "1.2",
+        "Activation codes",
+        "No codes are needed. How hosts learn to trust each other stands in the manual, dtfs(8), under targets.",
+    ),
+    menu("1.3", "Configure File System or Block Device Replication", &REPLICATION),
+    note(
+        "1.4",
+        "Configure server settings",
+        "The size of a journal and what happens when it is full stand in mounts.d/VOLUME.toml; edit it, then choose 1.6.3.",
+    ),
+    note(
+        "1.5",
+        "Configure driver performance",
+        "Nothing is throttled: a slow target never holds up a program. Options of a mount are given with 1.3.1.1, or \
+         with: dtfs mounts add PATH -o OPTS",
+    ),
+    menu("1.6", "Targets", &TARGETS),
+    note(
+        "1.7",
+        "Snapshots and exports",
+        "Snapshots are not there yet: take them on the target, of its filesystem, after: dtfs wait VOL TARGET",
+    ),
+];
+static SERVICE: [Node; 3] = [
+    leaf("2.1", "Show the mounts", Leaf::Status),
+    note(
+        "2.2",
+        "Start",
+        "Start the daemon with: systemctl start dtfs; at every start of the system with: systemctl enable dtfs; without \
+         systemd with: dtfs daemon",
+    ),
+    note(
+        "2.3",
+        "Stop",
+        "Stop it with: systemctl stop dtfs; or send SIGTERM to dtfs daemon. What targets lack is sent before, for a while.",
+    ),
+];
+static LOOK: [Node; 2] =
+    [leaf("4.1", "Status of volumes and targets", Leaf::Status), leaf("4.2", "What happened", Leaf::Events)];
+static HELP: [Node; 3] = [
+    note("6.1", "Documentation", "man dtfs, man dtfs_mounts; every command has help: dtfs help COMMAND"),
+    leaf("6.2", "Check the configuration", Leaf::Check),
+    leaf("6.3", "Look for problems of this host", Leaf::Doctor),
+];
+static MAIN: [Node; 6] = [
+    menu("1", "Setup tasks", &SETUP),
+    menu("2", "Start and stop", &SERVICE),
+    note("3", "Text client", "Leave the menu with q and type: dtfs COMMAND. dtfs help lists them all."),
+    menu("4", "Status and statistics", &LOOK),
+    note(
+        "5",
+        "Failover, failback, restore",
+        "Failing over needs a decision that no menu should take by a number: see FAILOVER in the manual, dtfs(8).",
+    ),
+    menu("6", "Documentation and troubleshooting", &HELP),
+];
 
 /// The top of the menu.
 pub(super) static TOP: Node = menu("", "DTFS setup", &MAIN);
@@ -90,11 +183,11 @@ mod tests {
     #[test]
     fn numbers_are_found_from_everywhere() {
         assert_eq!(find("1.3.1.4").unwrap().title, "Unmount DTFS from all entries");
-        assert_eq!(find("1.3").unwrap().children().len(), 1);
+        assert_eq!(find("1.3").unwrap().children().len(), 3);
         assert!(find("1.3.1.5").is_none() && find("13").is_none() && find("").is_some());
         let setup = find("1").unwrap();
         assert_eq!(choose(setup, "3").unwrap().number, "1.3");
         assert_eq!(choose(setup, "1.3.1").unwrap().number, "1.3.1");
-        assert!(choose(setup, "2").is_none());
+        assert!(choose(setup, "8").is_none());
     }
 }

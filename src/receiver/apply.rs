@@ -24,6 +24,8 @@ pub(super) enum Job {
     Records { batch: u64, last: Position, body: Vec<u8> },
     /// State records.
     State { batch: u64, body: Vec<u8> },
+    /// State records to compare with.
+    Check { batch: u64, body: Vec<u8> },
     /// Someone waits for everything so far to be durable.
     Flush,
     /// What stands against the tree's being a past state of the source.
@@ -192,6 +194,10 @@ impl Worker<'_> {
                 self.records(&body)?;
                 self.taken(batch)
             }
+            Job::Check { batch, body } => {
+                self.check(batch, &body)?;
+                self.taken(batch)
+            }
             Job::Flush => self.make_durable(),
             Job::Convergence(state) => Ok(self.applier.set_converging(state == Convergence::Converging)?),
             Job::Doubt { reason } => Err(PerformError::Doubt(reason)),
@@ -240,6 +246,18 @@ impl Worker<'_> {
         self.with_room(Applier::finish_group)?;
         self.pending_bytes += body.len();
         self.pending_since.get_or_insert_with(Instant::now);
+        Ok(())
+    }
+
+    /// What was performed so far is finished with every group, so the tree is at its place.
+    fn check(&mut self, batch: u64, body: &[u8]) -> Result<(), PerformError> {
+        let mut found = Vec::new();
+        for record in RecordIter::new(body) {
+            self.applier.check(&record?, &mut found)?;
+        }
+        let more = found.len().saturating_sub(Message::MAX_FOUND) as u64;
+        found.truncate(Message::MAX_FOUND);
+        let _ = self.out.send(Message::Checked { batch, more, found });
         Ok(())
     }
 

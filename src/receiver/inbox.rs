@@ -34,10 +34,10 @@ pub(super) fn default_cap(dir: &Path) -> Result<u64, ServeError> {
 }
 
 /// A handful of segments below the cap, each large enough for any batch.
-pub(super) fn log_options(cap_bytes: u64) -> LogOptions {
+pub(super) fn log_options(cap_bytes: u64, segment_bytes: Option<u64>) -> LogOptions {
     let most = LogOptions::default().segment_bytes;
-    let segment_bytes = (cap_bytes / 8).clamp(4 * MAX_RECORD_BYTES as u64, most) / 4096 * 4096;
-    LogOptions { segment_bytes, ..LogOptions::default() }
+    let fitting = || (cap_bytes / 8).clamp(4 * MAX_RECORD_BYTES as u64, most) / 4096 * 4096;
+    LogOptions { segment_bytes: segment_bytes.unwrap_or_else(fitting), ..LogOptions::default() }
 }
 
 impl Inbox {

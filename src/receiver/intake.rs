@@ -12,7 +12,7 @@ use crate::base::{Position, Tid, faults};
 use crate::journal::{JournalError, SegmentLog};
 use crate::record::{Record, RecordIter};
 use crate::sys::Errno;
-use crate::wire::{FrameReader, Message, Stall};
+use crate::wire::{FrameReader, Message, Stall, WireError};
 
 pub(super) struct Intake {
     inbox: Arc<SegmentLog>,
@@ -33,8 +33,15 @@ impl Intake {
     }
 
     pub(super) fn run<R: Read>(&mut self, reader: &mut FrameReader<R>) -> Result<(), ServeError> {
+        let mut stage = Stage::Greeted;
         loop {
-            match reader.receive()? {
+            let message = reader.receive()?;
+            // Whoever takes no answers gets no more of them to wait here.
+            if self.out.len() > MOST_UNHEARD {
+                return Err(WireError::Flood.into());
+            }
+            stage = stage.after(&message)?;
+            match message {
                 Message::Start { after, jump } => self.start(after, jump)?,
                 Message::Records { batch, prev, first, last, count, body } => {
                     self.records(batch, (prev, first, last), count, body).inspect_err(|error| self.report(error))?;
@@ -42,6 +49,10 @@ impl Intake {
                 Message::State { batch, body } => {
                     check(batch, &body, |record| record.op.is_state())?;
                     self.hand_over(Job::State { batch, body })?;
+                }
+                Message::Check { batch, body } => {
+                    check(batch, &body, |record| record.op.is_state())?;
+                    self.hand_over(Job::Check { batch, body })?;
                 }
                 Message::Flush => self.hand_over(Job::Flush)?,
                 Message::Convergence(state) => self.hand_over(Job::Convergence(state))?,
@@ -146,12 +157,38 @@ impl Intake {
     fn wait_for_room(&self, errno: Errno) -> Result<(), ServeError> {
         match self.positions.wait_for_room(&self.out, Stall::Inbox, errno) {
             true => Ok(()),
-            false => Err(ServeError::Wire(crate::wire::WireError::Closed)),
+            false => Err(WireError::Closed.into()),
         }
     }
 
     fn hand_over(&self, job: Job) -> Result<(), ServeError> {
         self.jobs.send(job).map_err(|_| ServeError::Apply("the applier has stopped".to_owned()))
+    }
+}
+
+/// Messages to the source that may wait for it to take them. It takes them at once unless the connection is stuck, and then
+/// its silence ends the session.
+const MOST_UNHEARD: usize = 4096;
+
+/// How far a session is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The source has not said how it begins: nothing may become durable.
+    Greeted,
+    Begun,
+}
+
+impl Stage {
+    fn after(self, message: &Message) -> Result<Stage, ServeError> {
+        match message {
+            Message::Start { .. } => Ok(Stage::Begun),
+            Message::Records { .. } | Message::State { .. } | Message::Check { .. } | Message::Flush
+                if self == Stage::Greeted =>
+            {
+                Err(ServeError::NoStart)
+            }
+            _ => Ok(self),
+        }
     }
 }
 

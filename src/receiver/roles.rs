@@ -98,7 +98,7 @@ pub fn raise(dir: &Path, states: &Path, at: Option<Tid>, force: Force) -> Result
     check(&replica, force)?;
     let applied = replica.applied();
     let epoch = applied.epoch;
-    let options = inbox::log_options(inbox::default_cap(&replica.inbox)?);
+    let options = inbox::log_options(inbox::default_cap(&replica.inbox)?, None);
     let inbox = SegmentLog::open(&replica.inbox, about.volume, epoch, options).and_then(|log| {
         let received = continues(&log, applied)?;
         Ok((log, received))
@@ -167,7 +167,7 @@ fn replay(applier: &mut Applier, log: &SegmentLog, from: Position, end: Tid) -> 
 pub fn join(dir: &Path, states: &Path, joining: &Joining<'_>) -> Result<(VolumeUuid, u64, u64), ServeError> {
     let joined: Joined = applier::join(dir, states, joining)?;
     let (volume, at) = (joining.history.volume, joining.at);
-    let options = inbox::log_options(inbox::default_cap(&joined.inbox)?);
+    let options = inbox::log_options(inbox::default_cap(&joined.inbox)?, None);
     let base = ChainEnd { tid: at.tid, digest: at.digest };
     drop(SegmentLog::open_anew(&joined.inbox, volume, at.epoch, options, base)?);
     let (objects, kept) = (joined.objects, joined.kept);

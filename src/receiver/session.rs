@@ -34,6 +34,9 @@ pub struct ServeOptions {
     pub adopt: Adopt,
     /// Most bytes of the inbox; `None` for a tenth of its filesystem, at most 8 GiB.
     pub inbox_cap: Option<u64>,
+    /// Size of an inbox segment in bytes, a multiple of 4096; `None` for one that any batch fits in. A model of many short
+    /// histories makes it small.
+    pub inbox_segment: Option<u64>,
 }
 
 /// Why a session ended otherwise than by the source's word.
@@ -60,6 +63,9 @@ pub enum ServeError {
     /// Something else than a greeting came first.
     #[error("the source did not say who it is")]
     NoHello,
+    /// Records or state came before the source said where it begins.
+    #[error("the source did not say where it begins")]
+    NoStart,
     /// A record that cannot be read.
     #[error("batch {batch}: {cause}")]
     Record {
@@ -126,7 +132,10 @@ where
             Err(error)
         }
     };
-    let _ = speak.join();
+    // One whose answers nobody takes is stuck in a write for ever.
+    if !matches!(outcome, Err(ServeError::Wire(WireError::Flood))) {
+        let _ = speak.join();
+    }
     outcome
 }
 
@@ -148,7 +157,7 @@ fn prepare(hello: &Hello, options: &ServeOptions) -> Result<Ready, ServeError> {
         Some(bytes) => bytes,
         None => inbox::default_cap(&replica.inbox)?,
     };
-    let inbox = Inbox::open(&mut replica, hello, inbox::log_options(cap_bytes))?;
+    let inbox = Inbox::open(&mut replica, hello, inbox::log_options(cap_bytes, options.inbox_segment))?;
     Ok(Ready { replica, inbox, cap_bytes })
 }
 

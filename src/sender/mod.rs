@@ -8,17 +8,22 @@
 //! - What is under way is bounded by a window of bytes; a slow target slows its own thread and nothing else.
 
 mod mailbox;
+mod pace;
 mod plan;
 mod session;
 mod standing;
 mod status;
 mod stream;
 mod thread;
+mod verify;
+mod verify_desk;
 mod work;
 
+pub use pace::Rate;
 pub use plan::{Cause, Fork, Forked, Ours, Plan, Standing, plan};
 pub use status::{SenderState, SenderStatus};
 pub use thread::{Connect, SenderNudge, SenderOptions, SenderThread, SenderWaiter};
+pub use verify_desk::{Found, Repair, VerifyProgress, VerifyRequest, last_verified};
 
 use crate::base::{Position, Tid};
 use crate::journal::JournalError;

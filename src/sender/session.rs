@@ -1,5 +1,6 @@
 //! One session: handshake, then the loop of sending and listening.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -8,12 +9,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::mailbox::{Call, Event, Mailbox};
+use super::pace::Pace;
 use super::plan::{Forked, Ours, Plan, plan};
 use super::standing::{position_at, standing};
 use super::status::SharedStatus;
 use super::stream::{Batch, Stream};
 use super::thread::SenderOptions;
-use super::work::{Done, Walk};
+use super::verify::Verifier;
+use super::work::{Done, Reading, Walk};
 use super::{SenderState, SessionError};
 use crate::base::{AtimeMode, History, Position, StoredTimes, Tid, VolumeUuid, faults};
 use crate::catchup::TreeView;
@@ -34,6 +37,7 @@ pub(super) struct Parts<'a> {
     pub(super) options: &'a SenderOptions,
     pub(super) mailbox: &'a Arc<Mailbox>,
     pub(super) status: &'a SharedStatus,
+    pub(super) verifier: &'a RefCell<Verifier>,
 }
 
 /// Bytes that may be under way.
@@ -64,6 +68,9 @@ pub(super) struct Session<'a> {
     /// The copy that answered.
     copy: VolumeUuid,
     trimmed: Instant,
+    /// When the target was last given a sign of life.
+    ticked: Instant,
+    pace: Pace,
     counted_bytes: u64,
     watcher: Watcher,
 }
@@ -120,6 +127,7 @@ impl<'a> Session<'a> {
         let watcher = Watcher::spawn(parts.journal.clone(), parts.mailbox.clone(), after, breaker);
         writer.send(&Message::Start { after: start.after, jump: start.jump })?;
         parts.journal.store().target_error(target, None)?;
+        parts.verifier.borrow_mut().begin_session();
         let bytes = writer.bytes_sent();
         parts.status.update(|status| {
             status.state = SenderState::Connected;
@@ -146,6 +154,8 @@ impl<'a> Session<'a> {
             told: None,
             copy: reply.replica,
             trimmed: Instant::now(),
+            ticked: Instant::now(),
+            pace: Pace::new(Instant::now()),
             counted_bytes: bytes,
             watcher,
         })
@@ -170,16 +180,16 @@ impl<'a> Session<'a> {
                     return Ok(());
                 }
             }
-            if self.send_some()? {
-                continue;
-            }
-            match self.parts.mailbox.next(Instant::now() + TICK) {
-                Some(event) => {
-                    if !self.on(event)? {
-                        return Ok(());
-                    }
-                }
-                None => self.tick()?,
+            self.tick()?;
+            let patience = match self.pace.wait((self.parts.options.rate)(), Instant::now()) {
+                Some(wait) => wait.min(TICK),
+                None if self.send_some()? => continue,
+                None => self.patience(),
+            };
+            if let Some(event) = self.parts.mailbox.next(Instant::now() + patience)
+                && !self.on(event)?
+            {
+                return Ok(());
             }
         }
     }
@@ -190,6 +200,12 @@ impl<'a> Session<'a> {
             Event::Heard(message) => match message {
                 Message::Ack(ack) => self.on_ack(ack)?,
                 Message::Refuse { code, text } => return Err(SessionError::Refused { code, text }),
+                Message::Checked { batch, more, found } => {
+                    let view = self.parts.view;
+                    if !self.parts.verifier.borrow_mut().checked(view, batch, more, found) {
+                        return Err(SessionError::Protocol("it compared what it was not sent"));
+                    }
+                }
                 Message::Ping => self.send(&Message::Pong)?,
                 _ => return Err(SessionError::Protocol("unexpected message")),
             },
@@ -205,7 +221,38 @@ impl<'a> Session<'a> {
         Ok(true)
     }
 
+    /// How long there is nothing to do but listen.
+    fn patience(&self) -> Duration {
+        self.parts.verifier.borrow().due_in().map_or(TICK, |due| due.min(TICK))
+    }
+
+    /// No work is left: a verification goes on, if there is one.
+    fn verify_some(&mut self) -> Result<Vec<Reading>, SessionError> {
+        let mut verifier = self.parts.verifier.borrow_mut();
+        let (step, ended) = verifier.step(self.parts.view);
+        if let Some(progress) = ended.clone().or_else(|| verifier.progress()) {
+            self.parts.status.update(|status| status.verify = Some(progress));
+        }
+        drop(verifier);
+        let store = self.parts.journal.store();
+        if let Some(progress) = ended {
+            super::verify_desk::remember(store, self.target, &progress)?;
+        }
+        if !step.mend.is_empty() {
+            store.work_renew(self.target, &step.mend)?;
+            self.walk.look_again();
+        }
+        if step.flush {
+            self.send(&Message::Flush)?;
+        }
+        Ok(step.readings)
+    }
+
     fn tick(&mut self) -> Result<(), SessionError> {
+        if self.ticked.elapsed() < TICK {
+            return Ok(());
+        }
+        self.ticked = Instant::now();
         if self.parts.mailbox.silence() > SILENCE {
             return Err(SessionError::Silent(SILENCE.as_secs()));
         }
@@ -219,9 +266,12 @@ impl<'a> Session<'a> {
             return Ok(false);
         }
         if self.stream.wants_state() {
-            let readings = self.walk.read_some()?;
+            let mut readings = self.walk.read_some()?;
             if !readings.is_empty() {
                 self.tell(Convergence::Converging)?;
+            }
+            if readings.is_empty() && self.unfinished.is_empty() {
+                readings = self.verify_some()?;
             }
             let stamp = self.stream.queue(readings);
             if let Some(stamp) = stamp.filter(|_| !faults::skipped("journal.durable_only")) {
@@ -247,7 +297,9 @@ impl<'a> Session<'a> {
             self.under_way.push_back((self.batch, bytes));
             self.under_way_bytes += bytes;
         }
-        if !next.done.is_empty() {
+        if matches!(next.message, Message::Check { .. }) {
+            self.parts.verifier.borrow_mut().sent(self.batch, next.done);
+        } else if !next.done.is_empty() {
             self.unfinished.push_back((self.batch, next.done));
         }
         self.count_bytes(next.objects);
@@ -286,6 +338,7 @@ impl<'a> Session<'a> {
     fn count_bytes(&mut self, objects: u64) {
         let new = self.writer.bytes_sent() - self.counted_bytes;
         self.counted_bytes += new;
+        self.pace.sent(new);
         self.parts.status.update(|status| {
             status.bytes_sent += new;
             status.objects_read += objects;
@@ -355,8 +408,10 @@ impl<'a> Session<'a> {
         while self.unfinished.front().is_some_and(|(batch, _)| *batch <= ack.batch_durable) {
             for done in self.unfinished.pop_front().map(|(_, done)| done).unwrap_or_default() {
                 match done {
+                    Done::Nothing => {}
                     Done::Row(id) => finished.push(id),
                     Done::Upto(id, offset) => progress.push((id, offset)),
+                    Done::Check(_) => {}
                 }
             }
         }

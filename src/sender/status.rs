@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::verify_desk::VerifyProgress;
 use crate::base::{Tid, Timespec};
 
 /// What a sender is doing.
@@ -53,6 +54,8 @@ pub struct SenderStatus {
     pub errors: u64,
     /// Process at the other end, for a local target.
     pub peer_pid: Option<u32>,
+    /// The verification that runs, or the last one.
+    pub verify: Option<VerifyProgress>,
 }
 
 /// A status that others can wait on.

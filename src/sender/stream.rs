@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::SessionError;
 use super::standing::{epochs_after, position_at};
-use super::work::{Done, Reading};
+use super::work::{Done, Purpose, Reading};
 use crate::base::{Position, Tid};
 use crate::journal::{EpochRow, Journal, JournalReader};
 use crate::wire::Message;
@@ -117,15 +117,22 @@ impl Stream {
     fn state(&mut self, stamp: Tid, batch: u64) -> Batch {
         let mut body = Vec::new();
         let mut done = Vec::new();
-        while let Some(reading) = self.waiting.front_mut().filter(|reading| reading.stamp == stamp) {
+        let purpose = self.waiting.front().map_or(Purpose::Apply, |reading| reading.purpose);
+        let together = |reading: &&mut Reading| reading.stamp == stamp && reading.purpose == purpose;
+        while let Some(reading) = self.waiting.front_mut().filter(together) {
             if !reading.give(&mut body, BATCH_BYTES) {
                 break;
             }
             done.push(reading.done);
             self.waiting.pop_front();
         }
-        let objects = done.len() as u64;
-        Batch { message: Message::State { batch, body }, done, objects }
+        match purpose {
+            Purpose::Apply => {
+                let objects = done.iter().filter(|done| !matches!(done, Done::Nothing)).count() as u64;
+                Batch { message: Message::State { batch, body }, done, objects }
+            }
+            Purpose::Check => Batch { message: Message::Check { batch, body }, done, objects: 0 },
+        }
     }
 }
 

@@ -1,18 +1,22 @@
 //! The thread of one target: connect, run a session, try again.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::mailbox::{Call, Event, Mailbox};
+use super::pace::Rate;
 use super::plan::Forked;
 use super::session::Session;
 use super::status::SharedStatus;
+use super::verify::Verifier;
+use super::verify_desk::{VerifyDesk, VerifyRequest};
 use super::{SenderState, SenderStatus, SessionError};
 use crate::base::{AtimeMode, Timespec, random_bytes};
 use crate::catchup::TreeView;
 use crate::journal::{Journal, Level, TargetId};
-use crate::wire::{Compression, Connection, RefuseCode};
+use crate::wire::{Compression, Connection, RefuseCode, WireError};
 
 /// Makes a connection to the target.
 pub type Connect = Box<dyn Fn() -> std::io::Result<Connection> + Send>;
@@ -29,12 +33,15 @@ pub struct SenderOptions {
     pub connect: Connect,
     /// How frames are compressed.
     pub compression: Compression,
+    /// How fast it may be sent to.
+    pub rate: Rate,
     /// What is done with a target that followed another history, when it was defined just now.
     pub forked: Forked,
 }
 
 /// A running sender. Dropping it stops the thread and waits for it.
 pub struct SenderThread {
+    desk: Arc<VerifyDesk>,
     mailbox: Arc<Mailbox>,
     status: Arc<SharedStatus>,
     handle: Option<JoinHandle<()>>,
@@ -56,9 +63,11 @@ impl SenderThread {
         options: SenderOptions,
     ) -> std::io::Result<SenderThread> {
         let (mailbox, status) = (Arc::new(Mailbox::default()), Arc::new(SharedStatus::default()));
-        let runner = Runner { journal, view, options, mailbox: mailbox.clone(), status: status.clone() };
+        let desk = Arc::new(VerifyDesk::default());
+        let verifier = RefCell::new(Verifier::new(desk.clone()));
+        let runner = Runner { journal, view, options, mailbox: mailbox.clone(), status: status.clone(), verifier };
         let handle = std::thread::Builder::new().name("dtfs-sender".into()).spawn(move || runner.run())?;
-        Ok(SenderThread { mailbox, status, handle: Some(handle) })
+        Ok(SenderThread { desk, mailbox, status, handle: Some(handle) })
     }
 
     /// Where it is.
@@ -74,6 +83,13 @@ impl SenderThread {
     /// Asks the target to make everything it has durable at once: someone waits for it.
     pub fn flush(&self) {
         self.mailbox.call(Call::Flush);
+    }
+
+    /// Asks for a comparison of the whole tree, and returns its number in [`SenderStatus::verify`]; `None` while one runs.
+    pub fn verify(&self, request: VerifyRequest) -> Option<u64> {
+        let id = self.desk.ask(request);
+        self.mailbox.call(Call::Work);
+        id
     }
 
     /// Something to tell the sender of new work by, that does not keep it.
@@ -138,6 +154,7 @@ struct Runner {
     options: SenderOptions,
     mailbox: Arc<Mailbox>,
     status: Arc<SharedStatus>,
+    verifier: RefCell<Verifier>,
 }
 
 impl Runner {
@@ -167,6 +184,11 @@ impl Runner {
         let session = self.mailbox.open_session();
         let reader = Session::spawn_reader(reader, self.mailbox.clone(), session).map_err(SessionError::Connect)?;
         let outcome = Session::open(self.parts(), writer, peer.breaker()).and_then(Session::run);
+        let outcome = match outcome {
+            // ssh, for one, says why.
+            Err(SessionError::Wire(WireError::Closed)) => Err(closed(&peer.last_words())),
+            outcome => outcome,
+        };
         // The writer is closed by now: the target finishes what it has and closes its end, which ends the reader.
         self.status.update(|status| status.peer_pid = None);
         drop(peer);
@@ -181,6 +203,7 @@ impl Runner {
             options: &self.options,
             mailbox: &self.mailbox,
             status: &self.status,
+            verifier: &self.verifier,
         }
     }
 
@@ -220,6 +243,14 @@ impl Runner {
                 None => return false,
             }
         }
+    }
+}
+
+/// What led to the target may have said why it does not any more.
+fn closed(last_words: &str) -> SessionError {
+    match last_words {
+        "" => WireError::Closed.into(),
+        words => SessionError::Connect(std::io::Error::other(words.to_owned())),
     }
 }
 

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use super::SessionError;
 use crate::base::Tid;
 use crate::catchup::TreeView;
-use crate::catchup::{Compare, ObjectReading, is_dir, read_changed, read_dir, read_listing, read_object, read_range};
+use crate::catchup::{
+    Compare, DirReading, DirWalk, Follow, ObjectReading, is_dir, read_changed, read_object, read_range,
+};
 use crate::journal::{Journal, Level, NewWork, TargetId, WorkKind, WorkReason, WorkRow};
 use crate::record::{DirItem, Encoded};
 use crate::sys::{self, Errno};
@@ -15,10 +17,23 @@ use crate::sys::{self, Errno};
 /// What is done with a row once a batch is durable at the target.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Done {
+    /// Nothing: a part of a directory, which is read from its beginning again when this session ends before its last part.
+    Nothing,
     /// The row ends.
     Row(i64),
     /// The row's object is there up to this byte.
     Upto(i64, u64),
+    /// A reading of a verification, by its number.
+    Check(u64),
+}
+
+/// What a target does with a reading.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Purpose {
+    /// It takes it over.
+    Apply,
+    /// It compares it.
+    Check,
 }
 
 /// A reading that waits to be sent.
@@ -27,10 +42,11 @@ pub(super) struct Reading {
     pub(super) records: VecDeque<Encoded>,
     /// What its last record ends.
     pub(super) done: Done,
+    pub(super) purpose: Purpose,
 }
 
 impl Reading {
-    fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.records.iter().map(|record| record.bytes().len()).sum()
     }
 
@@ -55,13 +71,21 @@ pub(super) struct Walk<'a> {
     page: VecDeque<WorkRow>,
     /// The last row that was fetched.
     after: i64,
-    /// The row whose object is being read, and where its next piece starts.
-    current: Option<(WorkRow, u64)>,
+    /// The row whose object is being read.
+    current: Option<(WorkRow, Rest)>,
     /// Whether rows may be there that were not fetched.
     maybe_more: bool,
     /// Rows whose object could not be read, and since when the first of them waits.
     aside: Vec<WorkRow>,
     aside_since: Instant,
+}
+
+/// What is still to be read of a row's object.
+enum Rest {
+    /// From this byte on.
+    From(u64),
+    /// The parts of a directory that are left.
+    Parts(Box<DirWalk>),
 }
 
 /// How long a row waits whose object could not be read.
@@ -101,8 +125,8 @@ impl<'a> Walk<'a> {
         let mut bytes = 0;
         let mut children = Vec::new();
         while bytes < SLICE_BYTES && readings.len() < SLICE_READINGS {
-            let Some((row, offset)) = self.next_row()? else { break };
-            match self.read(&row, offset, &mut children) {
+            let Some((row, rest)) = self.next_row()? else { break };
+            match self.read(&row, rest, &mut children) {
                 Ok(reading) => {
                     bytes += reading.bytes();
                     readings.push(reading);
@@ -118,7 +142,7 @@ impl<'a> Walk<'a> {
         Ok(readings)
     }
 
-    fn next_row(&mut self) -> Result<Option<(WorkRow, u64)>, SessionError> {
+    fn next_row(&mut self) -> Result<Option<(WorkRow, Rest)>, SessionError> {
         if let Some(current) = self.current.take() {
             return Ok(Some(current));
         }
@@ -128,7 +152,7 @@ impl<'a> Walk<'a> {
             self.after = rows.last().map_or(self.after, |row| row.id);
             self.page = rows.into();
         }
-        Ok(self.page.pop_front().map(|row| (row, row.offset)))
+        Ok(self.page.pop_front().map(|row| (row, Rest::From(row.offset))))
     }
 
     /// An object that cannot be read stands against the target's being consistent, and against nothing else: its row stays
@@ -144,22 +168,18 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn read(&mut self, row: &WorkRow, offset: u64, children: &mut Vec<NewWork>) -> sys::Result<Reading> {
+    fn read(&mut self, row: &WorkRow, rest: Rest, children: &mut Vec<NewWork>) -> sys::Result<Reading> {
+        let offset = match rest {
+            Rest::From(offset) => offset,
+            Rest::Parts(walk) => return self.part(row, walk, children),
+        };
         match row.kind {
-            WorkKind::Tree => self.read_tree(row, children),
-            WorkKind::Dir => {
-                let reading = read_listing(self.view, row.oid)?;
-                Ok(Reading { stamp: reading.stamp, records: reading.records.into(), done: Done::Row(row.id) })
-            }
+            WorkKind::Tree => self.begin_dir(row, Follow::Children, children),
+            WorkKind::Dir => self.begin_dir(row, Follow::Nothing, children),
             WorkKind::Object if row.reason != WorkReason::Mirror && offset == 0 && is_dir(self.view, row.oid) => {
-                match row.reason {
-                    WorkReason::Need => self.read_tree(row, children),
-                    // What a crash left in doubt may be a directory: its entries are compared, what is in them is not.
-                    _ => {
-                        let reading = read_listing(self.view, row.oid)?;
-                        Ok(Reading { stamp: reading.stamp, records: reading.records.into(), done: Done::Row(row.id) })
-                    }
-                }
+                // What a crash left in doubt may be a directory: its entries are compared, what is in them is not.
+                let follow = if row.reason == WorkReason::Need { Follow::Children } else { Follow::Nothing };
+                self.begin_dir(row, follow, children)
             }
             WorkKind::Object => {
                 let compare = if row.reason == WorkReason::Mirror { Compare::No } else { Compare::Digests };
@@ -180,17 +200,26 @@ impl<'a> Walk<'a> {
         let done = match next {
             None => Done::Row(row.id),
             Some(next) => {
-                self.current = Some((*row, next));
+                self.current = Some((*row, Rest::From(next)));
                 Done::Upto(row.id, next)
             }
         };
-        Reading { stamp, records: records.into(), done }
+        Reading { stamp, records: records.into(), done, purpose: Purpose::Apply }
     }
 
-    fn read_tree(&mut self, row: &WorkRow, children: &mut Vec<NewWork>) -> sys::Result<Reading> {
-        let reading = read_dir(self.view, row.oid)?;
-        children.extend(reading.children.iter().map(|item| child_row(row, item)));
-        Ok(Reading { stamp: reading.stamp, records: reading.records.into(), done: Done::Row(row.id) })
+    fn begin_dir(&mut self, row: &WorkRow, follow: Follow, children: &mut Vec<NewWork>) -> sys::Result<Reading> {
+        self.part(row, Box::new(DirWalk::new(row.oid, follow)), children)
+    }
+
+    /// The next part of a directory. No other object is read before its last part: a target takes one listing at a time.
+    fn part(&mut self, row: &WorkRow, mut walk: Box<DirWalk>, queue: &mut Vec<NewWork>) -> sys::Result<Reading> {
+        let DirReading { stamp, records, children, more } = walk.next_part(self.view)?;
+        if walk.follow() == Follow::Children {
+            queue.extend(children.iter().map(|item| child_row(row, item)));
+        }
+        let done = if more { Done::Nothing } else { Done::Row(row.id) };
+        self.current = more.then_some((*row, Rest::Parts(walk)));
+        Ok(Reading { stamp, records: records.into(), done, purpose: Purpose::Apply })
     }
 }
 

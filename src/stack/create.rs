@@ -160,7 +160,7 @@ impl Stack {
         file.atime_is(found.stat.atime);
         // The kernel still holds the directory, so nobody can unlink the name before we answer.
         let file = self.opens.insert(Handle::File(Arc::new(file)));
-        self.opened(file, flags)
+        self.opened(file, BackingMode::Positioned, flags)
     }
 
     /// link(2): `name` in `parent` becomes a further name of `node`.

@@ -54,9 +54,9 @@ use self::opens::OpenTable;
 use self::storm::Storm;
 pub use self::types::{
     AtimeMode, AttrChange, Caching, Caller, Closing, Entry, FileId, Listed, NodeId, Opened, Privileges, Room,
-    StackOptions,
+    StackOptions, Writes,
 };
-pub use self::write::WriteMode;
+pub use self::write::{WriteMode, Writer};
 use crate::backing::{Tree, TreeView};
 use crate::base::{ObjectGuard, ObjectKey, ObjectLocks, Oid, Space, Tid, Timespec, random_bytes};
 use crate::journal::{Checkpointer, Journal, JournalError, OidMap, SyncTree};
@@ -171,6 +171,17 @@ impl Stack {
         if let Some(inodes) = self.inodes.get() {
             inodes.flush();
         }
+    }
+
+    /// When the kernel is to hand over what programs write.
+    pub fn writes(&self) -> Writes {
+        self.options.writes
+    }
+
+    /// The files of which the kernel may hold what programs wrote: those that are open for writing (a mapping keeps its file
+    /// open). Each as backing inode number and generation.
+    pub fn open_for_writing(&self) -> Vec<ObjectKey> {
+        self.opens.written().into_iter().collect()
     }
 
     /// Keeps what was agreed with the kernel for the mount that is being made, where another process life finds it.

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 
 use super::mutation::{SMALL_RECORD, Touch};
 use super::opens::{BackingMode, DirCursor, Ended, Handle, OpenDir, OpenFile};
-use super::types::{Caching, Caller, Closing, FileId, NodeId, Opened, Privileges};
+use super::types::{Caching, Caller, Closing, FileId, NodeId, Opened, Privileges, Writes};
 use super::{Stack, creds};
 use crate::base::ObjectKey;
 use crate::record::{Attrs, Op};
@@ -34,7 +34,8 @@ impl Stack {
             // The first write then seldom waits for its intent.
             self.expect(Touch::Attributes(file.key));
         }
-        Ok(self.opened(self.opens.insert(Handle::File(file)), flags))
+        let backing = file.backing;
+        Ok(self.opened(self.opens.insert(Handle::File(file)), backing, flags))
     }
 
     /// A file without a name opens again through /proc/PID/fd: as one more handle of those that keep it, or as a ghost.
@@ -51,9 +52,14 @@ impl Stack {
 
     /// A file that is written past the page cache, or only read, needs no coherence between readers and writers here:
     /// the kernel keeps it (fs/fuse/file.c). One that is opened for both is the operator's choice.
-    pub(super) fn opened(&self, file: FileId, flags: i32) -> Opened {
+    pub(super) fn opened(&self, file: FileId, backing: BackingMode, flags: i32) -> Opened {
         let (caching, closing) = match flags & libc::O_ACCMODE {
             libc::O_RDONLY => (Caching::Cached, Closing::Quiet),
+            // Pages begin before what was appended, and would be appended once more.
+            _ if self.options.writes == Writes::Back && backing == BackingMode::AppendOnly => {
+                (Caching::Direct, Closing::Told)
+            }
+            _ if self.options.writes == Writes::Back => (Caching::Cached, Closing::Told),
             // Every write was answered when it was on its way to the disk or refused: a close has nothing to add.
             libc::O_WRONLY => (Caching::Direct, Closing::Quiet),
             _ => (self.options.read_write, Closing::Told),

@@ -1,6 +1,6 @@
 //! Which files and directories the kernel holds open.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -206,6 +206,20 @@ impl OpenTable {
             }
             None => false,
         }
+    }
+
+    /// The objects that are open for writing, each once.
+    pub(super) fn written(&self) -> BTreeSet<ObjectKey> {
+        let mut keys = BTreeSet::new();
+        for shard in &self.handles {
+            let shard = shard.lock();
+            let files = shard.values().filter_map(|handle| match handle {
+                Handle::File(file) if file.writes => Some(file.key),
+                Handle::File(_) | Handle::Dir(_) => None,
+            });
+            keys.extend(files);
+        }
+        keys
     }
 
     /// How many handles are open.

@@ -77,7 +77,7 @@ fn user() -> Caller {
 }
 
 fn plain() -> WriteMode {
-    WriteMode { flags: libc::O_RDWR, privileges: Privileges::Keep }
+    WriteMode { flags: libc::O_RDWR, privileges: Privileges::Keep, writer: Writer::Caller }
 }
 
 fn one(mut records: Vec<Seen>) -> Seen {

@@ -63,6 +63,16 @@ pub enum Caching {
     Direct,
 }
 
+/// When the kernel hands over what programs write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Writes {
+    /// With each write(2), so that all are recorded in the order in which they were made.
+    #[default]
+    Through,
+    /// When the page cache is written back, at the latest at fsync or close: as a disk would see it.
+    Back,
+}
+
 /// Whether the kernel tells of each close (flush) before the last one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Closing {
@@ -90,11 +100,13 @@ pub struct StackOptions {
     pub atime: AtimeMode,
     /// How files opened for reading and writing are cached.
     pub read_write: Caching,
+    /// When writes are handed over.
+    pub writes: Writes,
 }
 
 impl Default for StackOptions {
     fn default() -> StackOptions {
-        StackOptions { atime: AtimeMode::AtClose, read_write: Caching::Cached }
+        StackOptions { atime: AtimeMode::AtClose, read_write: Caching::Cached, writes: Writes::Through }
     }
 }
 

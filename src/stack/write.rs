@@ -18,6 +18,17 @@ pub struct WriteMode {
     pub flags: i32,
     /// Whether privilege bits go.
     pub privileges: Privileges,
+    /// Who writes.
+    pub writer: Writer,
+}
+
+/// Who sends a write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Writer {
+    /// The caller, who waits for it.
+    Caller,
+    /// The page cache, later, and as nobody (fuse_writepage_args_setup in fs/fuse/file.c).
+    PageCache,
 }
 
 impl Stack {
@@ -36,6 +47,10 @@ impl Stack {
     ) -> Result<usize> {
         let data = &data[..data.len().min(MAX_TRANSFER_BYTES)];
         let file = self.file(id, node, mode.flags)?;
+        let caller = &match mode.writer {
+            Writer::Caller => *caller,
+            Writer::PageCache => owner_as_caller(&file, caller)?,
+        };
         let touch = file.touch(offset, data.len() as u64);
         let change = self.begin(caller, &[touch], SMALL_RECORD + data.len())?;
         creds::changing_data(caller, mode.privileges)?;
@@ -107,6 +122,13 @@ impl Stack {
         self.record_write(change, &file, to.2, &data)?;
         Ok(copied)
     }
+}
+
+/// Pages that are written back come as root's, who may use reserved blocks and pass quotas. Whoever stored into them could
+/// not, as a rule: the space is taken as the file's owner would take it.
+fn owner_as_caller(file: &OpenFile, caller: &Caller) -> Result<Caller> {
+    let stat = sys::fstat(file.fd())?;
+    Ok(Caller { uid: stat.uid, gid: stat.gid, ..*caller })
 }
 
 impl OpenFile {

@@ -1,5 +1,7 @@
 //! Whose credentials the calling thread acts with.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 use super::{Result, check};
 
 /// The filesystem ids of the calling thread, remembered so that a switch costs nothing when it changes nothing.
@@ -62,6 +64,28 @@ pub fn set_io_flusher() -> Result<()> {
     check(unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) }).map(drop)
 }
 
+/// The supplementary groups of the process that connected to `socket`, as they were then (SO_PEERGROUPS, socket(7)).
+///
+/// # Errors
+/// As getsockopt(2).
+pub fn peer_groups(socket: BorrowedFd<'_>) -> Result<Vec<u32>> {
+    // The kernel keeps at most NGROUPS_MAX.
+    let mut groups = vec![0u32; 65_536];
+    let mut bytes = size_of_val(groups.as_slice()) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `bytes` bytes and says how many.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERGROUPS,
+            groups.as_mut_ptr().cast(),
+            &raw mut bytes,
+        )
+    })?;
+    groups.truncate(bytes as usize / size_of::<u32>());
+    Ok(groups)
+}
+
 const CAP_FSETID: u32 = 4;
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_SYS_RESOURCE: u32 = 24;
@@ -117,17 +141,34 @@ struct CapData {
 }
 
 fn change_effective(cap: u32, dropped: Dropped) -> Result<()> {
+    change_capabilities(|data| {
+        let word = &mut data[(cap / 32) as usize];
+        let bit = 1 << (cap % 32);
+        word.effective = match dropped {
+            Dropped::Yes => word.effective & !bit,
+            Dropped::No => word.effective | (bit & word.permitted),
+        };
+    })
+}
+
+/// The calling thread has none but those of `kept` from now on, and hands none down to programs.
+pub(super) fn limit_capabilities(kept: &[u32]) -> Result<()> {
+    change_capabilities(|data| {
+        for (at, word) in data.iter_mut().enumerate() {
+            let of_word = kept.iter().filter(|cap| **cap as usize / 32 == at);
+            let mask = of_word.fold(0, |mask, cap| mask | 1 << (cap % 32));
+            *word = CapData { effective: word.effective & mask, permitted: word.permitted & mask, inheritable: 0 };
+        }
+    })
+}
+
+fn change_capabilities(change: impl FnOnce(&mut [CapData; 2])) -> Result<()> {
     const LINUX_CAPABILITY_VERSION_3: u32 = 0x2008_0522;
     let mut header = CapHeader { version: LINUX_CAPABILITY_VERSION_3, pid: 0 };
     let mut data = [CapData::default(); 2];
     // SAFETY: header and two data words have the layout of version 3 (capset(2)).
     check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) } as libc::c_int)?;
-    let word = &mut data[(cap / 32) as usize];
-    let bit = 1 << (cap % 32);
-    word.effective = match dropped {
-        Dropped::Yes => word.effective & !bit,
-        Dropped::No => word.effective | (bit & word.permitted),
-    };
+    change(&mut data);
     // SAFETY: as above.
     check(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) } as libc::c_int).map(drop)
 }

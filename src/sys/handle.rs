@@ -28,6 +28,14 @@ impl RawHandle {
         Ok(handle)
     }
 
+    /// A handle of so few bytes that they fit.
+    pub fn of<const LEN: usize>(handle_type: i32, short: [u8; LEN]) -> RawHandle {
+        const { assert!(LEN <= HANDLE_MAX) };
+        let mut bytes = [0; HANDLE_MAX];
+        bytes[..LEN].copy_from_slice(&short);
+        RawHandle { handle_type, len: LEN, bytes }
+    }
+
     /// The filesystem's bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]

@@ -7,6 +7,7 @@
 
 mod attrs;
 mod clock;
+mod confine;
 mod creds;
 mod dirs;
 mod fanotify;
@@ -24,8 +25,10 @@ pub use attrs::{
     Stat, TimeChange, fchmod, fchown, fstat, fstatat, getxattr, listxattr, removexattr, setxattr, utimens,
 };
 pub use clock::boottime_nanos;
+pub use confine::{deny_calls, give_up_new_rights, keep_capabilities};
 pub use creds::{
-    Dropped, ThreadCreds, drop_admin_thread, drop_fsetid_thread, drop_resource_thread, set_io_flusher, set_umask,
+    Dropped, ThreadCreds, drop_admin_thread, drop_fsetid_thread, drop_resource_thread, peer_groups, set_io_flusher,
+    set_umask,
 };
 pub use dirs::{
     DirEntry, DirStream, LinkSource, last_component, linkat, mkdirat, mknodat, path_of, readlinkat, renameat2,

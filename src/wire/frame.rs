@@ -1,8 +1,10 @@
 //! Frames: a checked header and a body, perhaps compressed.
 
 use std::io::{self, Read, Write};
+use std::time::Instant;
 
-use super::message::Message;
+use super::message::{Message, RefuseCode};
+use super::squeeze::Squeeze;
 use super::{BANNER, MAX_BODY_BYTES, MAX_HELLO_BYTES};
 use crate::record::DecodeError;
 
@@ -67,12 +69,15 @@ pub enum Compression {
         /// Longest body that is compressed.
         max_bytes: usize,
     },
+    /// zstd at a level that follows the link, for everything that shrinks.
+    Adaptive,
 }
 
 /// Sends messages.
 pub struct FrameWriter<W> {
     out: W,
     compression: Compression,
+    squeeze: Squeeze,
     bytes_sent: u64,
 }
 
@@ -84,7 +89,7 @@ impl<W: Write> FrameWriter<W> {
     pub fn start(mut out: W, compression: Compression) -> Result<FrameWriter<W>, WireError> {
         out.write_all(BANNER)?;
         out.flush()?;
-        Ok(FrameWriter { out, compression, bytes_sent: BANNER.len() as u64 })
+        Ok(FrameWriter { out, compression, squeeze: Squeeze::new(), bytes_sent: BANNER.len() as u64 })
     }
 
     /// Sends one message and says how many bytes it took on the wire.
@@ -94,7 +99,9 @@ impl<W: Write> FrameWriter<W> {
     pub fn send(&mut self, message: &Message) -> Result<u64, WireError> {
         let body = message.encode();
         debug_assert!(body.len() <= MAX_BODY_BYTES);
+        let began = Instant::now();
         let packed = self.pack(&body);
+        let packing = began.elapsed();
         let (flags, stored) = match &packed {
             Some(packed) => (FLAG_ZSTD, packed.as_slice()),
             None => (0, body.as_slice()),
@@ -103,6 +110,9 @@ impl<W: Write> FrameWriter<W> {
         self.out.write_all(&header)?;
         self.out.write_all(stored)?;
         self.out.flush()?;
+        if self.compression == Compression::Adaptive && packed.is_some() {
+            self.squeeze.learn(body.len(), packing, began.elapsed() - packing);
+        }
         let sent = (header.len() + stored.len()) as u64;
         self.bytes_sent += sent;
         Ok(sent)
@@ -111,13 +121,15 @@ impl<W: Write> FrameWriter<W> {
     /// The compressed body when that is worth it.
     fn pack(&self, body: &[u8]) -> Option<Vec<u8>> {
         const WORTH_IT_BYTES: usize = 256;
-        let Compression::Zstd { level, max_bytes } = self.compression else {
-            return None;
-        };
-        if body.len() < WORTH_IT_BYTES || body.len() > max_bytes {
+        if body.len() < WORTH_IT_BYTES {
             return None;
         }
-        let packed = zstd::bulk::compress(body, level).ok()?;
+        let packed = match self.compression {
+            Compression::Off => return None,
+            Compression::Zstd { max_bytes, .. } if body.len() > max_bytes => return None,
+            Compression::Zstd { level, .. } => zstd::bulk::compress(body, level).ok()?,
+            Compression::Adaptive => self.squeeze.pack(body)?,
+        };
         (packed.len() < body.len()).then_some(packed)
     }
 
@@ -125,6 +137,15 @@ impl<W: Write> FrameWriter<W> {
     pub fn bytes_sent(&self) -> u64 {
         self.bytes_sent
     }
+}
+
+/// Says no to whoever is at the other end, before anything is read from there.
+///
+/// # Errors
+/// [`WireError`] when the connection does not take it.
+pub fn refuse(out: impl Write, code: RefuseCode, text: &str) -> Result<(), WireError> {
+    let mut writer = FrameWriter::start(out, Compression::Off)?;
+    writer.send(&Message::Refuse { code, text: text.to_owned() }).map(drop)
 }
 
 fn header(kind: u8, flags: u8, raw_len: usize, stored: &[u8]) -> [u8; HEADER_BYTES] {
@@ -235,7 +256,7 @@ mod tests {
 
     #[test]
     fn messages_arrive_with_and_without_compression() {
-        for compression in [Compression::Off, FAST] {
+        for compression in [Compression::Off, FAST, Compression::Adaptive] {
             let bytes = wire(&[Message::Ping, state(100_000)], compression);
             let mut reader = FrameReader::start(bytes.as_slice()).unwrap();
             reader.trust();

@@ -1,10 +1,14 @@
 //! The transport to a directory on the same host: `dtfs serve --stdio DIR` as a child process, spoken to over its pipes.
-//! ssh will carry the same bytes to the same command on another host.
+//! ssh carries the same bytes to the same command on another host.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// Both directions of a connection and what keeps it alive.
 pub struct Connection {
@@ -20,6 +24,14 @@ pub struct Connection {
 pub struct Peer {
     child: Option<Child>,
     cut: Breaker,
+    said: Option<Said>,
+}
+
+/// What a process says on its standard error.
+struct Said {
+    /// Its last line. Rank: a leaf, held for an assignment.
+    last: Arc<Mutex<String>>,
+    listener: JoinHandle<()>,
 }
 
 /// Ends a connection from another thread, also while a write to it or a read from it waits for ever. Of no use any more
@@ -42,7 +54,7 @@ impl Breaker {
 impl Peer {
     /// Nothing to wait for; `cut` ends the connection.
     pub fn none(cut: Breaker) -> Peer {
-        Peer { child: None, cut }
+        Peer { child: None, cut, said: None }
     }
 
     fn process(child: Child) -> Peer {
@@ -51,7 +63,30 @@ impl Peer {
             // Both ends of its pipes go with it. One that is stopped is killed as well.
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         });
-        Peer { child: Some(child), cut }
+        Peer { child: Some(child), cut, said: None }
+    }
+
+    /// A process whose standard error tells people why it cannot go on.
+    pub(super) fn process_that_speaks(mut child: Child) -> Peer {
+        let said = child.stderr.take().map(|stderr| {
+            let last = Arc::new(Mutex::new(String::new()));
+            let heard = last.clone();
+            Said { last, listener: std::thread::spawn(move || listen(stderr, &heard)) }
+        });
+        let mut peer = Peer::process(child);
+        peer.said = said;
+        peer
+    }
+
+    /// The last line that it said on its standard error, when it has ended; empty when it said nothing.
+    pub fn last_words(&self) -> String {
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let Some(said) = &self.said else { return String::new() };
+        let deadline = Instant::now() + PATIENCE;
+        while !said.listener.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        said.last.lock().clone()
     }
 
     /// Its process id.
@@ -72,11 +107,11 @@ impl Drop for Peer {
         let Some(mut child) = self.child.take() else {
             return;
         };
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while std::time::Instant::now() < deadline {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
             match child.try_wait() {
                 Ok(Some(_)) | Err(_) => return,
-                Ok(None) => std::thread::sleep(std::time::Duration::from_millis(5)),
+                Ok(None) => std::thread::sleep(Duration::from_millis(5)),
             }
         }
         let _ = child.kill();
@@ -95,7 +130,7 @@ pub fn connect_local(
     dir: &Path,
     extra: &[&str],
 ) -> io::Result<Connection> {
-    let mut child = Command::new(program)
+    let child = Command::new(program)
         .args(global)
         .args(["serve", "--stdio"])
         .arg(dir)
@@ -108,8 +143,31 @@ pub fn connect_local(
     if let Err(errno) = crate::sys::put_behind(child.id()) {
         tracing::debug!(%errno, "the target's process runs at the common priority");
     }
+    connection(child, Peer::process)
+}
+
+/// The connection over the pipes of `child`.
+pub(super) fn connection(mut child: Child, peer: fn(Child) -> Peer) -> io::Result<Connection> {
     let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(io::Error::other("the child has no pipes"));
     };
-    Ok(Connection { reader: Box::new(stdout), writer: Box::new(stdin), peer: Peer::process(child) })
+    Ok(Connection { reader: Box::new(stdout), writer: Box::new(stdin), peer: peer(child) })
+}
+
+/// Keeps the last line, and writes all of them to the log; what the other side wrote cannot reach a terminal raw.
+fn listen(stderr: impl Read, last: &Mutex<String>) {
+    const MOST_BYTES: u64 = 1024;
+    let mut lines = BufReader::new(stderr);
+    loop {
+        let mut line = Vec::new();
+        match lines.by_ref().take(MOST_BYTES).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
+        }
+        let text = String::from_utf8_lossy(&line).trim_end().escape_debug().to_string();
+        tracing::info!(%text, "the way to the target");
+        if !text.is_empty() {
+            *last.lock() = text;
+        }
+    }
 }

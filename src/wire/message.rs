@@ -2,8 +2,9 @@
 
 use crate::base::{
     AtimeMode, ChainDigest, Commit, EpochId, History, Oid, Position, Spaces, StoredTimes, Tid, VolumeUuid,
+    is_unprintable,
 };
-use crate::record::{DecodeError, FieldReader, FieldWriter};
+use crate::record::{DecodeError, Difference, FieldReader, FieldWriter};
 
 /// What the source says first.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -187,11 +188,17 @@ pub enum Message {
     Convergence(Convergence),
     /// Target: this tree is no target any more, it was promoted. Where its history went.
     Superseded(History),
+    /// Source: state records to compare with what the target has; they change nothing.
+    Check { batch: u64, body: Vec<u8> },
+    /// Target: what differs from the records of a check; `more` differences found no place.
+    Checked { batch: u64, more: u64, found: Vec<Difference> },
 }
 
 /// Most needs in one ack.
 const MAX_NEEDS: u32 = 4096;
 const MAX_TEXT_BYTES: usize = 1024;
+/// Most differences in one answer to a check.
+const MAX_FOUND: u32 = 4096;
 
 impl Need {
     /// Offset that stands, with length 0, for a directory's entries without what is in them.
@@ -225,12 +232,14 @@ impl Message {
             Message::Bye => 11,
             Message::Convergence(_) => 30,
             Message::Superseded(_) => 31,
+            Message::Check { .. } => 12,
+            Message::Checked { .. } => 13,
         }
     }
 
     /// Whether it carries a batch number that acks speak of.
     pub fn is_batch(&self) -> bool {
-        matches!(self, Message::Records { .. } | Message::State { .. })
+        matches!(self, Message::Records { .. } | Message::State { .. } | Message::Check { .. })
     }
 
     /// The frame body.
@@ -256,7 +265,7 @@ impl Message {
                 out.u32(*count);
                 out.0.extend_from_slice(body);
             }
-            Message::State { batch, body } => {
+            Message::State { batch, body } | Message::Check { batch, body } => {
                 out.0.reserve(body.len() + 8);
                 out.u64(*batch);
                 out.0.extend_from_slice(body);
@@ -265,6 +274,12 @@ impl Message {
             Message::Flush | Message::Ping | Message::Pong | Message::Bye => {}
             Message::Convergence(state) => out.u8(*state as u8),
             Message::Superseded(history) => out.0.extend_from_slice(&history.to_bytes()),
+            Message::Checked { batch, more, found } => {
+                out.u64(*batch);
+                out.u64(*more);
+                out.u32(found.len() as u32);
+                found.iter().for_each(|difference| difference.encode(&mut out));
+            }
         }
         out.0
     }
@@ -289,10 +304,11 @@ impl Message {
                 let at = r.offset();
                 return Ok(Message::Records { batch, prev, first, last, count, body: body.split_off(at) });
             }
-            6 => {
+            6 | 12 => {
                 let batch = r.u64("batch")?;
                 let at = r.offset();
-                return Ok(Message::State { batch, body: body.split_off(at) });
+                let body = body.split_off(at);
+                return Ok(if kind == 6 { Message::State { batch, body } } else { Message::Check { batch, body } });
             }
             7 => Message::Ack(Ack::decode(&mut r)?),
             8 => Message::Flush,
@@ -305,6 +321,12 @@ impl Message {
                 Convergence::Consistent
             }),
             31 => return superseded(&body),
+            13 => {
+                let (batch, more) = (r.u64("batch")?, r.u64("more")?);
+                let count = r.bounded_u32("difference count", MAX_FOUND)?;
+                let found = (0..count).map(|_| Difference::decode(&mut r)).collect::<Result<_, _>>()?;
+                Message::Checked { batch, more, found }
+            }
             _ => {
                 return Err(DecodeError::Value { what: "message kind", offset: 0, value: u64::from(kind) });
             }
@@ -465,6 +487,11 @@ impl Ack {
     }
 }
 
+impl Message {
+    /// Most differences that one answer to a check can carry; the rest is only counted.
+    pub const MAX_FOUND: usize = MAX_FOUND as usize;
+}
+
 impl Ack {
     /// Most needs that one ack can carry; the rest goes with the next.
     pub const MAX_NEEDS: usize = MAX_NEEDS as usize;
@@ -489,18 +516,21 @@ fn position(r: &mut FieldReader<'_>, what: &'static str) -> Result<Position, Dec
 }
 
 fn clip(text: &str) -> &[u8] {
-    let bytes = text.as_bytes();
-    &bytes[..bytes.len().min(MAX_TEXT_BYTES)]
+    &text.as_bytes()[..text.floor_char_boundary(MAX_TEXT_BYTES)]
 }
 
-/// Text from a peer is shown to people: control characters do not get through.
+/// Text from a peer is shown to people: what a terminal would act on does not get through.
 fn text(r: &mut FieldReader<'_>) -> Result<String, DecodeError> {
     let offset = r.offset();
     let bytes = r.short_bytes("text")?;
     if bytes.len() > MAX_TEXT_BYTES {
         return Err(DecodeError::Value { what: "text length", offset, value: bytes.len() as u64 });
     }
-    Ok(String::from_utf8_lossy(bytes).chars().map(|c| if c.is_control() { '?' } else { c }).collect())
+    let mut text: String =
+        String::from_utf8_lossy(bytes).chars().map(|c| if is_unprintable(c) { '?' } else { c }).collect();
+    // Three bytes stand for one that is not UTF-8.
+    text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+    Ok(text)
 }
 
 #[cfg(test)]
@@ -583,5 +613,17 @@ mod tests {
         let message = Message::Refuse { code: RefuseCode::Busy, text: "a\x1b[2Jb".into() };
         let decoded = Message::decode(message.kind(), message.encode()).unwrap();
         assert_eq!(decoded, Message::Refuse { code: RefuseCode::Busy, text: "a?[2Jb".into() });
+    }
+
+    #[test]
+    fn long_text_is_cut_between_characters_on_both_sides() {
+        let message = Message::Refuse { code: RefuseCode::Busy, text: "\u{e9}".repeat(MAX_TEXT_BYTES) };
+        let Ok(Message::Refuse { text, .. }) = Message::decode(message.kind(), message.encode()) else { panic!() };
+        assert_eq!(text, "\u{e9}".repeat(MAX_TEXT_BYTES / 2));
+        let mut body = FieldWriter::default();
+        body.u8(0);
+        body.short_bytes(&[0xff; MAX_TEXT_BYTES]);
+        let decoded = Message::decode(3, body.0).unwrap();
+        assert_eq!(Message::decode(decoded.kind(), decoded.encode()), Ok(decoded));
     }
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use dtfs::stack::{AttrChange, Caller, Entry, Errno, FileId, NodeId, Opened, Privileges, Result, Stack, WriteMode};
+use dtfs::stack::{
+    AttrChange, Caller, Entry, Errno, FileId, NodeId, Opened, Privileges, Result, Stack, WriteMode, Writer,
+};
 
 /// FS_IOC_SETFLAGS and the immutable flag (ioctl_iflags(2)).
 const SET_FLAGS: u32 = 0x4008_6602;
@@ -23,7 +25,7 @@ pub(crate) struct Open {
 }
 
 fn mode() -> WriteMode {
-    WriteMode { flags: libc::O_RDWR, privileges: Privileges::Keep }
+    WriteMode { flags: libc::O_RDWR, privileges: Privileges::Keep, writer: Writer::Caller }
 }
 
 impl Hand {

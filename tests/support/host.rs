@@ -39,6 +39,8 @@ pub(crate) struct Host {
     volumes: Vec<PathBuf>,
     /// Fault points of every daemon.
     faults: String,
+    /// The process whose network this host is on, when it is not the machine's.
+    network: Option<i32>,
     commands: AtomicU32,
 }
 
@@ -48,12 +50,26 @@ impl Host {
         assert!(Path::new("/dev/fuse").exists(), "these tests mount: /dev/fuse is needed");
         let scratch = || tempfile::Builder::new().prefix("dtfs-host-").tempdir().expect("a temporary directory");
         let (root, output, commands) = (scratch(), scratch(), AtomicU32::new(0));
-        Host { root, output, daemon: None, inner: None, volumes: Vec::new(), faults: String::new(), commands }
+        Host {
+            root,
+            output,
+            daemon: None,
+            inner: None,
+            volumes: Vec::new(),
+            faults: String::new(),
+            network: None,
+            commands,
+        }
     }
 
     /// Gives the daemons that are started from now on, and their targets, these fault points (`base::faults`).
     pub(crate) fn arm_faults(&mut self, spec: &str) {
         self.faults = spec.to_owned();
+    }
+
+    /// Puts the host on the network of process `keeper`: its commands and its daemon.
+    pub(crate) fn put_on_network(&mut self, keeper: i32) {
+        self.network = Some(keeper);
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -303,7 +319,15 @@ impl Host {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dtfs"));
+        let program = env!("CARGO_BIN_EXE_dtfs");
+        let mut command = match self.network {
+            None => Command::new(program),
+            Some(keeper) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/proc/{keeper}/ns/net")).args(["--", program]);
+                command
+            }
+        };
         command.arg("--root").arg(self.root.path()).args(args).env_remove("DTFS_ROOT");
         command
     }

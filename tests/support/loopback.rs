@@ -27,6 +27,11 @@ impl Loopback {
         loopback
     }
 
+    /// The process that keeps the network.
+    pub(crate) fn keeper(&self) -> i32 {
+        self.keeper.pid()
+    }
+
     /// `program` on this network; its process id is that of the child.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("nsenter");

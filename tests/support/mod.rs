@@ -6,12 +6,14 @@
 
 pub(crate) mod both;
 pub(crate) mod conformance;
+pub(crate) mod forked;
 pub(crate) mod fuzzer;
 pub(crate) mod ganesha;
 pub(crate) mod hand;
 pub(crate) mod history;
 pub(crate) mod host;
 pub(crate) mod length;
+pub(crate) mod link;
 pub(crate) mod loopback;
 pub(crate) mod mapping;
 pub(crate) mod mounted;
@@ -27,8 +29,11 @@ pub(crate) mod recorder;
 pub(crate) mod replica;
 pub(crate) mod samba;
 pub(crate) mod scratch;
+pub(crate) mod sshd;
 pub(crate) mod steps;
 pub(crate) mod storm;
 pub(crate) mod trees;
+pub(crate) mod unsynced;
 pub(crate) mod user;
+pub(crate) mod workers;
 pub(crate) mod workload;

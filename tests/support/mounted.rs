@@ -26,20 +26,29 @@ pub(crate) struct Mounted {
 impl Mounted {
     /// Over a new directory of the system's temporary filesystem.
     pub(crate) fn new() -> Mounted {
+        Mounted::with(StackOptions::default())
+    }
+
+    /// As [`Mounted::new`], with the operator's choices.
+    pub(crate) fn with(options: StackOptions) -> Mounted {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let behind = dir.path().join("tree");
         fs::create_dir(&behind).unwrap();
-        Mounted::over(dir, behind)
+        Mounted::serve(dir, behind, options)
     }
 
     /// Over `behind`, with mount point and journal in `dir`.
     pub(crate) fn over(dir: tempfile::TempDir, behind: PathBuf) -> Mounted {
+        Mounted::serve(dir, behind, StackOptions::default())
+    }
+
+    fn serve(dir: tempfile::TempDir, behind: PathBuf, options: StackOptions) -> Mounted {
         let at = dir.path().join("mnt");
         fs::create_dir(&at).unwrap();
         let (journal, _) = Journal::open(&dir.path().join("j"), JournalOptions::default()).unwrap();
         let tree = Tree::open(&behind).unwrap();
-        let stack = Stack::new(tree, journal, StackOptions::default()).unwrap();
+        let stack = Stack::new(tree, journal, options).unwrap();
         let volume = MountedVolume::mount(stack.clone(), &at, "test").unwrap();
         Mounted { volume, stack, at, behind, dir: Some(dir) }
     }

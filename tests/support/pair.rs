@@ -32,17 +32,10 @@ const POLL: Duration = Duration::from_millis(2);
 
 /// Large enough for every change that the tests make.
 const TIGHT_SEGMENT: u64 = 512 << 10;
+/// Large enough for every record of a [`Pair::small`], and for a frame of many.
+const SMALL_SEGMENT: u64 = 512 << 10;
 /// Most bytes of a [`Pair::tight`] journal.
 pub(crate) const TIGHT_CAP: u64 = 5 * TIGHT_SEGMENT;
-
-/// How a source ends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Crash {
-    /// By kill -9.
-    Kill,
-    /// With the whole system.
-    PowerLoss,
-}
 
 /// The sessions that were opened, for cutting them and for waiting until they are over.
 #[derive(Default)]
@@ -67,6 +60,8 @@ pub(crate) struct Pair {
     in_memory: bool,
     serving: Serving,
     moved: Option<(PathBuf, PathBuf)>,
+    /// How long a target may take to have everything.
+    pub(crate) patience: Duration,
     /// What is done with a target of another history; see [`SenderOptions::forked`].
     pub(crate) forked: Forked,
 }
@@ -74,8 +69,8 @@ pub(crate) struct Pair {
 /// Who serves the target.
 #[derive(Clone)]
 enum Serving {
-    /// A thread of this process, with this much inbox.
-    Thread { inbox_cap: Option<u64> },
+    /// A thread of this process, with this much inbox in segments of this size.
+    Thread { inbox_cap: Option<u64>, inbox_segment: Option<u64> },
     /// The real program, the next one with these fault points armed.
     Program { faults: Arc<Mutex<Option<String>>>, killed: Arc<AtomicU64> },
 }
@@ -90,6 +85,17 @@ impl Pair {
     pub(crate) fn in_memory() -> Pair {
         let mut pair = Pair::below(Path::new("/dev/shm"));
         pair.in_memory = true;
+        pair
+    }
+
+    /// For a worker, whose temporary directory is in memory: with journal and inbox as small as short histories of small changes allow: making files of the usual size
+    /// would take most of the time.
+    pub(crate) fn small() -> Pair {
+        let ring_bytes = 256 << 10;
+        let options = JournalOptions { segment_bytes: SMALL_SEGMENT, ring_bytes, ..JournalOptions::default() };
+        let mut pair = Pair::with(&std::env::temp_dir(), options);
+        pair.in_memory = true;
+        pair.serving = Serving::Thread { inbox_cap: None, inbox_segment: Some(SMALL_SEGMENT) };
         pair
     }
 
@@ -120,8 +126,9 @@ impl Pair {
             sessions: Arc::default(),
             before: (0, 0),
             in_memory: false,
-            serving: Serving::Thread { inbox_cap: None },
+            serving: Serving::Thread { inbox_cap: None, inbox_segment: None },
             moved: None,
+            patience: PATIENCE,
             forked: Forked::Refuse,
         };
         pair.open();
@@ -158,7 +165,7 @@ impl Pair {
     }
 
     pub(crate) fn set_inbox_cap(&mut self, bytes: u64) {
-        self.serving = Serving::Thread { inbox_cap: Some(bytes) };
+        self.serving = Serving::Thread { inbox_cap: Some(bytes), inbox_segment: None };
     }
 
     /// The texts of the journal's last events, newest first.
@@ -226,17 +233,6 @@ impl Pair {
         }
     }
 
-    /// Ends tree and journal as `how` does; `meanwhile` is done while nothing runs. The sender is stopped.
-    pub(crate) fn crash(&mut self, how: Crash, meanwhile: impl FnOnce()) {
-        self.stop();
-        drop(self.stack.take().expect("the stack is open"));
-        if how == Crash::PowerLoss {
-            fs::remove_file(self.root.path().join("journal/memory")).expect("the memory of the journal");
-        }
-        meanwhile();
-        self.open();
-    }
-
     /// Waits until the target has applied what is durable.
     pub(crate) fn wait_for_durable(&self) {
         let journal = self.stack().journal();
@@ -247,7 +243,7 @@ impl Pair {
             let row = store.target_by_id(self.target).expect("the store").expect("the target");
             row.applied >= journal.durable_tid()
         };
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + self.patience;
         while !reached() {
             assert!(Instant::now() < until, "the target does not get there:\n{}", self.explain());
             std::thread::sleep(POLL);
@@ -278,6 +274,7 @@ impl Pair {
             label: "data".into(),
             connect: self.connect(),
             compression: Compression::Zstd { level: 1, max_bytes: 64 << 10 },
+            rate: Box::new(|| None),
             forked: self.forked,
         };
         let stack = self.stack().clone();
@@ -307,15 +304,16 @@ impl Pair {
     fn connect(&self) -> Connect {
         let sessions = self.sessions.clone();
         let (dir, states) = (self.target(), self.states());
-        let inbox_cap = match self.serving.clone() {
-            Serving::Thread { inbox_cap } => inbox_cap,
+        let (inbox_cap, inbox_segment) = match self.serving.clone() {
+            Serving::Thread { inbox_cap, inbox_segment } => (inbox_cap, inbox_segment),
             Serving::Program { faults, killed } => {
                 return Box::new(move || start_program(&dir, &states, faults.lock().take(), (&sessions, &killed)));
             }
         };
         Box::new(move || {
             let (near, far) = UnixStream::pair()?;
-            let options = ServeOptions { dir: dir.clone(), states: states.clone(), adopt: Adopt::Yes, inbox_cap };
+            let (dir, states) = (dir.clone(), states.clone());
+            let options = ServeOptions { dir, states, adopt: Adopt::Yes, inbox_cap, inbox_segment };
             let log = sessions.clone();
             sessions.wires.lock().push(near.try_clone()?);
             let input = far.try_clone()?;
@@ -358,7 +356,7 @@ impl Pair {
         let journal = self.stack().journal();
         journal.commit(journal.last_tid()).expect("a commit");
         let sender = self.sender.as_ref().expect("the sender runs");
-        if !self.try_wait(PATIENCE) {
+        if !self.try_wait(self.patience) {
             panic!("the target does not get there:\n{}", self.explain());
         }
         assert_eq!(sender.status().blocked, 0, "objects are blocked: {:?}", sender.status());
@@ -443,7 +441,10 @@ impl Drop for Pair {
         for end in std::mem::take(&mut *self.sessions.ends.lock()) {
             let _ = end.join();
         }
-        clear_flags(self.root.path());
+        // No small history sets a flag, and a program takes its time.
+        if !matches!(self.serving, Serving::Thread { inbox_segment: Some(_), .. }) {
+            clear_flags(self.root.path());
+        }
     }
 }
 

@@ -26,6 +26,7 @@ const DISK_MIB: u64 = 512;
 const SLOW_FLUSH: Duration = Duration::from_millis(15);
 const UNMOUNT_LIMIT: Duration = Duration::from_secs(10);
 const VOLUME: &str = "data";
+const TARGET_DISK: usize = 1;
 
 /// Who loses power.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,13 +172,13 @@ impl Machine {
         let source_binds = if own_disk { vec![] } else { vec![journal_bind.clone()] };
         let mut drives = vec![
             Drive::new(&recorder, 0, kind, point(0), source_binds),
-            Drive::new(&recorder, 1, kind, point(1), vec![("replicas", state.join("replicas"))]),
+            Drive::new(&recorder, TARGET_DISK, kind, point(TARGET_DISK), vec![("replicas", state.join("replicas"))]),
         ];
         if own_disk {
             drives.push(Drive::new(&recorder, 2, kind, point(2), vec![journal_bind]));
             recorder.slow_down(2, SLOW_FLUSH);
         }
-        let (tree, target) = (point(0).join("tree"), point(1).join("target"));
+        let (tree, target) = (point(0).join("tree"), point(TARGET_DISK).join("target"));
         fs::create_dir(&tree).expect("a directory for the tree");
         host.define_volume(VOLUME, &tree);
         let boot_id = dir.path().join("boot_id");
@@ -206,8 +207,8 @@ impl Machine {
 
     fn disks_of(&self, victim: Victim) -> Vec<usize> {
         let belongs = |number: &usize| match victim {
-            Victim::Source => *number != 1,
-            Victim::Target => *number == 1,
+            Victim::Source => *number != TARGET_DISK,
+            Victim::Target => *number == TARGET_DISK,
             Victim::Both => true,
         };
         (0..self.drives.len()).filter(belongs).collect()
@@ -244,6 +245,16 @@ impl Machine {
         let cuts = disks.iter().map(|disk| self.recorder.restore(*disk, Unflushed::any(prng), prng)).collect();
         disks.iter().for_each(|disk| self.drives[*disk].plug_in(&self.recorder));
         cuts
+    }
+
+    /// From now on the target's disk fails to write blocks that begin with `bad`; without it none.
+    pub(crate) fn refuse_at_target(&self, bad: Option<&[u8]>) {
+        self.recorder.refuse(TARGET_DISK, bad);
+    }
+
+    /// Writes of the target that failed so.
+    pub(crate) fn refused_at_target(&self) -> u64 {
+        self.recorder.refused(TARGET_DISK)
     }
 
     /// What the source knows of the target, and what the target's disk holds. Between [`Machine::lose_power`] and

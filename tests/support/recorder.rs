@@ -119,7 +119,14 @@ struct Disk {
     flushed: u64,
     flush_takes: Duration,
     is_cut: bool,
+    /// A write with a block that begins so fails, as on a bad sector.
+    bad: Option<Vec<u8>>,
+    /// Writes that failed for that.
+    refused: u64,
 }
+
+/// What a filesystem writes of a file begins at a multiple of this.
+const BLOCK_BYTES: usize = 4096;
 
 impl Disk {
     fn new(size: u64, sector: u64) -> Disk {
@@ -139,12 +146,20 @@ impl Disk {
             flushed: 0,
             flush_takes: FLUSH_TAKES,
             is_cut: false,
+            bad: None,
+            refused: 0,
         }
     }
 
     fn change(&mut self, change: Change) -> std::io::Result<()> {
         let (offset, len) = change.range();
         if self.is_cut || offset + len > self.size || self.unflushed_bytes > MOST_UNFLUSHED {
+            return Err(std::io::Error::from_raw_os_error(libc::EIO));
+        }
+        if let (Some(bad), Change::Write { data, .. }) = (&self.bad, &change)
+            && data.chunks(BLOCK_BYTES).any(|block| block.starts_with(bad))
+        {
+            self.refused += 1;
             return Err(std::io::Error::from_raw_os_error(libc::EIO));
         }
         change.apply(&self.now)?;
@@ -280,6 +295,16 @@ impl Recorder {
     /// From now on a flush of this disk takes so long.
     pub(crate) fn slow_down(&self, disk: usize, flush_takes: Duration) {
         self.disks.lock()[disk].flush_takes = flush_takes;
+    }
+
+    /// From now on writes of blocks that begin with `bad` fail on this disk; without it none does.
+    pub(crate) fn refuse(&self, disk: usize, bad: Option<&[u8]>) {
+        self.disks.lock()[disk].bad = bad.map(<[u8]>::to_vec);
+    }
+
+    /// Writes that failed by [`Recorder::refuse`].
+    pub(crate) fn refused(&self, disk: usize) -> u64 {
+        self.disks.lock()[disk].refused
     }
 
     /// Waits until at least `unflushed` changes are on their way, or for a while. From that moment on these disks answer

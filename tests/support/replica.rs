@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::host::Host;
-use super::scratch::{FileSystem, Scratch};
+use super::scratch::{FileSystem, Scratch, utf8};
 use super::trees;
 
 const WAIT_SECONDS: u32 = 300;
@@ -24,6 +24,18 @@ impl Pair {
         prepare(&source);
         let mut host = Host::new();
         host.define_volume("data", &source);
+        host.start_and_mount();
+        host.define_target("data", &target);
+        Pair { host, source, target, scratch }
+    }
+
+    /// As [`Pair::new`], with options of dtfs_mounts.
+    pub(crate) fn with_options(kind: FileSystem, options: &str) -> Pair {
+        let scratch = Scratch::with_size(kind, 4096);
+        let (source, target) = (scratch.dir("source"), scratch.dir("target"));
+        let mut host = Host::new();
+        host.must(&["mounts", "add", utf8(&source), "-o", &format!("volume=data,{options}")]);
+        host.adopt_volume(&source);
         host.start_and_mount();
         host.define_target("data", &target);
         Pair { host, source, target, scratch }

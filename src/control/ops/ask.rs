@@ -2,8 +2,11 @@
 
 use super::unexpected;
 use crate::base::Tid;
-use crate::config::{Paths, TargetName, VolumeName};
-use crate::control::{Client, Failure, LogEntry, MirrorProgress, MirrorRun, PfsStatus, Reply, Request, StatusReply};
+use crate::config::{ByteSize, Paths, TargetName, VolumeName};
+use crate::control::{
+    Client, EventEntry, Failure, LogEntry, MirrorProgress, MirrorRun, PfsStatus, Reply, Request, StatusReply,
+    VerifyReply,
+};
 
 /// How one volume or all of them stand.
 ///
@@ -112,5 +115,78 @@ pub fn log(
         other => Err(unexpected(&other)),
     };
     let last = Client::connect(paths)?.stream(&Request::Log { volume, from, follow, limit }, &mut take)?;
+    take(last)
+}
+
+/// What to verify, and how.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VerifyWhat {
+    /// Which volume.
+    pub volume: VolumeName,
+    /// Which target.
+    pub target: TargetName,
+    /// Whether what differs is made equal to the source.
+    pub repair: bool,
+    /// Most bytes a second that are read at each side.
+    pub bandwidth: Option<ByteSize>,
+}
+
+/// Compares a target with its source while both are in use; `show` hears now and then how far it is.
+///
+/// # Errors
+/// Code 4 when the target is not connected, code 5 while it is verified already, code 3 without a daemon.
+pub fn verify(paths: &Paths, what: VerifyWhat, show: &mut dyn FnMut(&VerifyReply)) -> Result<VerifyReply, Failure> {
+    let VerifyWhat { volume, target, repair, bandwidth } = what;
+    let request = Request::Verify { volume, target, repair, bandwidth: bandwidth.map(|size| size.0) };
+    let mut part = |reply: Reply| match reply {
+        Reply::Verified(reply) => {
+            show(&reply);
+            Ok(())
+        }
+        other => Err(unexpected(&other)),
+    };
+    match Client::connect(paths)?.stream(&request, &mut part)? {
+        Reply::Verified(reply) => Ok(reply),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Makes the daemon read its files again; says what changed, one sentence each. A dry run says what would change.
+///
+/// # Errors
+/// Code 3 without a daemon, and what it answers.
+pub fn reload(paths: &Paths) -> Result<Vec<String>, Failure> {
+    match Client::connect(paths)?.call(&Request::Reload)? {
+        Reply::Notes(notes) => Ok(notes),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Which events.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EventRange {
+    /// One volume, or all.
+    pub volume: Option<VolumeName>,
+    /// Go on with new ones until the caller ends.
+    pub follow: bool,
+    /// At most this many of the newest of each volume to begin with.
+    pub limit: usize,
+}
+
+/// Hands events to `show` as they come.
+///
+/// # Errors
+/// Code 3 without a daemon, what it answers, and what `show` returns.
+pub fn events(
+    paths: &Paths,
+    range: EventRange,
+    show: &mut dyn FnMut(&[EventEntry]) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let EventRange { volume, follow, limit } = range;
+    let mut take = |reply: Reply| match reply {
+        Reply::Events(entries) => show(&entries),
+        other => Err(unexpected(&other)),
+    };
+    let last = Client::connect(paths)?.stream(&Request::Events { volume, follow, limit }, &mut take)?;
     take(last)
 }

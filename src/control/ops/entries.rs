@@ -5,7 +5,8 @@ use std::path::Path;
 use super::which::find_entry;
 use super::{Told, Which, tell, unexpected};
 use crate::config::{
-    EditLock, MountEntry, MountOptions, MountsFile, OpenFiles, Paths, check_entry, check_store_dir, check_volume_dir,
+    EditLock, Edits, MountEntry, MountOptions, MountsFile, OpenFiles, Paths, check_entry, check_store_dir,
+    check_volume_dir,
 };
 use crate::control::{
     Client, ExitCode, Failure, MountReply, MountVerdict, MountsReply, Problem, Reply, Request, Selection, Verdict,
@@ -121,7 +122,7 @@ pub(super) fn refuse_mounted(paths: &Paths, path: &Path) -> Result<(), Failure> 
 pub fn mount(paths: &Paths, which: &Which, how: MountHow) -> Result<MountReply, Failure> {
     let mounts = MountsFile::load(paths)?;
     let which = which.select(&mounts);
-    let dry_run = how.rehearsal == Rehearsal::DryRun;
+    let dry_run = how.rehearsal == Rehearsal::DryRun || paths.edits() == Edits::Rehearsed;
     let mut client = match try_connect(paths)? {
         None if dry_run => return Ok(rehearse(paths, &which, &mounts)),
         None => Client::connect(paths)?,
@@ -138,7 +139,7 @@ pub fn mount(paths: &Paths, which: &Which, how: MountHow) -> Result<MountReply, 
 pub fn unmount(paths: &Paths, which: &Which, detach: Detach) -> Result<MountReply, Failure> {
     let which = which.select(&MountsFile::load(paths)?);
     let lazy = detach == Detach::Lazy;
-    verdicts(Client::connect(paths)?.call(&Request::Unmount { which, lazy })?)
+    verdicts(Client::connect(paths)?.call(&Request::Unmount { which, lazy, dry_run: false })?)
 }
 
 fn verdicts(reply: Reply) -> Result<MountReply, Failure> {

@@ -4,6 +4,8 @@
 //! daemon lets go first, because it may refuse, and the files are edited afterwards.
 
 mod ask;
+mod check;
+mod doctor;
 mod entries;
 mod roles;
 mod targets;
@@ -11,12 +13,16 @@ mod volumes;
 mod which;
 
 use super::{Failure, Reply, Request, try_connect};
-use crate::config::Paths;
+use crate::config::{Edits, Paths};
 
-pub use ask::{LogRange, WaitFor, log, mirror, pfs_status, status, sync_tid, wait};
+pub use ask::{
+    EventRange, LogRange, VerifyWhat, WaitFor, events, log, mirror, pfs_status, reload, status, sync_tid, verify, wait,
+};
+pub use check::{check, check_files};
+pub use doctor::{Finding, Severity, doctor};
 pub use entries::{Detach, MountHow, Rehearsal, add_entry, list_entries, mount, remove_entry, unmount};
 pub use roles::demote;
-pub use targets::{NewTarget, define_target, forget_target};
+pub use targets::{NewTarget, define_target, forget_target, set_activity};
 pub use volumes::{define_volume, forget_volume};
 pub use which::{Which, find_entry, resolve_volume};
 
@@ -41,6 +47,10 @@ impl Told {
 
 /// Tells the daemon, when one runs, of a change that is in the files already.
 fn tell(paths: &Paths, request: &Request) -> Result<Told, Failure> {
+    if paths.edits() == Edits::Rehearsed {
+        // What the daemon would make of it depends on an edit that is not there.
+        return Ok(Told::Daemon(Vec::new()));
+    }
     let Some(mut client) = try_connect(paths)? else { return Ok(Told::NoDaemon) };
     match client.call(request) {
         Ok(Reply::Notes(notes)) => Ok(Told::Daemon(notes)),

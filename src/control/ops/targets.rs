@@ -2,8 +2,8 @@
 
 use super::{Told, tell};
 use crate::config::{
-    Adoption, EditLock, MountsFile, Paths, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName, add_target,
-    check_target_dir, nearest, remove_target,
+    Activity, Adoption, EditLock, MountsFile, Paths, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
+    add_target, check_target_dir, nearest, pause_target, remove_target,
 };
 use crate::control::{ExitCode, Failure, Request, try_connect};
 
@@ -32,9 +32,11 @@ pub fn define_target(paths: &Paths, volume: &VolumeName, new: NewTarget) -> Resu
     }
     let entry = complete(new)?;
     refuse_taken(paths, volume, &entry)?;
-    let TargetUrl::Local(dir) = &entry.url;
-    // Written without symlinks, so that it stays the place that was checked.
-    let entry = TargetEntry { url: TargetUrl::Local(check_target_dir(paths, dir, &mounts)?), ..entry };
+    let entry = match entry.url.local_dir() {
+        // Written without symlinks, so that it stays the place that was checked.
+        Some(dir) => TargetEntry { url: TargetUrl::Local(check_target_dir(paths, dir, &mounts)?), ..entry },
+        None => entry,
+    };
     add_target(&lock, paths, volume, &entry)?;
     drop(lock);
     let told = tell(paths, &Request::DefineTarget { volume: volume.clone(), target: entry.name.clone() })?;
@@ -44,7 +46,7 @@ pub fn define_target(paths: &Paths, volume: &VolumeName, new: NewTarget) -> Resu
 fn complete(new: NewTarget) -> Result<TargetEntry, Failure> {
     let NewTarget { url, name, adoption } = new;
     match name.or_else(|| url.default_name()) {
-        Some(name) => Ok(TargetEntry { name, url, adoption }),
+        Some(name) => Ok(TargetEntry { name, url, adoption, bandwidth: None, activity: Activity::Running }),
         None => Err(Failure::new(ExitCode::Usage, format!("{url} gives no name for the target"))
             .with_remedy("name it with: --as NAME")),
     }
@@ -65,6 +67,33 @@ fn refuse_taken(paths: &Paths, volume: &VolumeName, entry: &TargetEntry) -> Resu
 /// # Errors
 /// Code 2 when there is none of that name.
 pub fn forget_target(paths: &Paths, volume: &VolumeName, target: &TargetName) -> Result<(), Failure> {
+    need_target(paths, volume, target)?;
+    if let Some(mut client) = try_connect(paths)? {
+        client.call(&Request::Forget { volume: volume.clone(), target: Some(target.clone()) })?;
+    }
+    let lock = EditLock::take(paths)?;
+    remove_target(&lock, paths, volume, target)?;
+    Ok(())
+}
+
+/// Stops sending to a target, or goes on. It keeps its place in the journal, also while the daemon does not run.
+///
+/// # Errors
+/// Code 2 when there is none of that name.
+pub fn set_activity(
+    paths: &Paths,
+    volume: &VolumeName,
+    target: &TargetName,
+    activity: Activity,
+) -> Result<Told, Failure> {
+    need_target(paths, volume, target)?;
+    let lock = EditLock::take(paths)?;
+    pause_target(&lock, paths, volume, target, activity)?;
+    drop(lock);
+    tell(paths, &Request::Reload)
+}
+
+fn need_target(paths: &Paths, volume: &VolumeName, target: &TargetName) -> Result<(), Failure> {
     let file = VolumeFile::load(paths, volume)?;
     if file.target(target).is_none() {
         let known: Vec<&str> = file.targets.iter().map(|t| t.name.as_str()).collect();
@@ -75,10 +104,5 @@ pub fn forget_target(paths: &Paths, volume: &VolumeName, target: &TargetName) ->
         };
         return Err(Failure::new(ExitCode::Usage, format!("{volume} has no target {target}")).with_remedy(remedy));
     }
-    if let Some(mut client) = try_connect(paths)? {
-        client.call(&Request::Forget { volume: volume.clone(), target: Some(target.clone()) })?;
-    }
-    let lock = EditLock::take(paths)?;
-    remove_target(&lock, paths, volume, target)?;
     Ok(())
 }

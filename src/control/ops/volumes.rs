@@ -6,7 +6,7 @@ use std::path::Path;
 use super::entries::{refuse_mounted, write_entry};
 use super::{Told, tell};
 use crate::config::{
-    EditLock, MountEntry, MountOptions, MountsFile, Paths, VolumeName, check_volume_dir, create_volume_file,
+    EditLock, Edits, MountEntry, MountOptions, MountsFile, Paths, VolumeName, check_volume_dir, create_volume_file,
     remove_volume_file,
 };
 use crate::control::{ExitCode, Failure, Request, try_connect};
@@ -92,6 +92,7 @@ fn remove_state(paths: &Paths, volume: &VolumeName) -> Result<Option<String>, Fa
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(failed(e)),
         Ok(meta) if !meta.is_dir() => Ok(Some(format!("{} is not a directory and was kept", state.display()))),
+        Ok(_) if paths.edits() == Edits::Rehearsed => Ok(Some(format!("removed the journal {}", state.display()))),
         Ok(_) => {
             std::fs::remove_dir_all(&state).map_err(failed)?;
             Ok(Some(format!("removed the journal {}", state.display())))

@@ -148,6 +148,12 @@ impl SegmentLog {
         index.segments.iter().map(|s| s.file.capacity).sum()
     }
 
+    /// About how many bytes of frames hold records after `tid`.
+    pub fn bytes_after(&self, tid: Tid) -> u64 {
+        let index = self.index.lock();
+        index.segments.iter().map(|segment| segment.bytes_after(tid)).sum()
+    }
+
     /// Where the next frame goes.
     pub fn end(&self) -> Position {
         let writer = self.writer.lock();
@@ -222,6 +228,19 @@ impl SegmentLog {
             },
         };
         index.segments.iter().enumerate().map(row).collect()
+    }
+}
+
+impl Segment {
+    /// Its bytes behind `tid`, by the share of its TIDs that lie there.
+    fn bytes_after(&self, tid: Tid) -> u64 {
+        let first = self.start.end.tid;
+        let all = self.last.0.saturating_sub(first.0);
+        let behind = self.last.0.saturating_sub(tid.max(first).0);
+        match all {
+            0 => 0,
+            all => (u128::from(self.end) * u128::from(behind) / u128::from(all)) as u64,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Events: what an operator should be able to read later, bounded.
 
-use rusqlite::Transaction;
+use rusqlite::{Row, Transaction};
 
 use super::{Store, TargetId};
 use crate::base::Timespec;
@@ -42,6 +42,8 @@ impl Level {
 /// One event.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EventRow {
+    /// Its place in the order of events; never used twice.
+    pub id: i64,
     /// Nanoseconds since 1970.
     pub time_ns: i64,
     /// How much it matters.
@@ -68,18 +70,34 @@ impl Store {
     pub fn events(&self, limit: usize) -> Result<Vec<EventRow>, JournalError> {
         self.read("events", |connection| {
             let mut statement =
-                connection.prepare_cached("SELECT ts, level, target, text FROM event ORDER BY id DESC LIMIT ?1")?;
-            let rows = statement.query_map([limit as i64], |row| {
-                Ok(EventRow {
-                    time_ns: row.get(0)?,
-                    level: Level::from_word(&row.get::<_, String>(1)?),
-                    target: row.get::<_, Option<i64>>(2)?.map(TargetId),
-                    text: row.get(3)?,
-                })
-            })?;
+                connection.prepare_cached("SELECT id, ts, level, target, text FROM event ORDER BY id DESC LIMIT ?1")?;
+            let rows = statement.query_map([limit as i64], read_event)?;
             rows.collect()
         })
     }
+
+    /// The events behind the one numbered `id`, oldest first, at most `limit`.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn events_after(&self, id: i64, limit: usize) -> Result<Vec<EventRow>, JournalError> {
+        const ROWS: &str = "SELECT id, ts, level, target, text FROM event WHERE id > ?1 ORDER BY id LIMIT ?2";
+        self.read("events", |connection| {
+            let mut statement = connection.prepare_cached(ROWS)?;
+            let rows = statement.query_map([id, limit as i64], read_event)?;
+            rows.collect()
+        })
+    }
+}
+
+fn read_event(row: &Row<'_>) -> rusqlite::Result<EventRow> {
+    Ok(EventRow {
+        id: row.get(0)?,
+        time_ns: row.get(1)?,
+        level: Level::from_word(&row.get::<_, String>(2)?),
+        target: row.get::<_, Option<i64>>(3)?.map(TargetId),
+        text: row.get(4)?,
+    })
 }
 
 /// Adds an event and drops what is too old, as part of a larger transaction.

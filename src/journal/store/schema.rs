@@ -55,6 +55,7 @@ CREATE TABLE work (
     \"offset\"    INTEGER NOT NULL,
     len         INTEGER NOT NULL,
     created_tid INTEGER NOT NULL,
+    crc         INTEGER NOT NULL,
     UNIQUE (target, oid, kind, \"offset\")
 );
 CREATE INDEX work_by_target ON work (target, seq);

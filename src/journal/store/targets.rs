@@ -82,6 +82,16 @@ impl Store {
         })
     }
 
+    /// The target is somewhere else now.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn target_url(&self, target: TargetId, url: &str) -> Result<(), JournalError> {
+        self.write("target url", |tx| {
+            tx.execute("UPDATE target SET url = ?2 WHERE id = ?1", (target.0, url)).map(|_| ())
+        })
+    }
+
     /// Removes a target and its work. Its place no longer holds the log.
     ///
     /// # Errors

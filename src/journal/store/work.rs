@@ -1,4 +1,8 @@
 //! Work: the objects that a target must fetch or compare.
+//!
+//! SQLite has no checksums of its own, and a flipped bit in a row would let one object be compared in the place of another,
+//! which then stays as it is for ever. So each row carries one; where a row does not fit its own, nothing says what is
+//! missing, and every target compares everything.
 
 use rusqlite::types::Type;
 use rusqlite::{OptionalExtension, Row, Transaction};
@@ -69,6 +73,13 @@ pub struct WorkRow {
     pub created_tid: Tid,
 }
 
+impl WorkRow {
+    fn as_new(&self) -> NewWork {
+        let WorkRow { oid, kind, reason, offset, len, created_tid, .. } = *self;
+        NewWork { oid, kind, reason, offset, len, created_tid }
+    }
+}
+
 impl NewWork {
     /// The whole tree, from the root.
     pub fn whole_tree(reason: WorkReason, created_tid: Tid) -> NewWork {
@@ -83,14 +94,19 @@ impl Store {
     /// # Errors
     /// `Sqlite`.
     pub fn work_next(&self, target: TargetId, after: i64, limit: usize) -> Result<Vec<WorkRow>, JournalError> {
-        self.read("work", |connection| {
-            let mut statement = connection.prepare_cached(
-                "SELECT seq, oid, kind, reason, \"offset\", len, created_tid FROM work
-                 WHERE target = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3",
-            )?;
-            let rows = statement.query_map((target.0, after, limit as i64), work_row)?;
-            rows.collect()
-        })
+        loop {
+            let rows: Option<Vec<WorkRow>> = self.read("work", |connection| {
+                let mut statement = connection.prepare_cached(&format!(
+                    "SELECT {COLUMNS} FROM work WHERE target = ?1 AND seq > ?2 ORDER BY seq LIMIT ?3"
+                ))?;
+                let rows = statement.query_map((target.0, after, limit as i64), work_row)?;
+                rows.collect()
+            })?;
+            match rows {
+                Some(rows) => return Ok(rows),
+                None => self.write("damaged work", distrust_all)?,
+            }
+        }
     }
 
     /// Adds rows; one that is there already stays as it is. Returns how many are new.
@@ -191,6 +207,20 @@ impl Store {
         self.work_count_upto(target, Tid(i64::MAX as u64))
     }
 
+    /// Whether any row stands against being consistent at `tid`. Ends at the first one: who waits for a target asks this at
+    /// each of its acks, and there may be a million.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn work_stands_against(&self, target: TargetId, tid: Tid) -> Result<bool, JournalError> {
+        let tid = tid.0.min(i64::MAX as u64);
+        self.read("look for work", |connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT EXISTS (SELECT 1 FROM work WHERE target = ?1 AND created_tid <= ?2)")?;
+            statement.query_row((target.0, to_sql(tid)), |row| row.get(0))
+        })
+    }
+
     /// Rows that stand against being consistent at `tid`: those created at or before it.
     ///
     /// # Errors
@@ -220,23 +250,19 @@ pub(in crate::journal) fn put_work(
         "DELETE FROM work WHERE target = ?1 AND oid = ?2 AND kind = ?3 AND \"offset\" = ?4 AND len < ?5",
     )?;
     let mut insert = tx.prepare_cached(
-        "INSERT OR IGNORE INTO work (target, oid, kind, \"offset\", len, reason, created_tid)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT OR IGNORE INTO work (target, oid, kind, reason, \"offset\", len, created_tid, crc)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
     )?;
     let mut inserted = 0;
     for row in work {
         let oid = row.oid.to_bytes();
-        let (kind, offset, len) = (kind_code(row.kind), to_sql(row.offset), to_sql(row.len));
-        shorter.execute((target.0, &oid[..], kind, offset, len))?;
-        inserted += insert.execute((
-            target.0,
-            &oid[..],
-            kind,
-            offset,
-            len,
-            reason_code(row.reason),
-            to_sql(row.created_tid.0),
-        ))?;
+        let numbers = numbers(row);
+        let [kind, reason, offset, len, created_tid] = numbers;
+        if len > 0 {
+            shorter.execute((target.0, &oid[..], kind, offset, len))?;
+        }
+        let crc = crc_of(target.0, &oid, numbers);
+        inserted += insert.execute((target.0, &oid[..], kind, reason, offset, len, created_tid, crc))?;
     }
     Ok(inserted)
 }
@@ -284,46 +310,94 @@ pub(super) fn put_compare_all(tx: &Transaction<'_>, target: TargetId, created_ti
     Ok(())
 }
 
+/// Rows that were read one behind the other end together: a run of them is one statement.
 pub(super) fn delete_work(tx: &Transaction<'_>, target: TargetId, rows: &[i64]) -> rusqlite::Result<()> {
-    let mut statement = tx.prepare_cached("DELETE FROM work WHERE target = ?1 AND seq = ?2")?;
-    for row in rows {
-        statement.execute((target.0, row))?;
+    let mut statement = tx.prepare_cached("DELETE FROM work WHERE target = ?1 AND seq BETWEEN ?2 AND ?3")?;
+    let mut rows = rows.to_vec();
+    rows.sort_unstable();
+    for run in rows.chunk_by(|before, next| *next <= before + 1) {
+        if let (Some(first), Some(last)) = (run.first(), run.last()) {
+            statement.execute((target.0, first, last))?;
+        }
     }
     Ok(())
 }
 
 /// A row whose new place is taken by another keeps its old one and is done again from there: repeated, never lost.
 fn shrink_work(tx: &Transaction<'_>, target: TargetId, progress: &[(i64, u64)]) -> rusqlite::Result<()> {
-    let mut statement = tx.prepare_cached(
-        "UPDATE OR IGNORE work
-         SET len = CASE WHEN len > 0 THEN max(0, \"offset\" + len - ?3) ELSE 0 END, \"offset\" = ?3
-         WHERE target = ?1 AND seq = ?2 AND \"offset\" < ?3",
+    let mut select = tx.prepare_cached(&format!("SELECT {COLUMNS} FROM work WHERE target = ?1 AND seq = ?2"))?;
+    let mut update = tx.prepare_cached(
+        "UPDATE OR IGNORE work SET \"offset\" = ?3, len = ?4, crc = ?5 WHERE target = ?1 AND seq = ?2",
     )?;
     for (row, offset) in progress {
-        statement.execute((target.0, row, to_sql(*offset)))?;
+        // One that is damaged is found by whoever is to work on it.
+        let Some(Some(found)) = select.query_row((target.0, row), work_row).optional()? else { continue };
+        if found.offset >= *offset {
+            continue;
+        }
+        let len = if found.len > 0 { (found.offset + found.len).saturating_sub(*offset) } else { 0 };
+        let shorter = NewWork { offset: *offset, len, ..found.as_new() };
+        let crc = crc_of(target.0, &shorter.oid.to_bytes(), numbers(&shorter));
+        update.execute((target.0, row, to_sql(*offset), to_sql(len), crc))?;
     }
     Ok(())
 }
 
-/// The rows of one object, as part of a larger transaction.
+/// The rows of one object, as part of a larger transaction, but for damaged ones.
 pub(super) fn work_of(tx: &Transaction<'_>, target: TargetId, oid: Oid) -> rusqlite::Result<Vec<WorkRow>> {
-    let mut statement = tx.prepare_cached(
-        "SELECT seq, oid, kind, reason, \"offset\", len, created_tid FROM work WHERE target = ?1 AND oid = ?2",
-    )?;
+    let mut statement = tx.prepare_cached(&format!("SELECT {COLUMNS} FROM work WHERE target = ?1 AND oid = ?2"))?;
     let rows = statement.query_map((target.0, &oid.to_bytes()[..]), work_row)?;
-    rows.collect()
+    rows.filter_map(Result::transpose).collect()
 }
 
-fn work_row(row: &Row<'_>) -> rusqlite::Result<WorkRow> {
-    Ok(WorkRow {
+/// Rows are damaged: they go, and every target compares everything in their place.
+fn distrust_all(tx: &Transaction<'_>) -> rusqlite::Result<()> {
+    let damaged: Vec<i64> = {
+        let mut all = tx.prepare(&format!("SELECT {COLUMNS} FROM work"))?;
+        let rows = all.query_map([], |row| Ok((row.get::<_, i64>(0)?, work_row(row)?.is_none())))?;
+        rows.filter_map(|row| row.map(|(seq, bad)| bad.then_some(seq)).transpose()).collect::<rusqlite::Result<_>>()?
+    };
+    for seq in &damaged {
+        tx.execute("DELETE FROM work WHERE seq = ?1", [seq])?;
+    }
+    for target in all_targets(tx)?.iter().filter(|target| target.mirrored) {
+        put_compare_all(tx, target.id, Tid::ZERO)?;
+    }
+    let text = format!("{} rows of work are damaged: every target is compared", damaged.len());
+    put_event(tx, Level::Error, None, &text)
+}
+
+/// What [`work_row`] reads.
+const COLUMNS: &str = "seq, oid, kind, reason, \"offset\", len, created_tid, target, crc";
+
+/// `None` when the row's checksum is not its own.
+fn work_row(row: &Row<'_>) -> rusqlite::Result<Option<WorkRow>> {
+    let oid: [u8; Oid::LEN] = row.get(1)?;
+    let numbers = [row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?, row.get(6)?];
+    if crc_of(row.get(7)?, &oid, numbers) != row.get::<_, u32>(8)? {
+        return Ok(None);
+    }
+    let [kind, reason, offset, len, created_tid] = numbers;
+    Ok(Some(WorkRow {
         id: row.get(0)?,
-        oid: Oid::from_bytes(row.get::<_, [u8; Oid::LEN]>(1)?),
-        kind: kind_from(row.get(2)?)?,
-        reason: reason_from(row.get(3)?)?,
-        offset: from_sql(row.get(4)?),
-        len: from_sql(row.get(5)?),
-        created_tid: Tid(from_sql(row.get(6)?)),
-    })
+        oid: Oid::from_bytes(oid),
+        kind: kind_from(kind)?,
+        reason: reason_from(reason)?,
+        offset: from_sql(offset),
+        len: from_sql(len),
+        created_tid: Tid(from_sql(created_tid)),
+    }))
+}
+
+/// The columns after `oid`, in their order.
+fn numbers(row: &NewWork) -> [i64; 5] {
+    let (offset, len) = (to_sql(row.offset), to_sql(row.len));
+    [kind_code(row.kind), reason_code(row.reason), offset, len, to_sql(row.created_tid.0)]
+}
+
+fn crc_of(target: i64, oid: &[u8; Oid::LEN], numbers: [i64; 5]) -> u32 {
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&target.to_le_bytes()), oid);
+    numbers.iter().fold(crc, |crc, number| crc32c::crc32c_append(crc, &number.to_le_bytes()))
 }
 
 fn kind_code(kind: WorkKind) -> i64 {

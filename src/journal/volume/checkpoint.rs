@@ -19,6 +19,7 @@ use nix::errno::Errno;
 use parking_lot::{Mutex, MutexGuard};
 
 use super::ring::{Ring, Share};
+use super::shared::Durable;
 use super::{Core, Journal};
 use crate::base::{Oid, Tid, faults};
 use crate::journal::error::{JournalError, io, std_io};
@@ -244,8 +245,9 @@ impl Core {
             Ok((self.log.end(), self.log.room()))
         });
         ring.give_back(share);
-        if let Ok((_, room)) = &written {
+        if let Ok((end, room)) = &written {
             ring.room = *room;
+            self.shared.set_durable(Durable { tid: self.log.durable_tid(), end: *end });
         }
         self.end_lead(&mut ring);
         written.map(|(end, _)| end)

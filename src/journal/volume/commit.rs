@@ -167,6 +167,7 @@ impl Core {
             tid = tid.next();
         }
         self.write_frame(&parts, tid)?;
+        faults::point("journal.written").map_err(io("commit", Path::new("log")))?;
         self.log.sync()?;
         batch.intents.iter().for_each(|asked| self.hot.confirm(asked));
         Ok(self.log.end())

@@ -249,9 +249,14 @@ impl Journal {
         self.core.log.bytes_used()
     }
 
-    /// Bytes of segments that may be in use.
+    /// The most bytes of segments that are kept for targets.
     pub fn cap_bytes(&self) -> u64 {
         self.core.options.cap_bytes
+    }
+
+    /// About how many bytes of records follow `tid`: exact by whole segments, and within one by its share of TIDs.
+    pub fn bytes_after(&self, tid: Tid) -> u64 {
+        self.core.log.bytes_after(tid)
     }
 
     /// What happens when that much is in use.

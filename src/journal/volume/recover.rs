@@ -213,12 +213,13 @@ impl Found<'_> {
         mut doubt: Doubt,
     ) -> Result<(Tid, LastStop), Failure> {
         let last = Tid(known.bound().max(log.last_tid()).0 + JUMP - 1);
-        let (epoch, fork) = (EpochId::random(), log.chain_end());
+        // A target may have been told of the end of an earlier jump, behind which nothing was recorded.
+        let (epoch, fork) = (EpochId::random(), ChainEnd { tid: known.end(log), ..log.chain_end() });
         for oid in std::mem::take(&mut doubt.orphans) {
             doubt.changes.suspect(oid, last);
         }
         // A target may be ahead of the tree in any of this: it is consistent nowhere until that is settled.
-        doubt.changes.count_from(fork.tid);
+        doubt.changes.count_from(log.last_tid());
         let suspects = doubt.changes.len();
         let checkpoint = Checkpoint { tid: last, from: log.end(), end: log.end() };
         let text = format!(
@@ -411,6 +412,12 @@ impl Known {
         let cursors = self.targets.iter().map(|t| t.received.max(t.applied));
         let marked = self.mark.map_or(Tid::ZERO, |(mark, _)| mark.tid.max(mark.log_last));
         cursors.fold(self.sealed_end.max(marked), Tid::max)
+    }
+
+    /// The last TID that a cursor may rightly hold.
+    fn end(&self, log: &SegmentLog) -> Tid {
+        let last = log.last_tid();
+        self.mark.map_or(last, |(mark, _)| mark.known_end(last))
     }
 
     /// Compares the log with every lower bound that is known.

@@ -305,6 +305,8 @@ fn work_rows_live_by_their_rules() {
     assert!(now[0].id > rows[1].id);
     assert_eq!(store.work_count_upto(target, Tid(4)).unwrap(), 0);
     assert_eq!(store.work_count_upto(target, Tid(5)).unwrap(), 1);
+    assert!(!store.work_stands_against(target, Tid(4)).unwrap());
+    assert!(store.work_stands_against(target, Tid(5)).unwrap());
 
     let whole = NewWork::whole_tree(WorkReason::Mirror, Tid(9));
     store.reset_target(target, Tid(9), &[whole]).unwrap();
