@@ -119,6 +119,7 @@ fn target(
             let reason = sender.last_error.as_ref().map_or("not connected".to_owned(), |(_, text)| text.clone());
             TargetState::Offline { reason }
         }
+        SenderState::Busy(reason) => TargetState::Offline { reason: reason.clone() },
         SenderState::Connected if let Some(reason) = &sender.stalled => TargetState::Stalled { reason: reason.clone() },
         SenderState::Connected if mirroring => TargetState::Mirroring,
         SenderState::Connected if !consistent => TargetState::Converging,

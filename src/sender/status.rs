@@ -15,6 +15,8 @@ pub enum SenderState {
     Offline,
     /// In a session.
     Connected,
+    /// Another session has the target; a new try follows.
+    Busy(String),
     /// The target, or this source, refuses; the reason is an operator's matter.
     Refused(String),
     /// Stopped for good.
