@@ -64,7 +64,15 @@ fn mirrored(kind: FileSystem, seed: u64) -> Two {
     a.start_and_mount();
     a.define_target("data", &tree_b);
     a.wait("data", WAIT_SECONDS);
+    // Whoever was told that it is consistent can promote it, even if the source is lost right then.
+    assert!(!state_of_copy(&a).join("converging").exists());
     Two { a, b, tree_a, tree_b, scratch }
+}
+
+/// Where the state of the only copy is that processes of `host` serve.
+fn state_of_copy(host: &Host) -> PathBuf {
+    let states = host.root().join("var/lib/dtfs/replicas");
+    fs::read_dir(states).unwrap().next().unwrap().unwrap().path()
 }
 
 impl Two {
@@ -85,14 +93,7 @@ impl Two {
     }
 
     fn promote_b(&mut self) -> String {
-        let told = wait_until("the copy to be free", PATIENCE, || {
-            let answer = self.b.run(&["promote", utf8(&self.tree_b), "--as", "data"]);
-            match answer.code {
-                5 => None,
-                0 => Some(answer.stdout),
-                _ => panic!("{answer:#?}"),
-            }
-        });
+        let told = self.b.must(&["promote", utf8(&self.tree_b), "--as", "data"]);
         self.b.adopt_volume(&self.tree_b);
         self.b.start_and_mount();
         told
@@ -201,9 +202,7 @@ fn what_is_converging_is_not_promoted_and_a_master_that_is_ahead_not_demoted() {
     assert!(refused.stderr.contains("lacks changes"), "{refused:?}");
     two.lose_a();
     // As the source says when it has something to compare.
-    let states = two.a.root().join("var/lib/dtfs/replicas");
-    let state = fs::read_dir(states).unwrap().next().unwrap().unwrap().path();
-    fs::write(state.join("converging"), b"").unwrap();
+    fs::write(state_of_copy(&two.a).join("converging"), b"").unwrap();
     let refused = two.b.run(&["promote", utf8(&two.tree_b), "--as", "data"]);
     assert_eq!(refused.code, 7, "{refused:?}");
     assert!(refused.stderr.contains("converging") && refused.stderr.contains("--force"), "{refused:?}");

@@ -208,6 +208,7 @@ fn every_message() -> Vec<(&'static str, Message)> {
         received: Tid(9),
         applied: Tid(7),
         commit: Commit { number: 3, nonce: 4 },
+        convergence: Convergence::Consistent,
         blocked: 1,
         blocked_oid: oid(8),
         blocked_errno: 27,

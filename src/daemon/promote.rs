@@ -5,8 +5,11 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::volume::journal_options;
+use crate::applier::ReplicaError;
+use crate::base::Tid;
 use crate::config::{MountsFile, OpenFiles, Paths, VolumeFile, VolumeName};
 use crate::control::ops::{self, MountHow, Rehearsal, Which};
 use crate::control::{ExitCode, Failure, Promotion, Verdict, try_connect};
@@ -23,8 +26,7 @@ pub fn promote(paths: &Paths, wanted: &Promotion, out: &mut dyn Write) -> Result
     let name = name_of(wanted, &dir)?;
     refuse_taken(paths, &name, &dir)?;
     let force = if wanted.even_converging { Force::Yes } else { Force::No };
-    let raised =
-        receiver::raise(&dir, &paths.replicas_dir(), wanted.at, force).map_err(|error| refused(&dir, error))?;
+    let raised = raise(paths, &dir, wanted.at, force).map_err(|error| refused(&dir, error))?;
     let store = paths.volume_state(&name);
     let options = journal_options(&store, &VolumeFile::load(paths, &name)?)?;
     let founding =
@@ -35,6 +37,23 @@ pub fn promote(paths: &Paths, wanted: &Promotion, out: &mut dyn Write) -> Result
     ops::define_volume(paths, &name, &dir)?;
     mount(paths, &dir)?;
     writeln!(out, "{text}").map_err(|error| failed(&format!("cannot write the result: {error}")))
+}
+
+/// How long the session of a source that has gone may take to end.
+const SESSION_ENDS: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// A source that was just lost leaves a session behind that finishes what it has received.
+fn raise(paths: &Paths, dir: &Path, at: Option<Tid>, force: Force) -> Result<Raised, RaiseError> {
+    let deadline = Instant::now() + SESSION_ENDS;
+    loop {
+        match receiver::raise(dir, &paths.replicas_dir(), at, force) {
+            Err(RaiseError::Replica(ReplicaError::Busy { .. })) if Instant::now() < deadline => {
+                std::thread::sleep(LOOK_EVERY);
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn name_of(wanted: &Promotion, dir: &Path) -> Result<VolumeName, Failure> {
@@ -96,14 +115,14 @@ fn refused(dir: &Path, error: RaiseError) -> Failure {
     let code = match &error {
         RaiseError::Converging { .. } => ExitCode::Refused,
         RaiseError::NoReplica { .. } => ExitCode::Usage,
-        RaiseError::Replica(crate::applier::ReplicaError::Busy { .. }) => ExitCode::Busy,
+        RaiseError::Replica(ReplicaError::Busy { .. }) => ExitCode::Busy,
         _ => ExitCode::Failed,
     };
     let remedy = match &error {
         RaiseError::Converging { .. } => {
             "wait until its source says that it is consistent, or take it as it is with --force"
         }
-        RaiseError::Replica(crate::applier::ReplicaError::Busy { .. }) => {
+        RaiseError::Replica(ReplicaError::Busy { .. }) => {
             "its source is still there: stop it, or forget the target there, first"
         }
         RaiseError::NoReplica { .. } => "name the directory of a target's tree on this host",

@@ -199,9 +199,16 @@ impl Worker<'_> {
                 self.taken(batch)
             }
             Job::Flush => self.make_durable(),
-            Job::Convergence(state) => Ok(self.applier.set_converging(state == Convergence::Converging)?),
+            Job::Convergence(state) => self.converge(state),
             Job::Doubt { reason } => Err(PerformError::Doubt(reason)),
         }
+    }
+
+    /// The source goes by it only once it is known to be durable here.
+    fn converge(&mut self, state: Convergence) -> Result<(), PerformError> {
+        self.applier.set_converging(state == Convergence::Converging)?;
+        self.positions.say(self.out, Vec::new(), |ack| ack.convergence = state);
+        Ok(())
     }
 
     fn start(&mut self) -> Result<(), PerformError> {

@@ -20,8 +20,8 @@ use crate::journal::JournalError;
 use crate::record::{DecodeError, HISTORY_XATTR};
 use crate::sys;
 use crate::wire::{
-    Compression, FrameReader, FrameWriter, Hello, HelloReply, Message, PROTOCOL_VERSION, RefuseCode, ReplicaState,
-    WireError,
+    Compression, Convergence, FrameReader, FrameWriter, Hello, HelloReply, Message, PROTOCOL_VERSION, RefuseCode,
+    ReplicaState, WireError,
 };
 
 /// What `dtfs serve` works on.
@@ -210,7 +210,8 @@ fn run<R: Read>(mut reader: FrameReader<R>, out: Sender<Message>, ready: Ready, 
     let lock = replica.lock();
     let log = Arc::new(log);
     let (jobs, queue) = bounded(QUEUE_JOBS);
-    let positions = Arc::new(Positions::new(received, replica.applied().tid, replica.commit()));
+    let convergence = if replica.is_converging() { Convergence::Converging } else { Convergence::Consistent };
+    let positions = Arc::new(Positions::new(received, replica.applied().tid, replica.commit(), convergence));
     gone.tell(positions.clone());
     let replica = (replica, received.tid, high_water);
     let apply = ApplyThread::spawn(replica, log.clone(), queue, out.clone(), positions.clone());

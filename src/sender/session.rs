@@ -134,6 +134,7 @@ impl<'a> Session<'a> {
             status.received = reply.received.tid;
             status.applied = reply.applied.tid;
             status.high_water = reply.high_water.min(after);
+            status.unsettled = true;
             status.stalled = None;
             status.last_error = None;
             status.differs = differs;
@@ -359,6 +360,7 @@ impl<'a> Session<'a> {
             status.acks_durable += u64::from(advanced);
             status.received = ack.received;
             status.applied = ack.applied;
+            status.unsettled = ack.convergence == Convergence::Converging;
             status.blocked = ack.blocked;
             status.blocked_errno = ack.blocked_errno;
             status.stalled = stalled(&ack);

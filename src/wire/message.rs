@@ -89,6 +89,8 @@ pub struct Ack {
     pub applied: Tid,
     /// The state that tree and catalog were last made durable in.
     pub commit: Commit,
+    /// What the target takes itself for, also when its source is gone: the last word on that which is durable there.
+    pub convergence: Convergence,
     /// How many objects could not be brought to their state.
     pub blocked: u32,
     /// One of them.
@@ -111,6 +113,7 @@ impl Default for Ack {
             received: Tid::ZERO,
             applied: Tid::ZERO,
             commit: Commit::default(),
+            convergence: Convergence::Converging,
             blocked: 0,
             blocked_oid: Oid::ROOT,
             blocked_errno: 0,
@@ -315,11 +318,7 @@ impl Message {
             9 => Message::Ping,
             10 => Message::Pong,
             11 => Message::Bye,
-            30 => Message::Convergence(if r.flag("convergence")? {
-                Convergence::Converging
-            } else {
-                Convergence::Consistent
-            }),
+            30 => Message::Convergence(convergence(&mut r)?),
             31 => return superseded(&body),
             13 => {
                 let (batch, more) = (r.u64("batch")?, r.u64("more")?);
@@ -418,6 +417,10 @@ fn epochs(r: &mut FieldReader<'_>) -> Result<Vec<Position>, DecodeError> {
     }
 }
 
+fn convergence(r: &mut FieldReader<'_>) -> Result<Convergence, DecodeError> {
+    Ok(if r.flag("convergence")? { Convergence::Converging } else { Convergence::Consistent })
+}
+
 fn superseded(body: &[u8]) -> Result<Message, DecodeError> {
     let bad = DecodeError::Value { what: "history", offset: 0, value: body.len() as u64 };
     History::from_bytes(body).map(Message::Superseded).ok_or(bad)
@@ -440,6 +443,7 @@ impl Ack {
         out.u64(self.received.0);
         out.u64(self.applied.0);
         out.0.extend_from_slice(&self.commit.to_bytes());
+        out.u8(self.convergence as u8);
         out.u32(self.blocked);
         out.oid(self.blocked_oid);
         out.u32(self.blocked_errno as u32);
@@ -456,7 +460,7 @@ impl Ack {
     fn decode(r: &mut FieldReader<'_>) -> Result<Ack, DecodeError> {
         let (batch_taken, batch_durable) = (r.u64("batch taken")?, r.u64("batch durable")?);
         let (received, applied) = (Tid(r.u64("received")?), Tid(r.u64("applied")?));
-        let commit = Commit::from_bytes(r.fixed("commit")?);
+        let (commit, convergence) = (Commit::from_bytes(r.fixed("commit")?), convergence(r)?);
         let (blocked, blocked_oid) = (r.u32("blocked")?, r.oid("blocked")?);
         let blocked_errno = r.u32("errno")? as i32;
         let offset = r.offset();
@@ -477,6 +481,7 @@ impl Ack {
             received,
             applied,
             commit,
+            convergence,
             blocked,
             blocked_oid,
             blocked_errno,
@@ -572,6 +577,7 @@ mod tests {
                 received: Tid(9),
                 applied: Tid(7),
                 commit: Commit { number: 3, nonce: 4 },
+                convergence: Convergence::Consistent,
                 blocked: 1,
                 blocked_oid: oid,
                 blocked_errno: 27,
