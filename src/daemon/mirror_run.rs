@@ -13,6 +13,8 @@ use crate::sender::SenderState;
 
 /// How often the caller hears how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(1);
+/// How often a target is asked to make durable at once what it has. Each time costs it a sync, and is answered.
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
 /// How often it is looked whether the caller is still there.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -69,7 +71,7 @@ fn find_target(volumes: &Volumes, volume: &VolumeName, text: &str) -> Result<Tar
 
 impl Run {
     fn until(&self, mode: MirrorMode, sink: &mut dyn ReplySink) -> Result<Reply, Failure> {
-        let mut told = Instant::now();
+        let (mut told, mut flushed) = (Instant::now(), None);
         loop {
             if mode == MirrorMode::Copy && self.volume.is_consistent(&self.name, self.to)? {
                 return Ok(Reply::Mirror(self.progress()?));
@@ -82,7 +84,8 @@ impl Run {
                 told = Instant::now();
                 sink.send(Reply::Mirror(self.progress()?))?;
             }
-            if mode == MirrorMode::Copy {
+            if mode == MirrorMode::Copy && flushed.is_none_or(|at: Instant| at.elapsed() >= FLUSH_EVERY) {
+                flushed = Some(Instant::now());
                 self.volume.flush_target(&self.name);
             }
             self.volume.wait_for_target(&self.name, LOOK_EVERY);
