@@ -62,8 +62,8 @@ impl Applier {
         let explain = |applier: &Applier, cause| applier.explain("keep", Oid::ROOT, at.tid, cause);
         write_index(&self.keeping_file(), &self.tree, epoch).map_err(|cause| explain(self, cause))?;
         self.forget_all();
-        let (path, space) = (self.catalog.path().to_owned(), self.catalog.cursor().space);
-        self.catalog = doubt::make_anew(&path, &self.tree, &self.park, space)?;
+        let (path, spaces) = (self.catalog.path().to_owned(), self.catalog.spaces().clone());
+        self.catalog = doubt::make_anew(&path, &self.tree, &self.park, &spaces)?;
         let root = Row { key: self.tree.root_key(), kind: libc::S_IFDIR, known: Known::Placeholder };
         self.catalog.put(Oid::ROOT, root)?;
         self.resume_keeping().and_then(|()| self.load_displaced()).map_err(|cause| explain(self, cause))?;

@@ -24,9 +24,10 @@ pub use error::JournalError;
 pub use local::{Intent, REGION_BYTES, Region};
 pub use log::{ChainEnd, Chunk, LogOptions, Position, SegmentLog, SegmentReader};
 pub use store::{
-    EpochRow, EventRow, Level, NewWork, Own, Rejoin, Said, Store, TargetId, TargetRow, WorkKind, WorkReason, WorkRow,
+    AWAITED, EpochRow, EventRow, Level, NewWork, Own, Rejoin, Said, Store, TargetId, TargetRow, WorkKind, WorkReason,
+    WorkRow,
 };
 pub use volume::{
-    Checkpointer, Identity, InFlight, Journal, JournalOptions, JournalReader, LastStop, Reservation, SyncTree,
-    UnderWay, WhenFull,
+    Checkpointer, Founding, Identity, InFlight, Journal, JournalOptions, JournalReader, LastStop, OidMap, OwnChanges,
+    Reservation, SyncTree, UnderWay, WhenFull,
 };

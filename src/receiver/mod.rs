@@ -14,6 +14,8 @@ mod inbox;
 mod intake;
 mod outbox;
 mod positions;
+mod roles;
 mod session;
 
+pub use roles::{Force, RaiseError, Raised, join, raise};
 pub use session::{ServeError, ServeOptions, serve};
