@@ -136,7 +136,7 @@ fn control_a_target_acknowledges_before_its_fsync() {
     must_fail((JournalOn::SameDisk, &[Victim::Target]), "receiver.fdatasync=skip", CONTROL_CUTS);
 }
 
-/// What is looked for passes by more seldom here.
+/// What is looked for passes by more seldom here: a change on its way to the disk of the tree, and its record in memory.
 const LONG_CONTROL_CUTS: u64 = 80;
 
 #[test]
@@ -146,19 +146,13 @@ fn control_intents_are_left_out() {
 }
 
 #[test]
-#[ignore = "many cuts: scripts/soak.sh runs it, and tests/crash_model.rs sees the same in CI"]
 fn control_records_are_sent_before_they_are_durable() {
-    must_fail(
-        (JournalOn::SameDisk, &[Victim::Source]),
-        "daemon.scan=skip,journal.durable_only=skip",
-        LONG_CONTROL_CUTS,
-    );
+    must_fail((JournalOn::SameDisk, &[Victim::Source]), "daemon.scan=skip,journal.durable_only=skip", CONTROL_CUTS);
 }
 
 #[test]
-#[ignore = "many cuts: scripts/soak.sh runs it"]
 fn control_the_journal_is_not_synced() {
-    must_fail((JournalOn::SameDisk, &[Victim::Source]), "daemon.scan=skip,journal.fdatasync=skip", LONG_CONTROL_CUTS);
+    must_fail((JournalOn::SameDisk, &[Victim::Source]), "daemon.scan=skip,journal.fdatasync=skip", CONTROL_CUTS);
 }
 
 /// Begins every block of a file whose way to the target's disk fails. In the inbox it does not begin a block.

@@ -280,3 +280,18 @@ fn literals_and_comments_are_no_code() {
     assert_eq!(code.len(), text.len());
     assert_eq!(imports(&code).into_iter().map(|(_, name)| name).collect::<Vec<_>>(), ["w"]);
 }
+
+/// The table of broken builds names tests that are there.
+#[test]
+fn every_rig_that_the_architecture_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("src/ARCHITECTURE.md")).unwrap();
+    let table = text.split("## Which rig sees which broken build").nth(1).unwrap().split("\n## ").next().unwrap();
+    let named: Vec<&str> = table.split('`').filter(|word| word.contains("::")).collect();
+    assert!(named.len() > 12, "{named:?}");
+    for name in named {
+        let (program, test) = name.split_once("::").unwrap();
+        let source = fs::read_to_string(root.join(format!("tests/{program}.rs"))).unwrap();
+        assert!(source.contains(&format!("fn {test}(")), "there is no {name}");
+    }
+}

@@ -178,10 +178,13 @@ impl Rig {
         context: &str,
     ) -> usize {
         let now: BTreeSet<Vec<u8>> = self.target().into_values().chain(source.values().cloned()).collect();
-        let kept: BTreeMap<PathBuf, Vec<u8>> = forks(&self.pair.target()).iter().flat_map(|fork| files(fork)).collect();
+        let forks = forks(&self.pair.target());
+        // A path may have been kept more than once, each time in a fork of its own.
+        let kept: Vec<(PathBuf, Vec<u8>)> = forks.iter().flat_map(|fork| files(fork)).collect();
         for (path, content) in before {
-            let there = now.contains(content) || kept.get(path) == Some(content) || kept.values().any(|k| k == content);
-            assert!(there, "{context}: what {} had is lost; kept: {:?}", path.display(), kept.keys());
+            let there = now.contains(content) || kept.iter().any(|(_, kept)| kept == content);
+            let names: Vec<_> = kept.iter().map(|(path, _)| path).collect();
+            assert!(there, "{context}: what {} had is lost ({} bytes); kept: {names:?}", path.display(), content.len());
         }
         kept.len()
     }

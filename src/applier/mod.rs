@@ -165,7 +165,7 @@ pub struct Applier {
     listing: Option<Listing>,
     /// The directory whose last part came last, and the objects in it whose state was not all here.
     listed: Option<(Oid, Vec<Oid>)>,
-    /// Objects that a directory's state put out of their slot and that nothing has bound again yet.
+    /// Objects that a directory's state, or its end, put out of their slot and that nothing has bound again yet.
     unlisted: BTreeSet<Oid>,
     /// Parked objects whose displaced slot may be put back when the replay has passed `high_water`.
     displaced: BTreeSet<Oid>,

@@ -177,6 +177,7 @@ impl Applier {
         for name in entry_names(sys::reopen(dir.as_fd(), libc::O_RDONLY | libc::O_DIRECTORY)?)? {
             if let Some(child) = self.occupant(dir.as_fd(), &name)? {
                 self.put_out(dir.as_fd(), &name, &child)?;
+                self.unlisted.extend(child.oid.filter(|_| !child.stale));
             }
         }
         Ok(())

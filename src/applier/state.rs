@@ -115,7 +115,9 @@ impl Applier {
         let fd = fd.as_fd();
         match op {
             Op::StateData { offset, .. } => {
-                self.keep_content(oid, fd)?;
+                if self.is_keeping() && !holds(fd, payload, *offset)? {
+                    self.keep_content(oid, fd)?;
+                }
                 self.save_capability(oid, fd)?;
                 Ok(self.tree.mutate().write_all(fd, payload, *offset)?)
             }
@@ -159,10 +161,12 @@ impl Applier {
         forget_cached(fd, start, len)?;
         let size = sys::fstat(fd)?.size;
         let mut differing: Option<Missing> = None;
+        let mut differs = false;
         for (i, digest) in digests.iter().enumerate() {
             let offset = start + i as u64 * BLOCK_BYTES;
             let block = BLOCK_BYTES.min(start + len - offset);
             let same = offset < size && block_digest(fd, offset, block, size)? == *digest;
+            differs |= !same;
             match (&mut differing, same) {
                 (_, true) => self.missing.extend(differing.take()),
                 (Some(range), false) if range.len + block <= NEED_BYTES => range.len += block,
@@ -172,7 +176,21 @@ impl Applier {
                 }
             }
         }
+        if differs {
+            // What is asked for comes when the object counts as compared.
+            self.keep_content(oid, fd)?;
+        }
         self.missing.extend(differing);
         Ok(())
     }
+}
+
+/// Whether the file has these bytes there.
+fn holds(fd: BorrowedFd<'_>, bytes: &[u8], offset: u64) -> Outcome<bool> {
+    let mut present = vec![0; bytes.len()];
+    let whole = sys::fstat(fd)?.size >= offset + bytes.len() as u64;
+    if whole {
+        sys::read_exact_at(fd, &mut present, offset)?;
+    }
+    Ok(whole && present == bytes)
 }
