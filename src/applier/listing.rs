@@ -7,7 +7,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::catalog::Known;
-use super::objects::Occupant;
+use super::objects::{Occupant, is_of_shape};
 use super::park::OID_XATTR;
 use super::{Applier, Outcome};
 use crate::base::{Name, Oid, faults};
@@ -242,6 +242,9 @@ impl Applier {
     /// the tree became a replica is taken over when nothing else shares its content.
     fn takes_place(&mut self, occupant: &Occupant, item: &DirItem) -> Outcome<bool> {
         if occupant.is(item.oid) {
+            if occupant.kind() != item.shape.kind || !is_of_shape(occupant.fd.as_fd(), &item.shape)? {
+                return Ok(false);
+            }
             if self.catalog.get(item.oid)?.is_none() {
                 self.register(item.oid, occupant, Known::Placeholder)?;
             }

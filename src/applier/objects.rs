@@ -64,7 +64,10 @@ impl Applier {
     /// it had to be made or found, and so whether its state is still to come.
     pub(super) fn ensure(&mut self, oid: Oid, shape: &Shape) -> Outcome<bool> {
         if let Some(row) = self.catalog.get(oid)? {
-            if row.kind == shape.kind && self.fd(oid)?.is_some() {
+            if row.kind == shape.kind
+                && let Some(fd) = self.fd(oid)?
+                && is_of_shape(fd.as_fd(), shape)?
+            {
                 return Ok(false);
             }
             self.drop_object(oid)?;
@@ -196,6 +199,20 @@ impl Applier {
         }
         Ok(())
     }
+}
+
+/// Whether an object can be the one of this shape, of which the source knows: its kind is right, and what can never be changed
+/// of it. One oid names two objects where a source was put back to a time before the first one was born.
+pub(super) fn is_of_shape(fd: BorrowedFd<'_>, shape: &Shape) -> Outcome<bool> {
+    let kind = shape.kind;
+    Ok(match kind {
+        libc::S_IFLNK => sys::readlinkat(fd, c"").is_ok_and(|text| text == shape.link_text),
+        libc::S_IFCHR | libc::S_IFBLK => {
+            let stat = sys::fstat(fd)?;
+            stat.mode & libc::S_IFMT == kind && stat.rdev == shape.rdev
+        }
+        _ => true,
+    })
 }
 
 /// Labels that the host's own security module gives to every object: they are set by policy and not by a user.
