@@ -20,7 +20,6 @@ mod logs;
 mod memory;
 mod meter;
 mod metrics;
-mod openers;
 mod openmetrics;
 mod run;
 mod scan;
