@@ -11,6 +11,8 @@ mod holders;
 mod line;
 mod message;
 pub mod ops;
+mod pfs;
+mod roles;
 mod server;
 mod sink;
 mod status;
@@ -27,6 +29,8 @@ pub use message::{
     Access, EventEntry, LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Problem, Reply, Request, Selection,
     Verdict,
 };
+pub use pfs::{MirrorMode, MirrorProgress, MirrorRun, PfsRole, PfsStatus, PfsVerb};
+pub use roles::{Demoted, OwnVersions, Promotion};
 pub use server::{Handler, ReplySink, Server, Stopper, parse_request};
 pub use status::{DaemonStatus, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
 pub use verify::{DifferenceRow, VerifyReply};

@@ -11,16 +11,19 @@ mod bypass;
 mod confine;
 mod connect;
 mod demo;
+mod demote;
 mod drain;
 mod events;
 mod handler;
 mod log;
 mod logs;
-
 mod memory;
 mod meter;
 mod metrics;
+mod mirror_run;
 mod openmetrics;
+mod pfs;
+mod promote;
 mod run;
 mod scan;
 mod serve;
@@ -34,5 +37,7 @@ mod watched;
 
 pub use demo::{Keep, demo};
 pub use logs::log_to_stderr;
+pub use pfs::pfs;
+pub use promote::promote;
 pub use run::run;
 pub use serve::serve;

@@ -23,6 +23,8 @@ pub(super) struct Wanted {
 #[derive(Debug)]
 pub(super) struct Short;
 
+/// Links of a process in /proc that lead to what it holds, and whether it writes there.
+type Links = Result<Vec<(PathBuf, bool)>, Short>;
 /// What a part of a process shows: objects by their number.
 type Found = BTreeMap<u64, Hold>;
 
@@ -35,8 +37,7 @@ pub(super) struct Process<'a> {
 impl Process<'_> {
     /// Parts of what it holds, those that are least likely to wait first: one hold for each object in a part.
     pub(super) fn parts(&self) -> impl Iterator<Item = Result<Vec<Hold>, Short>> + '_ {
-        let parts: [fn(&Self) -> Result<Vec<(PathBuf, bool)>, Short>; 3] =
-            [Process::files, Process::places, Process::mappings];
+        let parts: [fn(&Self) -> Links; 3] = [Process::files, Process::places, Process::mappings];
         parts.into_iter().map(|links| self.holds(links(self)?))
     }
 
@@ -73,7 +74,7 @@ impl Process<'_> {
     }
 
     /// Open descriptors, and whether they can write.
-    fn files(&self) -> Result<Vec<(PathBuf, bool)>, Short> {
+    fn files(&self) -> Links {
         let entries = none_if_gone(fs::read_dir(self.proc("fd")))?.into_iter().flatten().flatten();
         let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
         names.map(|fd| Ok((self.proc(&format!("fd/{fd}")), self.can_write(&fd)?))).collect()
@@ -88,7 +89,7 @@ impl Process<'_> {
     }
 
     /// Mapped files; a shared mapping that is writable, or may be made so, writes.
-    fn mappings(&self) -> Result<Vec<(PathBuf, bool)>, Short> {
+    fn mappings(&self) -> Links {
         let maps = none_if_gone(fs::read(self.proc("maps")))?.unwrap_or_default();
         let wanted = self.wanted.path.as_os_str().as_bytes();
         let lines = maps.split(|b| *b == b'\n').filter(|line| line.windows(wanted.len()).any(|part| part == wanted));
@@ -106,7 +107,7 @@ impl Process<'_> {
     }
 
     /// Working and root directory.
-    fn places(&self) -> Result<Vec<(PathBuf, bool)>, Short> {
+    fn places(&self) -> Links {
         Ok(vec![(self.proc("cwd"), false), (self.proc("root"), false)])
     }
 }
