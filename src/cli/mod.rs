@@ -10,11 +10,13 @@ mod commands;
 mod completion;
 mod define;
 mod manual;
+mod mirror;
 mod monitor;
 mod mount_helper;
 mod mounts;
 mod print;
 mod progress;
+mod roles;
 mod status;
 mod table;
 mod verify;
@@ -27,7 +29,7 @@ use std::path::Path;
 use clap::Parser;
 
 use crate::config::Paths;
-use crate::control::{ExitCode, Failure};
+use crate::control::{ExitCode, Failure, PfsVerb, Promotion};
 
 pub use args::{DemoArgs, OperatorCommand, ServeArgs};
 pub use print::report;
@@ -52,6 +54,10 @@ pub enum Action {
     Serve(ServeArgs),
     /// `dtfs demo`.
     Demo(DemoArgs),
+    /// `dtfs promote`.
+    Promote(Promotion),
+    /// `dtfs pfs-...`.
+    Pfs(PfsVerb),
     /// Everything else: [`run`] does it.
     Operator(OperatorCommand),
 }
