@@ -112,7 +112,7 @@ fn target(
     let work_left = store.work_count(row.id).map_err(failed)?;
     let oldest = store.work_next(row.id, 0, 1).map_err(failed)?;
     let mirroring = oldest.first().is_some_and(|work| work.reason == WorkReason::Mirror);
-    let settled = row.applied >= sender.high_water && !sender.unsettled;
+    let settled = row.applied >= sender.high_water && !sender.unsettled && sender.forked.is_none();
     let consistent = sees_all && row.mirrored && work_left == 0 && sender.blocked == 0 && settled;
     let state = match &sender.state {
         SenderState::Refused(reason) => TargetState::Refused { reason: reason.clone() },

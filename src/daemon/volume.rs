@@ -649,7 +649,8 @@ impl Volume {
         let Some(row) = store.target(name.as_str())? else { return Ok(false) };
         let live = self.live.lock();
         let sender = live.senders.get(name).map(SenderThread::status).unwrap_or_default();
-        let is_past_state = sender.blocked == 0 && row.applied >= sender.high_water && !sender.unsettled;
+        let is_past_state =
+            sender.blocked == 0 && row.applied >= sender.high_water && !sender.unsettled && sender.forked.is_none();
         let sees_all = live.sees_all();
         drop(live);
         let reached = sees_all && row.mirrored && row.applied >= tid && is_past_state;

@@ -446,7 +446,7 @@ mod tests {
         let replica = Replica::open(&tree, &dir.path().join("states"), (volume, &Space(7).into()), Adopt::No).unwrap();
         let epoch = EpochId([2; 16]);
         let inbox = SegmentLog::open(&replica.inbox, volume, epoch, LogOptions::default()).unwrap();
-        let positions = Positions::new(Position::START, Tid::ZERO, replica.commit());
+        let positions = Positions::new(Position::START, Tid::ZERO, replica.commit(), Convergence::Consistent);
         let applier = Applier::new(replica, Tid::ZERO).unwrap();
         let (out, outgoing) = outbox();
         let mut worker = Worker {

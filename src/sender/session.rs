@@ -587,8 +587,6 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, SessionError> {
             return Ok(Start { after: position_at(journal, to)?, what: Begin::Jump });
         }
         Plan::Refuse(fork) => {
-            // What was acknowledged before says nothing of a target that went on without us: it is consistent nowhere.
-            store.work_insert(target, &[NewWork::whole_tree(WorkReason::Verify, Tid::ZERO)])?;
             let (copy, durable) = (reply.replica, ours.durable);
             return Err(SessionError::Fork { copy, received: reply.received, durable, fork });
         }

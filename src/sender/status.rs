@@ -34,7 +34,8 @@ pub struct SenderStatus {
     pub applied: Tid,
     /// Up to here its tree may hold changes from before a crash of its own: below it is no past state of the source.
     pub high_water: Tid,
-    /// Which copy is refused because it followed another history, and the epoch that it is in.
+    /// Which copy is refused because it followed another history, and the epoch that it is in. What it acknowledged before says
+    /// nothing of it then: it is consistent nowhere.
     pub forked: Option<(VolumeUuid, EpochId)>,
     /// It has not said yet that it takes itself for consistent: without its source it would be taken for converging.
     pub unsettled: bool,

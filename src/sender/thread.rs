@@ -236,7 +236,8 @@ impl Runner {
         };
         self.status.update(|status| {
             status.state = state;
-            status.forked = forked;
+            // Until a session begins, whatever else goes wrong before.
+            status.forked = forked.or(status.forked);
             status.stalled = None;
             status.peer_pid = None;
             status.last_error = Some((Timespec::now(), text));
