@@ -46,7 +46,8 @@ impl Rig {
         let (mut source_host, target_host) = (Host::new(), Host::new());
         source_host.put_on_network(network.keeper());
         let forced = key(utf8(&target));
-        let sshd = Sshd::start(&network, target_host.root(), &forced.as_deref().map_or(Key::Free, Key::Forced));
+        let sshd =
+            Sshd::start(&network, "127.0.0.1", target_host.root(), &forced.as_deref().map_or(Key::Free, Key::Forced));
         sshd.write_client_config(&source_host.root().join("etc/dtfs/ssh_config"));
         source_host.define_volume("data", &source);
         source_host.start_and_mount();

@@ -12,6 +12,7 @@ pub(crate) mod hand;
 pub(crate) mod history;
 pub(crate) mod host;
 pub(crate) mod length;
+pub(crate) mod link;
 pub(crate) mod loopback;
 pub(crate) mod mapping;
 pub(crate) mod mounted;

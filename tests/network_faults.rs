@@ -1,0 +1,149 @@
+//! A target on another network, over ssh, while the cable is cut, slow, or open in one direction only, and while either end is
+//! killed. Afterwards the trees are equal, and what was mirrored once is not mirrored again.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics with the reason")]
+
+mod support;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use support::host::Host;
+use support::link::{FAR, Link};
+use support::process::wait_until;
+use support::scratch::{FileSystem, Scratch, utf8};
+use support::sshd::{Key, Sshd};
+use support::trees;
+use support::workload::{Workload, worker_was_asked};
+
+const LIMIT: Duration = Duration::from_secs(180);
+/// Lies in the tree before the mirror and never changes: whoever mirrors again sends it again.
+const BALLAST_BYTES: usize = 24 << 20;
+
+#[test]
+fn workload_worker() {
+    worker_was_asked();
+}
+
+/// The fields are dropped in this order.
+struct Rig {
+    host: Host,
+    sshd: Sshd,
+    _far_host: Host,
+    source: PathBuf,
+    target: PathBuf,
+    link: Link,
+    _scratch: Scratch,
+    mirrored: u64,
+    seed: u64,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let scratch = Scratch::with_size(FileSystem::Ext4, 2048);
+        let (source, target) = (scratch.dir("source"), scratch.path().join("target"));
+        let mut ballast = vec![0; BALLAST_BYTES];
+        blake3::Hasher::new().finalize_xof().fill(&mut ballast);
+        fs::write(source.join("ballast"), &ballast).unwrap();
+        let link = Link::new();
+        let (mut host, far_host) = (Host::new(), Host::new());
+        host.put_on_network(link.near.keeper());
+        let sshd = Sshd::start(&link.far, FAR, far_host.root(), &Key::Free);
+        sshd.write_client_config(&host.root().join("etc/dtfs/ssh_config"));
+        host.define_volume("data", &source);
+        host.start_and_mount();
+        host.must(&["define", "target", "data", &format!("ssh://root@{FAR}:2222{}", utf8(&target)), "--as", "far"]);
+        host.wait("data", 300);
+        let mirrored = host.bytes_sent("data");
+        assert!(mirrored > BALLAST_BYTES as u64, "noise does not shrink: a second mirror would show");
+        Rig { host, sshd, _far_host: far_host, source, target, link, _scratch: scratch, mirrored, seed: 100 }
+    }
+
+    fn work(&mut self, ops: u64) -> Workload {
+        self.seed += 1;
+        Workload::start(&self.source, self.seed, 2, ops)
+    }
+
+    fn is_offline(&self) -> bool {
+        self.host.target("data")["state"] == "offline"
+    }
+
+    /// The session has ended because nobody answers.
+    fn wait_until_noticed(&self) {
+        wait_until("the dead connection to be noticed", LIMIT, || self.is_offline().then_some(()));
+    }
+
+    fn kill_servers(&self) {
+        for pid in self.sshd.servers() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+
+    /// The target has everything, and nothing was mirrored twice since `before`.
+    fn settle(&mut self, before: u64, context: &str) {
+        self.host.wait("data", 300);
+        let sent = self.host.bytes_sent("data") - before;
+        assert!(sent < BALLAST_BYTES as u64, "{context}: {sent} bytes were sent, the mirror took {}", self.mirrored);
+    }
+
+    fn finish(mut self, context: &str) {
+        self.host.stop();
+        wait_until("the other end to stop", LIMIT, || self.sshd.servers().is_empty().then_some(()));
+        trees::assert_equal(&self.source, &self.target, context);
+    }
+}
+
+#[test]
+fn a_cable_that_is_cut_under_load() {
+    let mut rig = Rig::new();
+    for round in 0..3 {
+        let before = rig.host.bytes_sent("data");
+        let load = rig.work(500);
+        rig.link.cut();
+        load.finish();
+        // The second one is longer than anybody waits.
+        if round == 1 {
+            rig.wait_until_noticed();
+        }
+        rig.link.mend();
+        rig.settle(before, "cut");
+    }
+    rig.finish("a cut cable");
+}
+
+#[test]
+fn a_way_that_is_open_in_one_direction_only() {
+    let mut rig = Rig::new();
+    let before = rig.host.bytes_sent("data");
+    rig.link.lose_what_is_sent();
+    rig.work(500).finish();
+    rig.wait_until_noticed();
+    rig.link.lose_nothing();
+    rig.settle(before, "one way");
+    rig.finish("one way only");
+}
+
+#[test]
+fn a_slow_link_another_mtu_and_kills_of_both_ends() {
+    let mut rig = Rig::new();
+    let before = rig.host.bytes_sent("data");
+    rig.link.slow_down();
+    let load = rig.work(300);
+    rig.kill_servers();
+    rig.link.set_mtu(600);
+    load.finish();
+    rig.link.speed_up();
+    rig.settle(before, "slow, and the target killed");
+    rig.link.set_mtu(1500);
+    let load = rig.work(500);
+    rig.kill_servers();
+    load.finish();
+    rig.host.kill9();
+    rig.host.start_and_mount();
+    // The counter begins at 0 with each daemon.
+    rig.settle(0, "the source killed");
+    rig.finish("slow link, MTU and kills");
+}
