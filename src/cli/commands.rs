@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::args::{LogArgs, OperatorCommand, WaitArgs};
 use super::print::{print_json, say};
-use super::{Verbosity, define, mounts, status};
+use super::{Verbosity, define, mounts, peers, status};
 use crate::config::Paths;
 use crate::control::ops::{self, LogRange, WaitFor, resolve_volume};
 use crate::control::{ExitCode, Failure, LogEntry};
@@ -21,6 +21,7 @@ pub(super) fn run(
         OperatorCommand::Mounts(command) => mounts::run(paths, verbosity, command, output),
         OperatorCommand::Define(command) => define::define(paths, verbosity, command, output),
         OperatorCommand::Forget(command) => define::forget(paths, verbosity, command, output),
+        OperatorCommand::Peer(command) => peers::run(paths, verbosity, command, output),
         OperatorCommand::Replication(command) => define::replication(paths, verbosity, command, output),
         OperatorCommand::Status(args) => status::run(paths, args, output),
         OperatorCommand::Wait(args) => wait(paths, verbosity, args, output),

@@ -9,6 +9,7 @@ mod args;
 mod commands;
 mod define;
 mod mounts;
+mod peers;
 mod print;
 mod status;
 mod table;
@@ -41,6 +42,8 @@ pub enum Action {
     Daemon,
     /// `dtfs serve --stdio`: the receiving end of one session.
     Serve(ServeArgs),
+    /// `dtfs peer show`.
+    ShowIdentity,
     /// `dtfs demo`.
     Demo(DemoArgs),
     /// Everything else: [`run`] does it.

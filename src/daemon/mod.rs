@@ -10,6 +10,8 @@ mod bypass;
 mod connect;
 mod demo;
 mod handler;
+mod identity;
+mod listener;
 mod log;
 mod memory;
 mod openers;
@@ -23,5 +25,6 @@ mod volumes;
 mod watched;
 
 pub use demo::{Keep, demo};
+pub use identity::show_identity;
 pub use run::run;
 pub use serve::serve;

@@ -8,8 +8,9 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::handler::DaemonHandler;
+use super::listener::Listener;
 use super::volumes::{Run, Volumes};
-use crate::config::{OpenFiles, Paths};
+use crate::config::{DaemonFile, OpenFiles, Paths};
 use crate::control::{ExitCode, Failure, Selection, Server, Stopper};
 
 /// Runs until SIGTERM, SIGINT or a request to stop.
@@ -30,10 +31,19 @@ pub fn run(paths: &Paths) -> Result<(), Failure> {
     }
     let handler = DaemonHandler { volumes: volumes.clone(), stopper: server.stopper() };
     let tended = tend(volumes.clone()).map_err(|error| io("a thread", error))?;
+    let listener = listen(paths)?;
     let served = server.serve(Arc::new(handler));
+    drop(listener);
     drop(tended);
     let closed = volumes.close();
     served.and(closed)
+}
+
+/// Lets sources call, when the settings say where. An address that cannot be had keeps nobody's volume from being mounted.
+fn listen(paths: &Paths) -> Result<Option<Listener>, Failure> {
+    let Some(address) = DaemonFile::load(paths)?.listen else { return Ok(None) };
+    let listener = Listener::start(paths, address);
+    Ok(listener.inspect_err(|error| tracing::error!(%error, "no source can call")).ok())
 }
 
 fn watch_signals(stopper: Stopper, volumes: Arc<Volumes>) -> std::io::Result<()> {

@@ -5,6 +5,7 @@
 
 mod ask;
 mod entries;
+mod peers;
 mod targets;
 mod volumes;
 mod which;
@@ -14,6 +15,7 @@ use crate::config::Paths;
 
 pub use ask::{LogRange, WaitFor, log, status, sync_tid, wait};
 pub use entries::{Detach, MountHow, Rehearsal, add_entry, list_entries, mount, remove_entry, unmount};
+pub use peers::{add_peer, define_source, forget_peer, forget_source, list_peers};
 pub use targets::{NewTarget, define_target, forget_target, set_activity};
 pub use volumes::{define_volume, forget_volume};
 pub use which::{Which, resolve_volume};
