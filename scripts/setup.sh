@@ -4,13 +4,14 @@
 
 # command, or file, that shows that it is there : package that brings it
 DTFS_LIBS="/usr/lib/$(uname -m)-linux-gnu"
-DTFS_NEEDS_BUILD=(cc:gcc)
+DTFS_NEEDS_BUILD=(cc:gcc strip:binutils)
 DTFS_NEEDS_TEST=(
   setfattr:attr setfacl:acl mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs losetup:mount
   rsync:rsync python3:python3 git:git setpriv:util-linux ip:iproute2
   smbd:samba smbclient:smbclient smbtorture:samba-testsuite "$DTFS_LIBS/samba/vfs/acl_xattr.so:samba-vfs-modules"
   ganesha.nfsd:nfs-ganesha "$DTFS_LIBS/ganesha/libfsalvfs.so:nfs-ganesha-vfs" rpcbind:rpcbind nfs-ls:libnfs-utils
   pg_createcluster:postgresql sshd:openssh-server ssh:openssh-client nft:nftables
+  groff:groff-base man:man-db systemd-analyze:systemd unshare:util-linux
 )
 # What these packages would run from now on, also after the next start of the system. The tests start servers of their own.
 DTFS_SERVICES=(smbd nmbd winbind samba-ad-dc nfs-ganesha nfs-ganesha-lock rpcbind.socket rpcbind postgresql ssh.socket ssh nftables)

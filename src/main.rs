@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::anyhow;
 use dtfs::base::faults;
 use dtfs::cli::{self, Action, Invocation};
+use dtfs::config::{DaemonFile, Paths};
 use dtfs::control::{self, Failure};
 use dtfs::daemon::{self, Keep};
 
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<control::ExitCode> {
     faults::arm_from_env().map_err(|problem| anyhow!(problem))?;
     let Invocation { paths, verbosity, action } = cli::parse();
-    log_to_stderr(verbosity);
+    start_log(&paths, verbosity, &action);
     let done = match &action {
         Action::Operator(command) => return Ok(cli::run(&paths, verbosity, command)),
         Action::Daemon => daemon::run(&paths),
@@ -38,13 +39,16 @@ fn run() -> anyhow::Result<control::ExitCode> {
     })
 }
 
-/// Events go to standard error; `DTFS_LOG` chooses more finely than -v (as `dtfs::sender=debug`).
-fn log_to_stderr(verbosity: cli::Verbosity) {
-    let filter = tracing_subscriber::EnvFilter::builder()
-        .with_env_var("DTFS_LOG")
-        .try_from_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(verbosity.level()));
-    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
-    let _ = lines.try_init();
+/// Events go to standard error; the daemon's file says how, unless the command line says how much.
+fn start_log(paths: &Paths, verbosity: cli::Verbosity, action: &Action) {
+    let file = match action {
+        // A file that is not understood is said, and ends the daemon, when it starts.
+        Action::Daemon => DaemonFile::load(paths).unwrap_or_default(),
+        _ => DaemonFile::default(),
+    };
+    let level = match verbosity {
+        cli::Verbosity::Normal => file.log_level.word(),
+        chosen => chosen.level(),
+    };
+    daemon::log_to_stderr(level, file.log_format);
 }

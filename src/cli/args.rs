@@ -107,6 +107,13 @@ pub enum OperatorCommand {
     },
     /// Show the records of a volume's journal
     Log(LogArgs),
+    /// Write the manual pages and the completion scripts, for packages
+    #[command(hide = true)]
+    Pages {
+        /// Where to
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
     /// The menu, with DTSetup's numbers
     #[command(after_help = "Examples:\n  dtfs setup\n  dtfs setup 1.3.1.1 /srv/data n\n  dtfs setup 1.3.1.3")]
     Setup {

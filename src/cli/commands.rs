@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::args::{LogArgs, OperatorCommand, WaitArgs};
 use super::print::{print_json, say};
-use super::{Verbosity, define, mounts, peers, status};
+use super::{Verbosity, define, manual, mounts, peers, status};
 use crate::config::Paths;
 use crate::control::ops::{self, LogRange, WaitFor, resolve_volume};
 use crate::control::{ExitCode, Failure, LogEntry};
@@ -30,6 +30,7 @@ pub(super) fn run(
             say(output, &tid.to_string()).map(|()| ExitCode::Ok)
         }
         OperatorCommand::Log(args) => log(paths, args, output),
+        OperatorCommand::Pages { dir } => manual::write(dir),
         OperatorCommand::Setup { start } => menu::run(paths, &mut io::stdin().lock(), output, start),
     }
 }

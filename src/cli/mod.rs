@@ -7,14 +7,19 @@
 
 mod args;
 mod commands;
+mod completion;
 mod define;
+mod manual;
+mod mount_helper;
 mod mounts;
 mod peers;
 mod print;
 mod status;
 mod table;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
+use std::path::Path;
 
 use clap::Parser;
 
@@ -79,11 +84,39 @@ impl Verbosity {
 }
 
 /// Reads the arguments of this process. Ends it for `--help` and `--version` (code 0) and for arguments that are
-/// wrong (code 2).
+/// wrong (code 2); also when a shell asks for completions, and when mount(8) calls it by the name of its helper.
 pub fn parse() -> Invocation {
-    match args::Arguments::try_parse() {
+    completion::answer_shell();
+    let mut args: Vec<OsString> = std::env::args_os().collect();
+    match called_as(args.first()) {
+        Called::MountHelper => {
+            let args: Vec<String> = args.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+            std::process::exit(mount_helper::run(&args).into())
+        }
+        Called::Setup => args.splice(..1, ["dtfs".into(), "setup".into()]).for_each(drop),
+        Called::Dtfs => {}
+    }
+    match args::Arguments::try_parse_from(args) {
         Ok(arguments) => arguments.into_invocation(),
         Err(error) => end_with(&error),
+    }
+}
+
+/// The program has several names (links), and one more thing to do for each.
+enum Called {
+    Dtfs,
+    /// `DTSetup`: the menu.
+    Setup,
+    /// `mount.dtfs` or `mount.fuse.dtfs`.
+    MountHelper,
+}
+
+fn called_as(program: Option<&OsString>) -> Called {
+    let name = program.and_then(|program| Path::new(program).file_name()).unwrap_or_default();
+    match name.to_str() {
+        Some("DTSetup") => Called::Setup,
+        Some("mount.dtfs" | "mount.fuse.dtfs") => Called::MountHelper,
+        _ => Called::Dtfs,
     }
 }
 

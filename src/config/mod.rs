@@ -21,15 +21,16 @@ mod refusal;
 mod size;
 mod suggest;
 mod target_url;
+mod toml_text;
 mod volume_edit;
 mod volume_file;
 
 pub use atomic::EditLock;
 pub use bandwidth::{Bandwidth, BandwidthProblem};
 pub use check::{check_entry, check_store_dir, check_target_dir, check_target_entry, check_volume_dir};
-pub use daemon_file::DaemonFile;
+pub use daemon_file::{DaemonFile, LogFormat, LogLevel, Seconds};
 pub use error::ConfigError;
-pub use mount_options::{AccessTimes, MountOptions, OpenFiles, Submounts};
+pub use mount_options::{AccessTimes, MountOptions, OpenFiles, OptionProblem, Submounts};
 pub use mounts_file::{MountEntry, MountsFile};
 pub use names::{NameProblem, TargetName, VolumeName};
 pub use paths::Paths;

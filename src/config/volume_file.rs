@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bandwidth, ByteSize, ConfigError, Paths, TargetName, TargetUrl, VolumeName, atomic, nearest};
+use super::{Bandwidth, ByteSize, ConfigError, Paths, TargetName, TargetUrl, VolumeName, atomic, toml_text};
 
 /// The part this host plays for a volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -152,15 +152,8 @@ impl VolumeFile {
     /// # Errors
     /// As [`VolumeFile::load`].
     pub fn parse(file: &Path, bytes: &[u8]) -> Result<VolumeFile, ConfigError> {
-        let text = std::str::from_utf8(bytes).map_err(|e| {
-            let line = 1 + bytes[..e.valid_up_to()].iter().filter(|b| **b == b'\n').count();
-            line_error(file, line, "it is not UTF-8", "rewrite the line")
-        })?;
-        let parsed: VolumeFile = toml::from_str(text).map_err(|e| {
-            let at = e.span().map_or(0, |span| span.start).min(text.len());
-            let line = 1 + text.as_bytes()[..at].iter().filter(|b| **b == b'\n').count();
-            line_error(file, line, e.message(), &remedy(e.message()))
-        })?;
+        let otherwise = "correct the line; nothing of this volume runs until then";
+        let parsed: VolumeFile = toml_text::parse(file, bytes, otherwise)?;
         parsed.refuse_twice(file)?;
         Ok(parsed)
     }
@@ -204,22 +197,6 @@ impl VolumeFile {
             }
         }
         Ok(())
-    }
-}
-
-fn line_error(file: &Path, line: usize, problem: &str, remedy: &str) -> ConfigError {
-    ConfigError::Line { file: file.to_owned(), line, problem: problem.to_owned(), remedy: remedy.to_owned() }
-}
-
-/// The parser names the unknown word first and then the words it expected, all between backquotes.
-fn remedy(message: &str) -> String {
-    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    match quoted[..] {
-        [typed, ref known @ ..] if message.starts_with("unknown") => match nearest(typed, known.iter().copied()) {
-            Some(word) => format!("did you mean \"{word}\"?"),
-            None => format!("known here: {}", known.join(", ")),
-        },
-        _ => "correct the line; nothing of this volume runs until then".to_owned(),
     }
 }
 

@@ -103,6 +103,9 @@ pub struct TargetStatus {
     pub consistent_at: Option<Tid>,
     /// Bytes sent to it since the daemon started, after compression.
     pub bytes_sent: u64,
+    /// Sessions with it that ended with an error since the daemon started.
+    #[serde(default)]
+    pub errors: u64,
     /// What it stores otherwise than it is sent, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub differs: Option<String>,

@@ -4,20 +4,27 @@
 //! - A volume is open (journal, tree, senders) from its first mount until it is forgotten or the daemon ends; unmounting
 //!   ends captures and nothing else.
 //! - One bad entry never keeps the others from being mounted.
-//! - The end is in this order: mounts gone, senders told to finish, journal committed and marked clean.
+//! - The end is in this order: mounts gone, targets given a while for what they lack, senders told to finish, journal
+//!   committed and marked clean.
 
 mod bypass;
 mod connect;
 mod demo;
+mod drain;
 mod handler;
 mod identity;
 mod listener;
 mod log;
+mod logs;
+
 mod memory;
+mod metrics;
 mod openers;
+mod openmetrics;
 mod run;
 mod scan;
 mod serve;
+mod service;
 mod status;
 mod unwatched;
 mod volume;
@@ -26,5 +33,6 @@ mod watched;
 
 pub use demo::{Keep, demo};
 pub use identity::show_identity;
+pub use logs::log_to_stderr;
 pub use run::run;
 pub use serve::serve;

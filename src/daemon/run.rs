@@ -1,5 +1,6 @@
 //! The daemon's life: mount everything, answer, stop cleanly.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,54 +8,74 @@ use crossbeam_channel::{RecvTimeoutError, Sender, bounded};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
+use super::drain::{DEFAULT_PATIENCE, Hurry};
 use super::handler::DaemonHandler;
 use super::listener::Listener;
 use super::volumes::{Run, Volumes};
+use super::{metrics, service};
 use crate::config::{DaemonFile, OpenFiles, Paths};
 use crate::control::{ExitCode, Failure, Selection, Server, Stopper};
 
 /// Runs until SIGTERM, SIGINT or a request to stop.
 ///
 /// # Errors
-/// [`Failure`] when another daemon runs, the socket cannot be made, or a volume could not be closed cleanly.
+/// [`Failure`] when another daemon runs, `dtfs.toml` is not understood, the socket cannot be made, or a volume could not be
+/// closed cleanly.
 pub fn run(paths: &Paths) -> Result<(), Failure> {
     let io = |what: &str, error: std::io::Error| Failure::new(ExitCode::Failed, format!("{what}: {error}"));
     // A working directory inside a mount would keep it busy.
     std::env::set_current_dir("/").map_err(|error| io("/", error))?;
     raise_open_files();
+    let settings = DaemonFile::load(paths)?;
     let server = Server::bind(paths)?;
     let volumes = Arc::new(Volumes::new(paths.clone()));
-    watch_signals(server.stopper(), volumes.clone()).map_err(|error| io("signals", error))?;
+    let hurry = Hurry::default();
+    watch_signals(server.stopper(), hurry.clone(), volumes.clone()).map_err(|error| io("signals", error))?;
     let reply = volumes.mount(&Selection::All, Run::Real, OpenFiles::Refuse)?;
     for problem in &reply.problems {
         tracing::warn!(%problem, "entry skipped");
     }
+    if let Some(address) = settings.metrics {
+        // Whoever watches will notice; the files are served all the same.
+        let _ = metrics::serve(address, volumes.clone())
+            .inspect_err(|error| tracing::error!(%address, %error, "no metrics are served"));
+    }
+    service::ready(&volumes);
     let handler = DaemonHandler { volumes: volumes.clone(), stopper: server.stopper() };
     let tended = tend(volumes.clone()).map_err(|error| io("a thread", error))?;
-    let listener = listen(paths)?;
+    let listener = listen(settings.listen, paths);
+    let watched = service::watch(volumes.clone()).map_err(|error| io("a thread", error))?;
     let served = server.serve(Arc::new(handler));
+    service::stopping("unmounting, and sending what targets lack");
     drop(listener);
     drop(tended);
-    let closed = volumes.close();
+    let patience = settings.drain.map_or(DEFAULT_PATIENCE, |drain| drain.0);
+    let closed = volumes.close(patience, &hurry);
+    drop(watched);
     served.and(closed)
 }
 
 /// Lets sources call, when the settings say where. An address that cannot be had keeps nobody's volume from being mounted.
-fn listen(paths: &Paths) -> Result<Option<Listener>, Failure> {
-    let Some(address) = DaemonFile::load(paths)?.listen else { return Ok(None) };
-    let listener = Listener::start(paths, address);
-    Ok(listener.inspect_err(|error| tracing::error!(%error, "no source can call")).ok())
+fn listen(address: Option<SocketAddr>, paths: &Paths) -> Option<Listener> {
+    let listener = Listener::start(paths, address?);
+    listener.inspect_err(|error| tracing::error!(%error, "no source can call")).ok()
 }
 
-fn watch_signals(stopper: Stopper, volumes: Arc<Volumes>) -> std::io::Result<()> {
+/// SIGHUP reads the files again; the first SIGTERM or SIGINT stops, the second one stops without waiting for targets.
+fn watch_signals(stopper: Stopper, hurry: Hurry, volumes: Arc<Volumes>) -> std::io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     std::thread::Builder::new().name("dtfs-signals".into()).spawn(move || {
+        let mut stopping = false;
         for signal in signals.forever() {
             if signal == SIGHUP {
+                service::reloading();
                 match volumes.reload() {
                     Ok(notes) => notes.iter().for_each(|note| tracing::info!(%note, "reload")),
                     Err(failure) => tracing::warn!(%failure, "reload"),
                 }
+                service::ready(&volumes);
+            } else if std::mem::replace(&mut stopping, true) {
+                hurry.set();
             } else {
                 stopper.stop();
             }

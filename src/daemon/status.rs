@@ -35,7 +35,7 @@ pub(super) fn status(volumes: &Volumes, only: Option<&VolumeName>) -> Result<Sta
     let mut reply = StatusReply::default();
     for entry in file.entries().filter(|entry| only.is_none_or(|name| entry.volume == *name)) {
         reply.volumes.push(match volumes.find(&entry.volume) {
-            Some(volume) => open_volume(&volume)?,
+            Some(volume) => volume_status(&volume)?,
             None => closed_volume(volumes, entry),
         });
     }
@@ -60,7 +60,8 @@ fn closed_volume(volumes: &Volumes, entry: &MountEntry) -> VolumeStatus {
     }
 }
 
-fn open_volume(volume: &Volume) -> Result<VolumeStatus, Failure> {
+/// The status of an open volume.
+pub(super) fn volume_status(volume: &Volume) -> Result<VolumeStatus, Failure> {
     let state = volume_state(volume);
     let live = volume.live();
     let mut targets = Vec::new();
@@ -124,6 +125,7 @@ fn target(
         work_left,
         consistent_at: consistent.then_some(row.applied),
         bytes_sent: sender.bytes_sent,
+        errors: sender.errors,
         differs: sender.differs.clone(),
         last_error: sender.last_error.as_ref().map(last_error),
     })

@@ -389,9 +389,8 @@ impl Volume {
         Ok(tid)
     }
 
-    /// Ends everything: no new ops, senders finished, journal clean.
-    pub(super) fn close(&self) -> Result<(), VolumeError> {
-        const HELD_OPEN: Duration = Duration::from_secs(1);
+    /// Ends the mount: no new ops; the senders go on. Programs that use it get errors from now on.
+    pub(super) fn end_mount(&self) -> Result<(), VolumeError> {
         if let Err(error) = self.check_suspects() {
             tracing::warn!(volume = %self.name, %error, "files that were open before the mount are not compared");
         }
@@ -405,6 +404,13 @@ impl Volume {
             }
             self.end_of_watch(&mut live, moment)?;
         }
+        Ok(())
+    }
+
+    /// Ends everything: no new ops, senders finished, journal clean.
+    pub(super) fn close(&self) -> Result<(), VolumeError> {
+        self.end_mount()?;
+        let mut live = self.live.lock();
         live.detached.retain(|mounted| mounted.wait(HELD_OPEN) == Unmounted::InUse);
         live.unwatched = Changes::Unknown;
         live.senders.clear();
@@ -434,6 +440,8 @@ fn rate(bandwidth: Option<Bandwidth>) -> crate::sender::Rate {
     })
 }
 
+/// How long users of a mount that is ending are waited for.
+const HELD_OPEN: Duration = Duration::from_secs(1);
 /// A pipe on one host is faster than compressing, except for small frames, which are mostly names and attributes.
 const LOCAL_COMPRESSION: Compression = Compression::Zstd { level: 1, max_bytes: 64 << 10 };
 

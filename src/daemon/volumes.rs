@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::drain::{Hurry, drain};
 use super::openers::holds_below;
 use super::volume::{Mounting, Volume, VolumeError};
 use crate::config::{
@@ -247,11 +249,23 @@ impl Volumes {
         Ok(())
     }
 
-    /// Closes everything; what fails is said and does not keep the rest from being closed.
-    pub(super) fn close(&self) -> Result<(), Failure> {
+    /// Closes everything: mounts first, then the targets have `patience` for what they lack, then senders and journals. What
+    /// fails is said and does not keep the rest from being closed.
+    pub(super) fn close(&self, patience: Duration, hurry: &Hurry) -> Result<(), Failure> {
         let _changing = self.changing.lock();
-        let open = std::mem::take(&mut self.table.lock().open);
         let mut failed = None;
+        let mut open = self.open();
+        // A mount inside another one goes first, or it would keep the outer one busy.
+        open.sort_by_key(|volume| std::cmp::Reverse(volume.path.components().count()));
+        for volume in &open {
+            if let Err(error) = volume.end_mount() {
+                tracing::error!(volume = %volume.name, %error, "not unmounted cleanly");
+                failed = Some(Failure::from(error));
+            }
+        }
+        drain(&open, patience, hurry);
+        drop(open);
+        let open = std::mem::take(&mut self.table.lock().open);
         for (name, volume) in open {
             if let Err(error) = volume.close() {
                 tracing::error!(volume = %name, %error, "not closed cleanly");

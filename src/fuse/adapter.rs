@@ -7,7 +7,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, IoctlFlags,
@@ -42,7 +42,9 @@ impl Adapter {
     fn serve_at(&self, kind: Kind, pace: Pace, act: impl FnOnce(&Stack)) {
         self.requests.count(kind);
         let _turn = self.watching.readers.begin(pace);
+        let began = Instant::now();
         worker::serve(&self.stack, act);
+        self.requests.took(kind, began.elapsed());
     }
 
     /// Runs one request that may wait for a disk.
@@ -56,8 +58,11 @@ impl Adapter {
     fn hand_over(&self, kind: Kind, act: impl FnOnce(&Stack) + Send + 'static) {
         self.requests.count(kind);
         let _turn = self.watching.readers.begin(Pace::Quick);
-        let stack = Arc::clone(&self.stack);
-        self.waiting.hand_over(Box::new(move || worker::serve(&stack, act)));
+        let (stack, requests, began) = (Arc::clone(&self.stack), Arc::clone(&self.requests), Instant::now());
+        self.waiting.hand_over(Box::new(move || {
+            worker::serve(&stack, act);
+            requests.took(kind, began.elapsed());
+        }));
     }
 }
 

@@ -17,3 +17,4 @@ mod worker;
 
 pub use init::Agreed;
 pub use mount::{MountError, MountedVolume, Unmount, Unmounted, canonical, dead_mount_at, detach, detach_dead};
+pub use requests::{OP_SECONDS_BOUNDS, OpTimes};

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::adapter::Adapter;
 use super::readers::{Readers, Watching};
-use super::requests::Requests;
+use super::requests::{OpTimes, Requests};
 use super::waiting::Waiting;
 use crate::stack::Stack;
 use crate::sys::{self, Errno};
@@ -123,6 +123,16 @@ impl MountedVolume {
     /// How many requests of each kind the kernel has sent so far.
     pub fn requests(&self) -> BTreeMap<&'static str, u64> {
         self.requests.all()
+    }
+
+    /// How long the requests of each kind took so far.
+    pub fn times(&self) -> Vec<OpTimes> {
+        self.requests.times()
+    }
+
+    /// How many requests that change or read files began, and how many of them ended.
+    pub fn progress(&self) -> (u64, u64) {
+        self.requests.progress()
     }
 
     /// How many requests of the kernel were answered so far.

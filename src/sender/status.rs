@@ -47,6 +47,8 @@ pub struct SenderStatus {
     pub differs: Option<String>,
     /// How the last session ended, and when, when that was an error.
     pub last_error: Option<(Timespec, String)>,
+    /// Sessions that ended with an error since the sender was started.
+    pub errors: u64,
     /// Process at the other end, for a local target.
     pub peer_pid: Option<u32>,
 }

@@ -213,6 +213,7 @@ impl Runner {
             status.stalled = None;
             status.peer_pid = None;
             status.last_error = Some((Timespec::now(), text));
+            status.errors += 1;
         });
     }
 

@@ -118,6 +118,31 @@ impl Host {
         self.spawn_daemon(self.command(&["daemon"]), faults);
     }
 
+    /// As [`Host::start`], with more in its environment.
+    pub(crate) fn start_with_env(&mut self, env: &[(&str, &str)]) {
+        let mut command = self.command(&["daemon"]);
+        command.envs(env.iter().copied());
+        self.spawn_daemon(command, &self.faults.clone());
+    }
+
+    /// Sends the daemon a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.daemon.as_ref().expect("the daemon runs").signal(signal);
+    }
+
+    /// Whether the daemon has ended; it must end well.
+    pub(crate) fn has_stopped(&mut self) -> bool {
+        let Some(status) = self.daemon.as_mut().and_then(Process::ended) else { return false };
+        assert!(status.success(), "the daemon ended with {status}\n{}", self.log());
+        self.daemon = None;
+        true
+    }
+
+    /// Waits for the end of a daemon that was told to stop.
+    pub(crate) fn wait_stopped(&mut self) {
+        wait_until("the daemon to stop", STOP_LIMIT, || self.has_stopped().then_some(()));
+    }
+
     fn spawn_daemon(&mut self, mut command: Command, faults: &str) {
         assert!(self.daemon.is_none(), "one daemon per host");
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a log file");

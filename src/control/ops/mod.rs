@@ -18,7 +18,7 @@ pub use entries::{Detach, MountHow, Rehearsal, add_entry, list_entries, mount, r
 pub use peers::{add_peer, define_source, forget_peer, forget_source, list_peers};
 pub use targets::{NewTarget, define_target, forget_target, set_activity};
 pub use volumes::{define_volume, forget_volume};
-pub use which::{Which, resolve_volume};
+pub use which::{Which, find_entry, resolve_volume};
 
 /// Whether a daemon heard of a change.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -30,7 +30,7 @@ impl Which {
 }
 
 /// The entry that `path` means, by spelling or by the directory it leads to.
-pub(super) fn find_entry<'a>(mounts: &'a MountsFile, path: &Path) -> Option<&'a MountEntry> {
+pub fn find_entry<'a>(mounts: &'a MountsFile, path: &Path) -> Option<&'a MountEntry> {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let real_path = real(path);
     mounts.entries().find(|entry| entry.path == absolute || entry.path == real_path || real(&entry.path) == real_path)

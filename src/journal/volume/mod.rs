@@ -224,6 +224,16 @@ impl Journal {
         self.core.log.bytes_used()
     }
 
+    /// Bytes of segments that may be in use.
+    pub fn cap_bytes(&self) -> u64 {
+        self.core.options.cap_bytes
+    }
+
+    /// What happens when that much is in use.
+    pub fn when_full(&self) -> WhenFull {
+        self.core.options.when_full
+    }
+
     /// System calls that wrote or synced records since the journal was opened.
     pub fn log_calls(&self) -> u64 {
         self.core.log.calls()
