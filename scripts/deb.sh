@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Builds the Debian package, below target/debian/ or at the path given; needs cargo-deb (cargo install cargo-deb).
+# Builds the Debian package, below target/debian/ or at the path given. Installs cargo-deb when it is missing.
 # BINARY=... takes a program that is built already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
 need_rust
-command -v cargo-deb >/dev/null || { echo "deb: cargo-deb is missing: cargo install cargo-deb" >&2; exit 1; }
+need_packages "${DTFS_NEEDS_BUILD[@]}"
+need_cargo_deb
 
 rm -rf target/package
 DESTDIR=target/package BINARY=${BINARY:-} scripts/install.sh

@@ -59,9 +59,15 @@ need_rust() {
   return 1
 }
 
+# need_cargo_deb  installs what builds the Debian package, which the tests install.
+need_cargo_deb() {
+  command -v cargo-deb >/dev/null 2>&1 || cargo install --quiet --locked cargo-deb
+}
+
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
   set -euo pipefail
   need_rust
   need_packages "${DTFS_NEEDS_BUILD[@]}" "${DTFS_NEEDS_TEST[@]}"
+  need_cargo_deb
   echo "setup: everything is there"
 fi

@@ -33,6 +33,7 @@ check_fuzz() {
 export PATH="$PATH:/usr/sbin:/sbin"
 need_rust
 need_packages "${DTFS_NEEDS_BUILD[@]}" "${DTFS_NEEDS_TEST[@]}"
+need_cargo_deb
 check_machine
 check_fuzz
 

@@ -254,7 +254,7 @@ fn mount_takes_both_forms_of_fstab() {
     let (old, new) = (utf8(&old).to_owned(), utf8(&new).to_owned());
     let mut host = Host::new();
     let fstab = format!(
-        "dtfs {old} dtfs norepatime 0 0\n{new} {new} fuse.dtfs volume=second,atime,_netdev,x-systemd.requires=dtfs.service,nofail 0 0\n"
+        "dtfs {old} dtfs norepatime 0 0\n{new} {new} fuse.dtfs volume=second,repatime,_netdev,x-systemd.requires=dtfs.service,nofail 0 0\n"
     );
     let without = mount_with_helper(&host, &helpers, &fstab, &old);
     assert_eq!(without.status.code(), Some(32), "no daemon runs: {without:?}");
@@ -274,13 +274,15 @@ fn mount_takes_both_forms_of_fstab() {
     let listed: serde_json::Value = serde_json::from_str(&host.must(&["mounts", "list", "--json"])).unwrap();
     let rows = listed["mounts"].as_array().unwrap();
     assert_eq!(rows.len(), 2, "{listed:#}");
-    assert!(rows.iter().any(|row| row["volume"] == "second" && row["options"].as_str().unwrap().contains("atime")));
+    assert!(rows.iter().any(
+        |row| row["volume"] == "second" && row["options"].as_str().unwrap().split(',').any(|word| word == "atime")
+    ));
     fs::write(format!("{old}/file"), "x").unwrap();
 
     // What contradicts the entry, or cannot be, is refused with both places, and nothing changes.
     let before = host.config();
     for (line, said) in [
-        (format!("dtfs {old} dtfs atime 0 0\n"), "dtfs_mounts:1"),
+        (format!("dtfs {old} dtfs repatime 0 0\n"), "dtfs_mounts:1"),
         (format!("dtfs {old} dtfs ro 0 0\n"), "cannot be \"ro\""),
         (format!("dtfs {old} dtfs norepatim 0 0\n"), "did you mean \"norepatime\"?"),
         (format!("/elsewhere {old} dtfs norepatime 0 0\n"), "over itself"),

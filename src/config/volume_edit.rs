@@ -61,13 +61,13 @@ pub fn add_target(
 /// # Errors
 /// When the file cannot be understood or written, or has no such target.
 pub fn pause_target(
-    _lock: &EditLock,
+    lock: &EditLock,
     paths: &Paths,
     volume: &VolumeName,
     target: &TargetName,
     activity: Activity,
 ) -> Result<(), ConfigError> {
-    edit(paths, volume, |document| {
+    edit(lock, paths, volume, |document| {
         let Some(tables) = document.get_mut("target").and_then(Item::as_array_of_tables_mut) else {
             return Outcome::NotTables;
         };
