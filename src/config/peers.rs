@@ -50,7 +50,7 @@ impl Peers {
 /// # Errors
 /// When the file cannot be understood or written.
 pub fn set_peer(
-    _lock: &EditLock,
+    lock: &EditLock,
     paths: &Paths,
     host: &str,
     fingerprint: Option<Fingerprint>,
@@ -69,7 +69,7 @@ pub fn set_peer(
         None if document.remove(host).is_none() => return Ok(false),
         None => {}
     }
-    atomic::replace(&file, document.to_string().as_bytes()).map(|()| true)
+    lock.replace(&file, document.to_string().as_bytes()).map(|()| true)
 }
 
 #[cfg(test)]

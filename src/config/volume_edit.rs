@@ -86,12 +86,12 @@ pub fn pause_target(
 /// # Errors
 /// When the file cannot be understood or written.
 pub fn set_source(
-    _lock: &EditLock,
+    lock: &EditLock,
     paths: &Paths,
     volume: &VolumeName,
     source: Option<&SourceEntry>,
 ) -> Result<(), ConfigError> {
-    edit(paths, volume, |document| {
+    edit(lock, paths, volume, |document| {
         match source {
             None => drop(document.remove("source")),
             Some(source) => {
