@@ -13,6 +13,7 @@ mod manual;
 mod monitor;
 mod mount_helper;
 mod mounts;
+mod peers;
 mod print;
 mod progress;
 mod status;
@@ -50,6 +51,8 @@ pub enum Action {
     Daemon,
     /// `dtfs serve --stdio`: the receiving end of one session.
     Serve(ServeArgs),
+    /// `dtfs peer show`.
+    ShowIdentity,
     /// `dtfs demo`.
     Demo(DemoArgs),
     /// Everything else: [`run`] does it.

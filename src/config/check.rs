@@ -263,6 +263,9 @@ fn check_against_volumes(dir: &Path, mounts: &MountsFile, own: Option<&MountEntr
 fn check_against_targets(paths: &Paths, dir: &Path, own: Option<(&VolumeName, &TargetEntry)>) -> Result<(), Refusal> {
     for named in VolumeFile::load_all(paths)? {
         let Ok(file) = named.file else { continue };
+        if let Some(source) = &file.source {
+            refuse_overlap(dir, &resolved(&source.dir)?, &named.volume)?;
+        }
         for target in file.targets.iter().filter(|target| own != Some((&named.volume, *target))) {
             if let Some(other) = target.url.local_dir() {
                 refuse_overlap(dir, &resolved(other)?, &named.volume)?;

@@ -14,6 +14,8 @@ mod demo;
 mod drain;
 mod events;
 mod handler;
+mod identity;
+mod listener;
 mod log;
 mod logs;
 
@@ -34,6 +36,7 @@ mod volumes;
 mod watched;
 
 pub use demo::{Keep, demo};
+pub use identity::show_identity;
 pub use logs::log_to_stderr;
 pub use run::run;
 pub use serve::serve;

@@ -7,6 +7,7 @@ mod ask;
 mod check;
 mod doctor;
 mod entries;
+mod peers;
 mod targets;
 mod volumes;
 mod which;
@@ -18,6 +19,7 @@ pub use ask::{EventRange, LogRange, VerifyWhat, WaitFor, events, log, reload, st
 pub use check::{check, check_files};
 pub use doctor::{Finding, Severity, doctor};
 pub use entries::{Detach, MountHow, Rehearsal, add_entry, list_entries, mount, remove_entry, unmount};
+pub use peers::{add_peer, define_source, forget_peer, forget_source, list_peers};
 pub use targets::{NewTarget, define_target, forget_target, set_activity};
 pub use volumes::{define_volume, forget_volume};
 pub use which::{Which, find_entry, resolve_volume};
