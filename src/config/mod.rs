@@ -29,7 +29,8 @@ mod volume_file;
 pub use atomic::EditLock;
 pub use bandwidth::{Bandwidth, BandwidthProblem};
 pub use check::{
-    check_entry, check_mounted_entry, check_store_dir, check_target_dir, check_target_entry, check_volume_dir,
+    check_entry, check_mounted_entry, check_source_entry, check_store_dir, check_target_dir, check_target_entry,
+    check_volume_dir,
 };
 pub use daemon_file::{DaemonFile, LogFormat, LogLevel, Seconds};
 pub use error::ConfigError;

@@ -1,18 +1,20 @@
 //! Where sources call: each accepted one gets a `dtfs serve` process of its own.
 //!
 //! Invariants: nothing but TLS is read from somebody whose key is not known; a key reaches the copies whose `[source]` names
-//! its host and no others; how many shake hands and how many are served is bounded, also for each address.
+//! its host and no others; how many shake hands and how many are served is bounded, and those who shake hands take no place
+//! of those who are served.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use parking_lot::Mutex;
@@ -20,13 +22,19 @@ use parking_lot::Mutex;
 use super::connect::global;
 use super::identity::identity;
 use crate::base::Fingerprint;
-use crate::config::{Adoption, Paths, Peers, SourceEntry, VolumeFile, VolumeName};
+use crate::config::{Adoption, MountsFile, Paths, Peers, SourceEntry, VolumeFile, VolumeName};
 use crate::wire::{Guest, RefuseCode, refuse, welcome};
 
-/// Callers at once, in a handshake or served.
-const MOST_CALLERS: usize = 256;
-/// Of one address.
-const MOST_OF_ONE: usize = 32;
+/// Callers whose key is not known yet, at once.
+const MOST_STRANGERS: usize = 256;
+/// Of one address; of one /64 of IPv6, which one host has for itself.
+const MOST_OF_ONE_ADDRESS: usize = 16;
+/// Sessions at once.
+const MOST_GUESTS: usize = 256;
+/// Of one key.
+const MOST_OF_ONE_KEY: usize = 32;
+/// A stranger who calls again and again does not fill the log.
+const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// Listens until it is dropped. Sessions end with it.
 pub(super) struct Listener {
@@ -34,41 +42,64 @@ pub(super) struct Listener {
     handle: Option<JoinHandle<()>>,
 }
 
-/// Who is there, by address.
-#[derive(Clone, Default)]
-struct Callers {
+/// Who is there, by what they have in common.
+struct Crowd<K> {
+    most: usize,
+    most_of_one: usize,
     /// Protects the counts. Rank: a leaf, held for an assignment.
-    count: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    counts: Arc<Mutex<HashMap<K, usize>>>,
 }
 
-/// A place among the callers.
-struct Place {
-    callers: Callers,
-    address: IpAddr,
+/// A place in a crowd.
+struct Place<K: Eq + Hash> {
+    counts: Arc<Mutex<HashMap<K, usize>>>,
+    key: K,
 }
 
-impl Callers {
-    fn admit(&self, address: IpAddr) -> Option<Place> {
-        let mut count = self.count.lock();
-        let (all, own) = (count.values().sum::<usize>(), count.get(&address).copied().unwrap_or(0));
-        if all >= MOST_CALLERS || own >= MOST_OF_ONE {
+impl<K: Eq + Hash + Copy> Crowd<K> {
+    fn new(most: usize, most_of_one: usize) -> Crowd<K> {
+        Crowd { most, most_of_one, counts: Arc::default() }
+    }
+
+    fn admit(&self, key: K) -> Option<Place<K>> {
+        let mut counts = self.counts.lock();
+        let (all, own) = (counts.values().sum::<usize>(), counts.get(&key).copied().unwrap_or(0));
+        if all >= self.most || own >= self.most_of_one {
             return None;
         }
-        count.insert(address, own + 1);
-        Some(Place { callers: self.clone(), address })
+        counts.insert(key, own + 1);
+        Some(Place { counts: self.counts.clone(), key })
     }
 }
 
-impl Drop for Place {
+impl<K: Eq + Hash> Drop for Place<K> {
     fn drop(&mut self) {
-        let mut count = self.callers.count.lock();
-        if let Some(own) = count.get_mut(&self.address) {
+        let mut counts = self.counts.lock();
+        if let Some(own) = counts.get_mut(&self.key) {
             *own -= 1;
             if *own == 0 {
-                count.remove(&self.address);
+                counts.remove(&self.key);
             }
         }
     }
+}
+
+/// What one host is known by before it has shown a key.
+fn neighbourhood(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        address => address,
+    }
+}
+
+/// What the threads of all callers share.
+struct Door {
+    paths: Paths,
+    stop: Arc<AtomicBool>,
+    strangers: Crowd<IpAddr>,
+    guests: Crowd<Fingerprint>,
+    /// When a stranger was last written into the log. Rank: a leaf, held for an assignment.
+    warned: Mutex<Option<Instant>>,
 }
 
 impl Listener {
@@ -82,10 +113,14 @@ impl Listener {
             .map_err(|error| io::Error::new(error.kind(), format!("cannot listen at {address}: {error}")))?;
         socket.set_nonblocking(true)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, paths) = (stop.clone(), paths.clone());
-        let handle = std::thread::Builder::new()
-            .name("dtfs-listener".into())
-            .spawn(move || accept(&socket, &paths, &stopped))?;
+        let door = Arc::new(Door {
+            paths: paths.clone(),
+            stop: stop.clone(),
+            strangers: Crowd::new(MOST_STRANGERS, MOST_OF_ONE_ADDRESS),
+            guests: Crowd::new(MOST_GUESTS, MOST_OF_ONE_KEY),
+            warned: Mutex::new(None),
+        });
+        let handle = std::thread::Builder::new().name("dtfs-listener".into()).spawn(move || accept(&socket, &door))?;
         Ok(Listener { stop, handle: Some(handle) })
     }
 }
@@ -99,11 +134,9 @@ impl Drop for Listener {
     }
 }
 
-fn accept(socket: &TcpListener, paths: &Paths, stop: &Arc<AtomicBool>) {
-    use std::os::fd::AsFd;
+fn accept(socket: &TcpListener, door: &Arc<Door>) {
     const LOOK_EVERY: Duration = Duration::from_millis(500);
-    let callers = Callers::default();
-    while !stop.load(Ordering::Relaxed) {
+    while !door.stop.load(Ordering::Relaxed) {
         let timeout = PollTimeout::try_from(LOOK_EVERY).unwrap_or(PollTimeout::MAX);
         let _ = poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], timeout);
         let (tcp, address) = match socket.accept() {
@@ -116,40 +149,52 @@ fn accept(socket: &TcpListener, paths: &Paths, stop: &Arc<AtomicBool>) {
             }
         };
         // Closed without a word when there are too many.
-        let Some(place) = callers.admit(address.ip()) else { continue };
-        let (paths, stop) = (paths.clone(), stop.clone());
+        let Some(place) = door.strangers.admit(neighbourhood(address.ip())) else { continue };
+        let door = door.clone();
         let _ = std::thread::Builder::new().name("dtfs-session".into()).spawn(move || {
-            if let Err(error) = receive(&paths, tcp, address, &stop) {
+            if let Err(error) = door.receive(tcp, address, place) {
                 tracing::info!(%address, %error, "a caller was not served");
             }
-            drop(place);
         });
     }
 }
 
-fn receive(paths: &Paths, tcp: TcpStream, address: SocketAddr, stop: &AtomicBool) -> io::Result<()> {
-    let mut guest = welcome(identity(paths)?, tcp, address)?;
-    let fingerprint = guest.fingerprint;
-    let known = Peers::load(paths).map_err(io::Error::other)?;
-    let Some((host, _)) = known.iter().find(|(_, known)| *known == fingerprint) else {
-        tracing::warn!(%address, %fingerprint, "a host with a key that is not known calls");
-        return dismiss(
-            guest,
-            &format!("this host does not know the key {fingerprint}; there: dtfs peer add HOST KEY"),
-        );
-    };
-    let asked = guest.request()?;
-    let Some(source) = allowed(paths, host, &asked) else {
-        tracing::warn!(%address, host, asked = %asked.escape_debug(), "a host asks for a copy that is not its own");
-        return dismiss(guest, "there is no such copy for this host; there: dtfs define source VOLUME HOST DIR");
-    };
-    let may = || !stop.load(Ordering::Relaxed) && still_allowed(paths, fingerprint, &asked);
-    serve(paths, &source, guest, &may)
+impl Door {
+    fn receive(&self, tcp: TcpStream, address: SocketAddr, place: Place<IpAddr>) -> io::Result<()> {
+        let mut guest = welcome(identity(&self.paths)?, tcp, address)?;
+        let fingerprint = guest.fingerprint;
+        let known = Peers::load(&self.paths).map_err(io::Error::other)?;
+        let Some((host, _)) = known.iter().find(|(_, known)| *known == fingerprint) else {
+            self.warn(&format!("a host with a key that is not known calls from {address}: {fingerprint}"));
+            let text = format!("this host does not know the key {fingerprint}; there: dtfs peer add HOST KEY");
+            return dismiss(guest, RefuseCode::Wrong, &text);
+        };
+        let asked = guest.request()?;
+        let Some(source) = allowed(&self.paths, host, &asked) else {
+            self.warn(&format!("{host} asks for a copy that is not its own: {}", asked.escape_debug()));
+            let text = "there is no such copy for this host; there: dtfs define source VOLUME HOST DIR";
+            return dismiss(guest, RefuseCode::Wrong, text);
+        };
+        let Some(_served) = self.guests.admit(fingerprint) else {
+            return dismiss(guest, RefuseCode::Busy, "too many sessions");
+        };
+        drop(place);
+        let may = || !self.stop.load(Ordering::Relaxed) && still_allowed(&self.paths, fingerprint, &asked);
+        serve(&self.paths, &source, guest, &may)
+    }
+
+    fn warn(&self, text: &str) {
+        let mut warned = self.warned.lock();
+        if warned.is_none_or(|last| last.elapsed() >= WARN_EVERY) {
+            *warned = Some(Instant::now());
+            tracing::warn!("{text}");
+        }
+    }
 }
 
-fn dismiss(guest: Guest, text: &str) -> io::Result<()> {
+fn dismiss(guest: Guest, code: RefuseCode, text: &str) -> io::Result<()> {
     let mut bytes = Vec::new();
-    refuse(&mut bytes, RefuseCode::Wrong, text).map_err(io::Error::other)?;
+    refuse(&mut bytes, code, text).map_err(io::Error::other)?;
     guest.dismiss(&bytes)
 }
 
@@ -157,7 +202,9 @@ fn dismiss(guest: Guest, text: &str) -> io::Result<()> {
 fn allowed(paths: &Paths, host: &str, asked: &str) -> Option<SourceEntry> {
     let volume = VolumeName::new(asked).ok()?;
     let source = VolumeFile::load(paths, &volume).ok()?.source?;
-    (source.host == host).then_some(source)
+    // A tree that is a volume of this host is changed here and nowhere else, whatever its file says.
+    let is_volume = MountsFile::load(paths).ok()?.find_volume(&volume).is_some();
+    (source.host == host && !is_volume).then_some(source)
 }
 
 /// A host that was forgotten, and a source that was, end with the next look.
@@ -186,4 +233,32 @@ fn serve(paths: &Paths, source: &SourceEntry, guest: Guest, may: &dyn Fn() -> bo
     // It has seen the end of what it reads, makes durable what it has, and ends.
     drop(ours);
     child.wait().map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_is_bounded_and_places_come_free() {
+        let crowd = Crowd::new(3, 2);
+        let first = crowd.admit(1);
+        let second = crowd.admit(1);
+        assert!(first.is_some() && second.is_some() && crowd.admit(1).is_none(), "two of one");
+        let third = crowd.admit(2);
+        assert!(third.is_some() && crowd.admit(3).is_none(), "three in all");
+        drop(first);
+        assert!(crowd.admit(3).is_some());
+        drop((second, third));
+        assert!(crowd.counts.lock().is_empty(), "nothing is kept of those who have gone");
+    }
+
+    #[test]
+    fn a_host_has_a_whole_prefix_for_itself() {
+        let of = |text: &str| neighbourhood(text.parse().unwrap());
+        assert_eq!(of("2001:db8::1"), of("2001:db8::ffff:1:2:3"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
+        assert_ne!(of("10.0.0.2"), of("10.0.0.1"));
+    }
 }

@@ -12,6 +12,7 @@ mod frame;
 mod local;
 mod message;
 mod patient;
+mod pump;
 mod squeeze;
 mod ssh;
 mod tls;

@@ -1,6 +1,6 @@
 //! The transport to a daemon that listens: TLS 1.3, both sides known by their pinned certificates.
 //!
-//! TLS is spoken by a thread of its own ([`pump`]) between the socket and a pair of local ones, so that a session reads and
+//! TLS is spoken by a thread of its own (`wire/pump.rs`) between the socket and a pair of local ones, so that a session reads and
 //! writes plain bytes on two threads, and on the target a process that never sees a key. Nothing but TLS itself is read
 //! from somebody whose certificate is not known.
 
@@ -24,16 +24,11 @@ use rustls::{
 };
 
 use super::local::{Breaker, Connection, Peer};
+use super::pump::pump;
 use crate::base::Fingerprint;
 
 /// How long name, connection and handshake may take together.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Both sides say something every two seconds; after so long a session is dead whatever the kernel thinks.
-const SILENCE: Duration = Duration::from_secs(45);
-/// How often a session asks whether it may go on.
-const ASK_EVERY: Duration = Duration::from_secs(2);
-/// Bytes that wait in one direction.
-const BUFFER_BYTES: usize = 256 << 10;
 /// The name of a copy and a line's end.
 const MOST_REQUEST_BYTES: usize = 80;
 /// Nobody looks at it: certificates are known by their fingerprint.
@@ -194,6 +189,20 @@ pub fn connect_tls(
     volume: &str,
 ) -> io::Result<Connection> {
     let deadline = Instant::now() + HANDSHAKE;
+    let mut tls = client(identity, expected)?;
+    let tcp = dial(host, port, deadline)?;
+    prepare(&tcp)?;
+    handshake(&mut tls, &tcp, deadline).map_err(|error| explain(host, error))?;
+    tls.writer().write_all(format!("{volume}\n").as_bytes())?;
+    let (ours, theirs) = UnixStream::pair()?;
+    let cut = tcp.try_clone()?;
+    let breaker = Breaker::new(move || drop(cut.shutdown(Shutdown::Both)));
+    std::thread::Builder::new().name("dtfs-tls".into()).spawn(move || pump(tls, &tcp, &theirs, &|| true))?;
+    Ok(Connection { reader: Box::new(ours.try_clone()?), writer: Box::new(Closing(ours)), peer: Peer::none(breaker) })
+}
+
+/// A client that proves the key of `identity`, and wants to see that of `expected`.
+fn client(identity: Identity, expected: Fingerprint) -> io::Result<Tls> {
     let (provider, verifier) = pinned(Some(expected));
     let config = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -203,16 +212,22 @@ pub fn connect_tls(
         .with_client_auth_cert(vec![identity.certificate], identity.key)
         .map_err(io::Error::other)?;
     let name = ServerName::try_from(NAME).map_err(io::Error::other)?;
-    let mut tls = Tls::Client(ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?);
-    let tcp = dial(host, port, deadline)?;
-    prepare(&tcp)?;
-    handshake(&mut tls, &tcp, deadline)?;
-    tls.writer().write_all(format!("{volume}\n").as_bytes())?;
-    let (ours, theirs) = UnixStream::pair()?;
-    let cut = tcp.try_clone()?;
-    let breaker = Breaker::new(move || drop(cut.shutdown(Shutdown::Both)));
-    std::thread::Builder::new().name("dtfs-tls".into()).spawn(move || pump(tls, &tcp, &theirs, &|| true))?;
-    Ok(Connection { reader: Box::new(ours.try_clone()?), writer: Box::new(Closing(ours)), peer: Peer::none(breaker) })
+    ClientConnection::new(Arc::new(config), name).map(Tls::Client).map_err(io::Error::other)
+}
+
+/// Says what a key that is not the expected one may mean.
+fn explain(host: &str, error: io::Error) -> io::Error {
+    let stranger = Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure);
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(inner) if *inner == stranger => {
+            let text = format!(
+                "{host} shows another key than the one that is known, or it is another host; \
+                 if its key was made anew: dtfs peer add {host} KEY (there: dtfs peer show)"
+            );
+            io::Error::new(io::ErrorKind::PermissionDenied, text)
+        }
+        _ => error,
+    }
 }
 
 /// Its end is the end of what is said, though the other half of the socket is still read from.
@@ -387,148 +402,6 @@ fn handshake(tls: &mut Tls, tcp: &TcpStream, deadline: Instant) -> io::Result<()
     Ok(())
 }
 
-/// Carries bytes until both directions have ended, the connection fails, or nothing was heard for too long.
-fn pump(tls: Tls, tcp: &TcpStream, plain: &UnixStream, may: &dyn Fn() -> bool) {
-    let mut pump =
-        Pump { tls, tcp, plain, inward: Vec::new(), heard: Instant::now(), tcp_ended: false, plain_ended: false };
-    if let Err(error) = pump.run(may) {
-        tracing::info!(%error, "the connection ends");
-    }
-    let _ = tcp.shutdown(Shutdown::Both);
-    let _ = plain.shutdown(Shutdown::Both);
-}
-
-struct Pump<'a> {
-    tls: Tls,
-    tcp: &'a TcpStream,
-    plain: &'a UnixStream,
-    /// What came and was not passed on yet.
-    inward: Vec<u8>,
-    heard: Instant,
-    /// Nothing more comes from the other host, and that was passed on.
-    tcp_ended: bool,
-    /// Nothing more goes there.
-    plain_ended: bool,
-}
-
-impl Pump<'_> {
-    fn run(&mut self, may: &dyn Fn() -> bool) -> io::Result<()> {
-        self.plain.set_nonblocking(true)?;
-        self.tls.set_buffer_limit(Some(BUFFER_BYTES));
-        let mut asked = Instant::now();
-        while !(self.tcp_ended && self.inward.is_empty() && self.plain_ended && !self.tls.wants_write()) {
-            if asked.elapsed() >= ASK_EVERY {
-                asked = Instant::now();
-                if !may() {
-                    return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the key is not let in any more"));
-                }
-            }
-            if !self.tcp_ended && self.heard.elapsed() > SILENCE {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "nothing was heard for too long"));
-            }
-            let (tcp, plain) = self.wait()?;
-            if tcp.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
-                self.from_tcp()?;
-            }
-            if plain.intersects(PollFlags::POLLIN | PollFlags::POLLHUP) {
-                self.from_plain()?;
-            }
-            self.to_plain()?;
-            self.to_tcp()?;
-        }
-        Ok(())
-    }
-
-    /// Waits for what can be gone on with. Nothing is read while what was read before waits to be passed on.
-    fn wait(&self) -> io::Result<(PollFlags, PollFlags)> {
-        let when = |wanted: bool, flag: PollFlags| if wanted { flag } else { PollFlags::empty() };
-        let tcp = when(!self.tcp_ended && self.inward.is_empty(), PollFlags::POLLIN)
-            | when(self.tls.wants_write(), PollFlags::POLLOUT);
-        let plain = when(!self.plain_ended && !self.tls.wants_write(), PollFlags::POLLIN)
-            | when(!self.inward.is_empty(), PollFlags::POLLOUT);
-        let mut fds = [PollFd::new(self.tcp.as_fd(), tcp), PollFd::new(self.plain.as_fd(), plain)];
-        // A socket that has ended is always ready, and says so only to those who ask for nothing: leave it out.
-        let timeout = PollTimeout::try_from(ASK_EVERY).unwrap_or(PollTimeout::MAX);
-        let ready = match (tcp.is_empty(), plain.is_empty()) {
-            (false, false) => poll(&mut fds, timeout),
-            (false, true) => poll(&mut fds[..1], timeout),
-            (true, false) => poll(&mut fds[1..], timeout),
-            (true, true) => Ok(0),
-        };
-        match ready {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        let events = |fd: &PollFd<'_>, asked: PollFlags| match asked.is_empty() {
-            true => PollFlags::empty(),
-            false => fd.revents().unwrap_or(PollFlags::empty()),
-        };
-        Ok((events(&fds[0], tcp), events(&fds[1], plain)))
-    }
-
-    fn from_tcp(&mut self) -> io::Result<()> {
-        if self.tcp_ended || !self.inward.is_empty() {
-            return Ok(());
-        }
-        let came = match self.tls.read_tls(&mut &*self.tcp) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let state = self.tls.process_new_packets().map_err(io::Error::other)?;
-        self.heard = Instant::now();
-        let mut buffer = vec![0; state.plaintext_bytes_to_read()];
-        self.tls.reader().read_exact(&mut buffer)?;
-        self.inward = buffer;
-        self.tcp_ended = came == 0 || state.peer_has_closed();
-        if self.tcp_ended && self.inward.is_empty() {
-            let _ = self.plain.shutdown(Shutdown::Write);
-        }
-        Ok(())
-    }
-
-    fn from_plain(&mut self) -> io::Result<()> {
-        if self.plain_ended || self.tls.wants_write() {
-            return Ok(());
-        }
-        let mut buffer = [0; 64 << 10];
-        match (&mut &*self.plain).read(&mut buffer) {
-            Ok(0) => {
-                self.plain_ended = true;
-                self.tls.send_close_notify();
-                Ok(())
-            }
-            Ok(bytes) => self.tls.writer().write_all(&buffer[..bytes]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn to_plain(&mut self) -> io::Result<()> {
-        while !self.inward.is_empty() {
-            match (&mut &*self.plain).write(&self.inward) {
-                Ok(bytes) => drop(self.inward.drain(..bytes)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-        if self.tcp_ended {
-            let _ = self.plain.shutdown(Shutdown::Write);
-        }
-        Ok(())
-    }
-
-    fn to_tcp(&mut self) -> io::Result<()> {
-        while self.tls.wants_write() {
-            match self.tls.write_tls(&mut &*self.tcp) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            }
-        }
-        if self.plain_ended {
-            let _ = self.tcp.shutdown(Shutdown::Write);
-        }
-        Ok(())
-    }
-}
+#[cfg(test)]
+#[path = "tls_tests.rs"]
+mod tests;

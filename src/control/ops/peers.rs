@@ -5,8 +5,8 @@ use std::path::Path;
 use super::{Told, tell};
 use crate::base::Fingerprint;
 use crate::config::{
-    Adoption, EditLock, MountsFile, Paths, Peers, SourceEntry, VolumeFile, VolumeName, check_target_dir, set_peer,
-    set_source,
+    Adoption, EditLock, MountsFile, Paths, Peers, SourceEntry, VolumeFile, VolumeName, check_target_dir,
+    remove_volume_file, set_peer, set_source,
 };
 use crate::control::{ExitCode, Failure, Request};
 
@@ -83,9 +83,15 @@ pub fn define_source(
 /// Code 2 when there is none.
 pub fn forget_source(paths: &Paths, volume: &VolumeName) -> Result<(), Failure> {
     let lock = EditLock::take(paths)?;
-    if VolumeFile::load(paths, volume)?.source.is_none() {
-        return Err(Failure::new(ExitCode::Usage, format!("{volume} has no source")));
+    let settings = VolumeFile::load(paths, volume)?;
+    if settings.source.is_none() {
+        return Err(Failure::new(ExitCode::Usage, format!("{volume} is no copy that another host writes"))
+            .with_remedy("the files in mounts.d that have a [source] are those"));
     }
-    set_source(&lock, paths, volume, None)?;
+    let is_volume = MountsFile::load(paths)?.find_volume(volume).is_some();
+    match !is_volume && settings == (VolumeFile { source: settings.source.clone(), ..VolumeFile::default() }) {
+        true => remove_volume_file(&lock, paths, volume)?,
+        false => set_source(&lock, paths, volume, None)?,
+    }
     Ok(())
 }
