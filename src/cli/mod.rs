@@ -10,12 +10,14 @@ mod commands;
 mod completion;
 mod define;
 mod manual;
+mod mirror;
 mod monitor;
 mod mount_helper;
 mod mounts;
 mod peers;
 mod print;
 mod progress;
+mod roles;
 mod status;
 mod table;
 mod verify;
@@ -28,7 +30,7 @@ use std::path::Path;
 use clap::Parser;
 
 use crate::config::Paths;
-use crate::control::{ExitCode, Failure};
+use crate::control::{ExitCode, Failure, PfsVerb, Promotion};
 
 pub use args::{DemoArgs, OperatorCommand, ServeArgs};
 pub use print::report;
@@ -55,6 +57,10 @@ pub enum Action {
     ShowIdentity,
     /// `dtfs demo`.
     Demo(DemoArgs),
+    /// `dtfs promote`.
+    Promote(Promotion),
+    /// `dtfs pfs-...`.
+    Pfs(PfsVerb),
     /// Everything else: [`run`] does it.
     Operator(OperatorCommand),
 }

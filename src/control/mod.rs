@@ -10,6 +10,8 @@ mod exit;
 mod line;
 mod message;
 pub mod ops;
+mod pfs;
+mod roles;
 mod server;
 mod sink;
 mod status;
@@ -25,6 +27,8 @@ pub use message::{
     Access, EventEntry, LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Opener, Problem, Reply, Request,
     Selection, Verdict,
 };
+pub use pfs::{MirrorMode, MirrorProgress, MirrorRun, PfsRole, PfsStatus, PfsVerb};
+pub use roles::{Demoted, OwnVersions, Promotion};
 pub use server::{Handler, ReplySink, Server, Stopper, parse_request};
 pub use status::{DaemonStatus, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
 pub use verify::{DifferenceRow, VerifyReply};

@@ -110,7 +110,7 @@ fn target(
     let work_left = store.work_count(row.id).map_err(failed)?;
     let oldest = store.work_next(row.id, 0, 1).map_err(failed)?;
     let mirroring = oldest.first().is_some_and(|work| work.reason == WorkReason::Mirror);
-    let settled = row.applied >= sender.high_water;
+    let settled = row.applied >= sender.high_water && !sender.unsettled;
     let consistent = sees_all && row.mirrored && work_left == 0 && sender.blocked == 0 && settled;
     let state = match &sender.state {
         SenderState::Refused(reason) => TargetState::Refused { reason: reason.clone() },
@@ -119,6 +119,7 @@ fn target(
             let reason = sender.last_error.as_ref().map_or("not connected".to_owned(), |(_, text)| text.clone());
             TargetState::Offline { reason }
         }
+        SenderState::Busy(reason) => TargetState::Offline { reason: reason.clone() },
         SenderState::Connected if let Some(reason) = &sender.stalled => TargetState::Stalled { reason: reason.clone() },
         SenderState::Connected if mirroring => TargetState::Mirroring,
         SenderState::Connected if !consistent => TargetState::Converging,

@@ -19,7 +19,7 @@ mod tls;
 
 pub use frame::{Compression, FrameReader, FrameWriter, WireError, refuse};
 pub use local::{Breaker, Connection, Peer, connect_local};
-pub use message::{Ack, Hello, HelloReply, Message, Need, RefuseCode, ReplicaState, Stall};
+pub use message::{Ack, Convergence, Hello, HelloReply, Message, Need, RefuseCode, ReplicaState, Stall};
 pub use patient::PatientReader;
 pub use ssh::{SshWay, connect_ssh, remote_command};
 pub use tls::{Guest, Identity, connect_tls, welcome};
