@@ -145,7 +145,9 @@ fn a_key_reaches_its_own_copy_and_nothing_else() {
     rig.far.must(&["define", "source", "copy", "near", utf8(&rig.target)]);
     let other = rig.scratch.path().join("other");
     rig.far.must(&["define", "source", "another", "somebody-else", utf8(&other)]);
-    assert!(rig.far.run(&["check"]).stdout.contains("the key of near is not known"), "check names what is missing");
+    let checked = rig.far.run(&["check"]);
+    assert_eq!(checked.code, 2, "{checked:?}");
+    assert!(checked.stderr.contains("the key of near is not known"), "check names what is missing: {checked:?}");
     rig.define_target("copy");
     rig.last_error("the key of 10.63.20.2 is not known");
     // Somebody else's key is expected there.

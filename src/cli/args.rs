@@ -82,10 +82,10 @@ impl ServeArgs {
 /// `dtfs promote ...`.
 #[derive(Args, Clone, Debug)]
 struct PromoteArgs {
-    /// The directory of the copy
+    /// The directory of the copy, or what `define source` calls it
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// The volume's name; otherwise the last component of the directory
+    /// The volume's name; otherwise that of the copy, or the last component of the directory
     #[arg(long = "as", value_name = "NAME")]
     name: Option<VolumeName>,
     /// Give up what was received behind this change

@@ -44,5 +44,7 @@ pub use refusal::{Refusal, RefusalKind, Relation};
 pub use size::ByteSize;
 pub use suggest::nearest;
 pub use target_url::{DEFAULT_PORT, SshPlace, TargetUrl, TlsPlace};
-pub use volume_edit::{add_target, create_volume_file, pause_target, remove_target, remove_volume_file, set_source};
+pub use volume_edit::{
+    add_target, create_volume_file, pause_target, remove_target, remove_volume_file, retire_source, set_source,
+};
 pub use volume_file::{Activity, Adoption, JournalFull, NamedVolumeFile, Role, SourceEntry, TargetEntry, VolumeFile};

@@ -108,6 +108,18 @@ pub fn set_source(
     })
 }
 
+/// The copy `volume` was promoted: its source is a former one.
+///
+/// # Errors
+/// When the file cannot be understood or written.
+pub fn retire_source(lock: &EditLock, paths: &Paths, volume: &VolumeName, host: &str) -> Result<(), ConfigError> {
+    edit(lock, paths, volume, |document| {
+        document.remove("source");
+        document.insert("former_source", value(host));
+        Outcome::Changed
+    })
+}
+
 /// Takes a target out of the file of `volume`.
 ///
 /// # Errors

@@ -125,6 +125,9 @@ pub struct VolumeFile {
     /// For a copy of another host's volume: who writes it, and where it lies.
     #[serde(default)]
     pub source: Option<SourceEntry>,
+    /// For a copy that was promoted: the host that wrote it. It may ask over tls:// and is told what became of the copy.
+    #[serde(default)]
+    pub former_source: Option<String>,
     /// Where changes are sent.
     #[serde(default, rename = "target")]
     pub targets: Vec<TargetEntry>,

@@ -10,6 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +24,7 @@ use super::connect::global;
 use super::identity::identity;
 use crate::base::Fingerprint;
 use crate::config::{Adoption, MountsFile, Paths, Peers, SourceEntry, VolumeFile, VolumeName};
+use crate::record::HISTORY_XATTR;
 use crate::wire::{Guest, RefuseCode, refuse, welcome};
 
 /// Callers whose key is not known yet, at once.
@@ -170,7 +172,7 @@ impl Door {
             return dismiss(guest, RefuseCode::Wrong, &text);
         };
         let asked = guest.request()?;
-        let Some(source) = allowed(&self.paths, host, &asked) else {
+        let Some(wish) = allowed(&self.paths, host, &asked) else {
             self.warn(&format!("{host} asks for a copy that is not its own: {}", asked.escape_debug()));
             let text = "there is no such copy for this host; there: dtfs define source VOLUME HOST DIR";
             return dismiss(guest, RefuseCode::Wrong, text);
@@ -180,7 +182,7 @@ impl Door {
         };
         drop(place);
         let may = || !self.stop.load(Ordering::Relaxed) && still_allowed(&self.paths, fingerprint, &asked);
-        serve(&self.paths, &source, guest, &may)
+        serve(&self.paths, &wish, guest, &may)
     }
 
     fn warn(&self, text: &str) {
@@ -198,13 +200,30 @@ fn dismiss(guest: Guest, code: RefuseCode, text: &str) -> io::Result<()> {
     guest.dismiss(&bytes)
 }
 
-/// The copy called `asked`, when it is for `host` to write.
-fn allowed(paths: &Paths, host: &str, asked: &str) -> Option<SourceEntry> {
+/// What a host that asks for `asked` may have.
+enum Wish {
+    /// To write this copy.
+    Copy(SourceEntry),
+    /// To be told that the copy which it wrote is a volume, mounted here.
+    News(PathBuf),
+}
+
+fn allowed(paths: &Paths, host: &str, asked: &str) -> Option<Wish> {
     let volume = VolumeName::new(asked).ok()?;
-    let source = VolumeFile::load(paths, &volume).ok()?.source?;
+    let file = VolumeFile::load(paths, &volume).ok()?;
+    let mounts = MountsFile::load(paths).ok()?;
     // A tree that is a volume of this host is changed here and nowhere else, whatever its file says.
-    let is_volume = MountsFile::load(paths).ok()?.find_volume(&volume).is_some();
-    (source.host == host && !is_volume).then_some(source)
+    match mounts.find_volume(&volume) {
+        None => file.source.filter(|source| source.host == host).map(Wish::Copy),
+        Some(entry) => (file.former_source.as_deref() == Some(host) && is_mounted(&entry.path))
+            .then(|| Wish::News(entry.path.clone())),
+    }
+}
+
+/// Whether a volume is mounted there: behind the mount, a session would take the bare directory for a new copy's.
+fn is_mounted(path: &Path) -> bool {
+    let name = std::ffi::CString::new(HISTORY_XATTR).unwrap_or_default();
+    std::fs::File::open(path).is_ok_and(|root| crate::sys::getxattr(root.as_fd(), &name).is_ok())
 }
 
 /// A host that was forgotten, and a source that was, end with the next look.
@@ -213,13 +232,17 @@ fn still_allowed(paths: &Paths, fingerprint: Fingerprint, asked: &str) -> bool {
     peers.iter().any(|(host, known)| known == fingerprint && allowed(paths, host, asked).is_some())
 }
 
-fn serve(paths: &Paths, source: &SourceEntry, guest: Guest, may: &dyn Fn() -> bool) -> io::Result<()> {
+fn serve(paths: &Paths, wish: &Wish, guest: Guest, may: &dyn Fn() -> bool) -> io::Result<()> {
     let (ours, theirs) = UnixStream::pair()?;
     let input: OwnedFd = theirs.try_clone()?.into();
     let output: OwnedFd = theirs.into();
     let mut command = Command::new("/proc/self/exe");
-    command.args(global(paths)).args(["serve", "--stdio"]).arg(&source.dir).current_dir("/");
-    if source.adoption == Adoption::Allow {
+    let (dir, adoption) = match wish {
+        Wish::Copy(source) => (&source.dir, source.adoption),
+        Wish::News(dir) => (dir, Adoption::Refuse),
+    };
+    command.args(global(paths)).args(["serve", "--stdio"]).arg(dir).current_dir("/");
+    if adoption == Adoption::Allow {
         command.arg("--adopt");
     }
     command.env_remove("SSH_ORIGINAL_COMMAND");

@@ -80,7 +80,7 @@ impl Pump<'_> {
         self.tls.set_buffer_limit(Some(BUFFER_BYTES));
         // What came together with the end of the handshake, or with the request, lies in there already.
         self.take_plaintext()?;
-        self.to_plain()?;
+        self.write_plain()?;
         let mut asked = Instant::now();
         while !self.is_done() {
             if asked.elapsed() >= ASK_EVERY {
@@ -94,13 +94,13 @@ impl Pump<'_> {
             }
             let (tcp, plain) = self.wait()?;
             if tcp.intersects(PollFlags::POLLIN | PollFlags::POLLHUP | PollFlags::POLLERR) {
-                self.from_tcp()?;
+                self.read_tcp()?;
             }
             if plain.intersects(PollFlags::POLLIN | PollFlags::POLLHUP) {
-                self.from_plain()?;
+                self.read_plain()?;
             }
-            self.to_plain()?;
-            self.to_tcp()?;
+            self.write_plain()?;
+            self.write_tcp()?;
         }
         Ok(())
     }
@@ -136,7 +136,7 @@ impl Pump<'_> {
         Ok((events(&fds[0], tcp), events(&fds[1], plain)))
     }
 
-    fn from_tcp(&mut self) -> io::Result<()> {
+    fn read_tcp(&mut self) -> io::Result<()> {
         if self.tcp_ended || !self.inward.is_empty() {
             return Ok(());
         }
@@ -170,7 +170,7 @@ impl Pump<'_> {
         Ok(())
     }
 
-    fn from_plain(&mut self) -> io::Result<()> {
+    fn read_plain(&mut self) -> io::Result<()> {
         if self.plain_ended || self.tls.wants_write() {
             return Ok(());
         }
@@ -186,7 +186,7 @@ impl Pump<'_> {
         }
     }
 
-    fn to_plain(&mut self) -> io::Result<()> {
+    fn write_plain(&mut self) -> io::Result<()> {
         while !self.inward.is_empty() {
             match (&mut &*self.plain).write(&self.inward.bytes[self.inward.passed..]) {
                 Ok(count) => {
@@ -204,7 +204,7 @@ impl Pump<'_> {
         Ok(())
     }
 
-    fn to_tcp(&mut self) -> io::Result<()> {
+    fn write_tcp(&mut self) -> io::Result<()> {
         while self.tls.wants_write() {
             match self.tls.write_tls(&mut &*self.tcp) {
                 Ok(_) => {}

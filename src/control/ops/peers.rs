@@ -6,7 +6,7 @@ use super::{Told, tell};
 use crate::base::Fingerprint;
 use crate::config::{
     Adoption, EditLock, MountsFile, Paths, Peers, SourceEntry, VolumeFile, VolumeName, check_target_dir,
-    remove_volume_file, set_peer, set_source,
+    remove_volume_file, retire_source, set_peer, set_source,
 };
 use crate::control::{ExitCode, Failure, Request};
 
@@ -94,4 +94,30 @@ pub fn forget_source(paths: &Paths, volume: &VolumeName) -> Result<(), Failure> 
         false => set_source(&lock, paths, volume, None)?,
     }
     Ok(())
+}
+
+/// The copy that lies in `dir`, when another host may write it.
+///
+/// # Errors
+/// When the files cannot be listed.
+pub fn copy_in(paths: &Paths, dir: &Path) -> Result<Option<(VolumeName, SourceEntry)>, Failure> {
+    let real = |dir: &Path| dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    let files = VolumeFile::load_all(paths)?.into_iter();
+    let mut copies = files.filter_map(|named| Some((named.volume, named.file.ok()?.source?)));
+    Ok(copies.find(|(_, source)| real(&source.dir) == real(dir)))
+}
+
+/// The copy `copy` becomes the volume `volume`: its source may not write any more. When both have one name, it is told so.
+///
+/// # Errors
+/// When the files cannot be read or written.
+pub fn promote_copy(paths: &Paths, copy: &VolumeName, volume: &VolumeName) -> Result<(), Failure> {
+    if copy != volume {
+        return forget_source(paths, copy);
+    }
+    let lock = EditLock::take(paths)?;
+    match VolumeFile::load(paths, copy)?.source {
+        Some(source) => Ok(retire_source(&lock, paths, copy, &source.host)?),
+        None => Ok(()),
+    }
 }
