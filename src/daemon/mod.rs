@@ -23,7 +23,6 @@ mod memory;
 mod meter;
 mod metrics;
 mod mirror_run;
-mod openers;
 mod openmetrics;
 mod pfs;
 mod promote;
