@@ -21,6 +21,9 @@ pub struct DaemonFile {
     /// filesystem that holds them, at most 8 GiB.
     #[serde(default)]
     pub inbox_cap: Option<ByteSize>,
+    /// Where sources may call, as `0.0.0.0:6320`; `None` lets nobody. Read when the daemon starts.
+    #[serde(default)]
+    pub listen: Option<SocketAddr>,
     /// Where numbers for Prometheus are served, an address of this host's loopback; `None` serves none.
     #[serde(default)]
     pub metrics: Option<SocketAddr>,
