@@ -347,9 +347,8 @@ impl Applier {
     /// # Errors
     /// [`ApplyError::Catalog`], or the park cannot be read.
     pub fn ask_for_incomplete(&mut self) -> Result<(), ApplyError> {
-        let parked = self.park.oids();
-        let asked = self.ask_again().and_then(|()| Ok(parked?.into_iter().for_each(|oid| self.need(oid))));
-        asked.map_err(|cause| self.explain("start", Oid::ROOT, Tid::ZERO, cause))
+        self.ask_for_objects()?;
+        self.ask_for_parked()
     }
 
     /// As [`Applier::ask_for_incomplete`], but for nothing that is parked.
