@@ -37,6 +37,9 @@ const IDLE: Duration = Duration::from_millis(20);
 /// A source that reads from a busy disk pauses too. Where making durable takes long, a stream counts as idle only after
 /// twice that time, or the target would sync between any two batches; but never later than this.
 const IDLE_MOST: Duration = Duration::from_millis(250);
+/// State comes in a long row, from a source that reads as fast as its disk lets it and says when it has no more: a pause
+/// between two readings is no reason to sync.
+const IDLE_STATE: Duration = Duration::from_secs(1);
 /// How long and how much may be performed before it is made durable.
 const DURABLE_EVERY: Duration = Duration::from_secs(5);
 const DURABLE_BYTES: usize = 64 << 20;
@@ -128,6 +131,7 @@ fn perform(
         pending_bytes: 0,
         pending_since: None,
         idle: IDLE,
+        in_state: false,
         started: false,
         retried: Instant::now(),
     };
@@ -148,6 +152,8 @@ struct Worker<'a> {
     pending_since: Option<Instant>,
     /// How long the stream may pause before everything is made durable.
     idle: Duration,
+    /// What came last was state.
+    in_state: bool,
     /// Until the source has said how it begins nothing is made durable: it compares what this copy says of itself with what
     /// it remembers, and writes down what it finds before it says so.
     started: bool,
@@ -180,6 +186,7 @@ impl Worker<'_> {
     }
 
     fn job(&mut self, job: Job) -> Result<(), PerformError> {
+        self.in_state = matches!(job, Job::State { .. });
         match job {
             Job::Start => self.start(),
             Job::Jump { after } => self.jump(after),
@@ -315,6 +322,7 @@ impl Worker<'_> {
 
     fn patience(&self) -> Duration {
         match self.pending_since {
+            Some(_) if self.in_state => IDLE_STATE,
             Some(_) => self.idle,
             None => DURABLE_EVERY,
         }

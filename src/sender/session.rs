@@ -21,7 +21,7 @@ use super::{SenderState, SessionError};
 use crate::base::{AtimeMode, Position, StoredTimes, Tid, VolumeUuid, faults};
 use crate::catchup::TreeView;
 use crate::journal::{Journal, JournalError, Level, NewWork, Said, TargetId, TargetRow, WorkKind, WorkReason};
-use crate::sys::Errno;
+use crate::sys::{self, Errno, Share};
 use crate::wire::{
     Ack, Breaker, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, PROTOCOL_VERSION, Stall, WireError,
 };
@@ -59,6 +59,12 @@ pub(super) struct Session<'a> {
     under_way_bytes: u64,
     /// Rows that end, or move on, when their batch is durable at the target.
     unfinished: VecDeque<(u64, Vec<Done>)>,
+    /// The process of a target on this host.
+    follower: Option<u32>,
+    /// How the process of a local target stands to the programs whose changes it follows.
+    share: Share,
+    /// The last batch that the target was asked to make durable because nothing followed it.
+    flushed: u64,
     last_ack: Ack,
     /// The copy that answered.
     copy: VolumeUuid,
@@ -98,7 +104,7 @@ impl<'a> Session<'a> {
     pub(super) fn open(
         parts: Parts<'a>,
         output: Box<dyn Write + Send>,
-        breaker: Breaker,
+        (breaker, follower): (Breaker, Option<u32>),
     ) -> Result<Session<'a>, SessionError> {
         let target = parts.options.target;
         let mut writer = FrameWriter::start(output, parts.options.compression)?;
@@ -143,6 +149,9 @@ impl<'a> Session<'a> {
             under_way: VecDeque::new(),
             under_way_bytes: 0,
             unfinished: VecDeque::new(),
+            follower,
+            share: Share::Behind,
+            flushed: 0,
             // What the store does not know yet is news: the ack that said so may have been lost with the session before.
             last_ack: Ack { received: after, applied: reply.applied.tid.min(stored).min(after), ..Ack::default() },
             copy: reply.replica,
@@ -262,6 +271,11 @@ impl<'a> Session<'a> {
             if readings.is_empty() && self.unfinished.is_empty() {
                 readings = self.verify_some()?;
             }
+            self.take_share(if readings.is_empty() && self.unfinished.is_empty() {
+                Share::Behind
+            } else {
+                Share::Beside
+            });
             let stamp = self.stream.queue(readings);
             if let Some(stamp) = stamp.filter(|_| !faults::skipped("journal.durable_only")) {
                 // State may not overtake the records it includes, and those are sent only once they are durable.
@@ -276,7 +290,7 @@ impl<'a> Session<'a> {
             Err(SessionError::Journal(JournalError::Trimmed { oldest })) => Some(self.pass_over(oldest)?),
             next => next?,
         };
-        let Some(next) = next else { return Ok(false) };
+        let Some(next) = next else { return self.rest() };
         let bytes = match matches!(next.message, Message::Records { .. }) && faults::skipped("sender.batch") {
             true => 0,
             false => self.writer.send(&next.message)?,
@@ -293,6 +307,28 @@ impl<'a> Session<'a> {
         }
         self.count_bytes(next.objects);
         Ok(true)
+    }
+
+    /// A target on this host follows the changes of programs at a small share of the processor; whoever waits for a mirror or
+    /// a repair is not to wait ten times as long for it.
+    fn take_share(&mut self, share: Share) {
+        if std::mem::replace(&mut self.share, share) != share
+            && let Some(pid) = self.follower
+            && let Err(errno) = sys::set_share(pid, share)
+        {
+            tracing::debug!(%errno, "the target's process keeps its priority");
+        }
+    }
+
+    /// Nothing can be sent now. A target that is sent state waits for more of it before it makes it durable: when there is
+    /// no more it is told. Always false.
+    fn rest(&mut self) -> Result<bool, SessionError> {
+        let last = self.unfinished.back().map_or(0, |(batch, _)| *batch);
+        if last > self.flushed && self.stream.wants_state() {
+            self.flushed = last;
+            self.send(&Message::Flush)?;
+        }
+        Ok(false)
     }
 
     /// The records that come next were dropped while they waited: rows of work cover them, and the stream goes on behind.

@@ -116,7 +116,7 @@ impl Stream {
     /// No record comes between the parts of a long one.
     fn state(&mut self, stamp: Tid, batch: u64) -> Batch {
         let mut body = Vec::new();
-        let mut done = Vec::new();
+        let (mut done, mut objects) = (Vec::new(), 0);
         let purpose = self.waiting.front().map_or(Purpose::Apply, |reading| reading.purpose);
         let together = |reading: &&mut Reading| reading.stamp == stamp && reading.purpose == purpose;
         while let Some(reading) = self.waiting.front_mut().filter(together) {
@@ -124,14 +124,12 @@ impl Stream {
                 break;
             }
             done.push(reading.done);
+            objects += reading.objects;
             self.waiting.pop_front();
         }
         match purpose {
-            Purpose::Apply => {
-                let objects = done.iter().filter(|done| !matches!(done, Done::Nothing)).count() as u64;
-                Batch { message: Message::State { batch, body }, done, objects }
-            }
-            Purpose::Check => Batch { message: Message::Check { batch, body }, done, objects: 0 },
+            Purpose::Apply => Batch { message: Message::State { batch, body }, done, objects },
+            Purpose::Check => Batch { message: Message::Check { batch, body }, done, objects },
         }
     }
 }

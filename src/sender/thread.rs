@@ -183,7 +183,7 @@ impl Runner {
         self.status.update(|status| status.peer_pid = peer.pid());
         let session = self.mailbox.open_session();
         let reader = Session::spawn_reader(reader, self.mailbox.clone(), session).map_err(SessionError::Connect)?;
-        let outcome = Session::open(self.parts(), writer, peer.breaker()).and_then(Session::run);
+        let outcome = Session::open(self.parts(), writer, (peer.breaker(), peer.follower())).and_then(Session::run);
         let outcome = match outcome {
             // ssh, for one, says why.
             Err(SessionError::Wire(WireError::Closed)) => Err(closed(&peer.last_words())),

@@ -307,7 +307,7 @@ impl Run {
         let DirReading { stamp, records, children, more } = parts.walk.next_part(view)?;
         if parts.task.what == What::Tree {
             let dir = parts.task.dir.clone();
-            parts.children.extend(children.into_iter().map(|item| child(&dir, item)));
+            parts.children.extend(children.into_iter().map(|entry| child(&dir, entry.item)));
         }
         let reading = ObjectReading { stamp, records, next: None };
         if more {
@@ -334,7 +334,7 @@ impl Run {
             *first = stamp;
         }
         *last = stamp;
-        Reading { stamp, records: records.into(), done, purpose: Purpose::Check }
+        Reading { stamp, records: records.into(), done, objects: 0, purpose: Purpose::Check }
     }
 
     /// What the target says of one reading.

@@ -1,23 +1,28 @@
 //! Walks a target's work: takes rows in order, reads their objects.
+//!
+//! A directory's row stands for the small files in it too: they are read right behind its listing, and the row ends with
+//! the last of them. So a tree costs a row a directory. What would be long to send once more after a session that ended
+//! before it (a large file, the files of a large directory) gets rows of its own.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::SessionError;
-use crate::base::Tid;
+use crate::base::{Oid, Tid};
 use crate::catchup::TreeView;
 use crate::catchup::{
-    Compare, DirReading, DirWalk, Follow, ObjectReading, is_dir, read_changed, read_object, read_range,
+    CHUNK_BYTES, Child, Compare, DirReading, DirWalk, Follow, ObjectReading, is_dir, read_changed, read_object,
+    read_range,
 };
 use crate::journal::{Journal, Level, NewWork, TargetId, WorkKind, WorkReason, WorkRow};
-use crate::record::{DirItem, Encoded};
+use crate::record::Encoded;
 use crate::sys::{self, Errno};
 
 /// What is done with a row once a batch is durable at the target.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Done {
-    /// Nothing: a part of a directory, which is read from its beginning again when this session ends before its last part.
+    /// Nothing: a part of a directory, or an object in it, which is read again when this session ends before its row does.
     Nothing,
     /// The row ends.
     Row(i64),
@@ -42,10 +47,17 @@ pub(super) struct Reading {
     pub(super) records: VecDeque<Encoded>,
     /// What its last record ends.
     pub(super) done: Done,
+    /// Objects that are read whole with it.
+    pub(super) objects: u64,
     pub(super) purpose: Purpose,
 }
 
 impl Reading {
+    /// Nothing, at its place in the stream.
+    fn empty(stamp: Tid) -> Reading {
+        Reading { stamp, records: VecDeque::new(), done: Done::Nothing, objects: 0, purpose: Purpose::Apply }
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.records.iter().map(|record| record.bytes().len()).sum()
     }
@@ -86,6 +98,8 @@ enum Rest {
     From(u64),
     /// The parts of a directory that are left.
     Parts(Box<DirWalk>),
+    /// The objects in a directory that are read under its row.
+    Inside(VecDeque<Oid>),
 }
 
 /// How long a row waits whose object could not be read.
@@ -95,6 +109,9 @@ const PAGE_ROWS: usize = 1024;
 /// Readings taken at a time: enough for one commit to serve many, little enough to keep live changes flowing.
 const SLICE_BYTES: usize = 2 << 20;
 const SLICE_READINGS: usize = 1024;
+/// Most data of the files that are read under the row of their directory: that much is sent once more when the session ends
+/// before the row does.
+const INSIDE_BYTES: u64 = 32 << 20;
 
 impl<'a> Walk<'a> {
     pub(super) fn new(view: &'a dyn TreeView, journal: &'a Arc<Journal>, target: TargetId) -> Walk<'a> {
@@ -172,6 +189,7 @@ impl<'a> Walk<'a> {
         let offset = match rest {
             Rest::From(offset) => offset,
             Rest::Parts(walk) => return self.part(row, walk, children),
+            Rest::Inside(oids) => return Ok(self.inside(row, oids, children)),
         };
         match row.kind {
             WorkKind::Tree => self.begin_dir(row, Follow::Children, children),
@@ -182,8 +200,7 @@ impl<'a> Walk<'a> {
                 self.begin_dir(row, follow, children)
             }
             WorkKind::Object => {
-                let compare = if row.reason == WorkReason::Mirror { Compare::No } else { Compare::Digests };
-                let reading = read_object(self.view, row.oid, offset, compare)?;
+                let reading = read_object(self.view, row.oid, offset, compare(row))?;
                 Ok(self.piece(row, reading))
             }
             WorkKind::Range => {
@@ -204,7 +221,7 @@ impl<'a> Walk<'a> {
                 Done::Upto(row.id, next)
             }
         };
-        Reading { stamp, records: records.into(), done, purpose: Purpose::Apply }
+        Reading { stamp, records: records.into(), done, objects: u64::from(next.is_none()), purpose: Purpose::Apply }
     }
 
     fn begin_dir(&mut self, row: &WorkRow, follow: Follow, children: &mut Vec<NewWork>) -> sys::Result<Reading> {
@@ -213,23 +230,63 @@ impl<'a> Walk<'a> {
 
     /// The next part of a directory. No other object is read before its last part: a target takes one listing at a time.
     fn part(&mut self, row: &WorkRow, mut walk: Box<DirWalk>, queue: &mut Vec<NewWork>) -> sys::Result<Reading> {
+        let is_begun = walk.has_begun();
         let DirReading { stamp, records, children, more } = walk.next_part(self.view)?;
+        let mut inside = VecDeque::new();
         if walk.follow() == Follow::Children {
-            queue.extend(children.iter().map(|item| child_row(row, item)));
+            let room = if more || is_begun { 0 } else { INSIDE_BYTES };
+            inside = divide(row, &children, room, queue);
         }
-        let done = if more { Done::Nothing } else { Done::Row(row.id) };
-        self.current = more.then_some((*row, Rest::Parts(walk)));
-        Ok(Reading { stamp, records: records.into(), done, purpose: Purpose::Apply })
+        let rest = match more {
+            true => Some(Rest::Parts(walk)),
+            false => (!inside.is_empty()).then_some(Rest::Inside(inside)),
+        };
+        let done = if rest.is_some() { Done::Nothing } else { Done::Row(row.id) };
+        self.current = rest.map(|rest| (*row, rest));
+        Ok(Reading { stamp, records: records.into(), done, objects: u64::from(!more), purpose: Purpose::Apply })
+    }
+
+    /// The next object in a directory. One that has grown, or cannot be read, gets a row of its own.
+    fn inside(&mut self, row: &WorkRow, mut oids: VecDeque<Oid>, queue: &mut Vec<NewWork>) -> Reading {
+        let mut reading = Reading::empty(self.view.stamp());
+        while let Some(oid) = oids.pop_front() {
+            match read_object(self.view, oid, 0, compare(row)) {
+                Ok(ObjectReading { stamp, records, next: None }) => {
+                    reading = Reading { stamp, records: records.into(), objects: 1, ..reading };
+                    break;
+                }
+                Ok(_) | Err(_) => queue.push(row_of(row, oid, WorkKind::Object)),
+            }
+        }
+        match oids.is_empty() {
+            true => reading.done = Done::Row(row.id),
+            false => self.current = Some((*row, Rest::Inside(oids))),
+        }
+        reading
     }
 }
 
-fn child_row(parent: &WorkRow, item: &DirItem) -> NewWork {
-    NewWork {
-        oid: item.oid,
-        kind: if item.shape.is_dir() { WorkKind::Tree } else { WorkKind::Object },
-        reason: parent.reason,
-        offset: 0,
-        len: 0,
-        created_tid: parent.created_tid,
+/// What of a directory's entries is read under its row, at most `room_bytes`; the others are queued.
+fn divide(row: &WorkRow, children: &[Child], room_bytes: u64, queue: &mut Vec<NewWork>) -> VecDeque<Oid> {
+    let (mut inside, mut left) = (VecDeque::new(), room_bytes);
+    for Child { item, bytes } in children {
+        let kind = if item.shape.is_dir() { WorkKind::Tree } else { WorkKind::Object };
+        match kind {
+            WorkKind::Object if room_bytes > 0 && *bytes <= CHUNK_BYTES.min(left) => {
+                left -= bytes;
+                inside.push_back(item.oid);
+            }
+            kind => queue.push(row_of(row, item.oid, kind)),
+        }
     }
+    inside
+}
+
+fn compare(row: &WorkRow) -> Compare {
+    if row.reason == WorkReason::Mirror { Compare::No } else { Compare::Digests }
+}
+
+/// A row for an object in the directory of row `parent`.
+fn row_of(parent: &WorkRow, oid: Oid, kind: WorkKind) -> NewWork {
+    NewWork { oid, kind, reason: parent.reason, offset: 0, len: 0, created_tid: parent.created_tid }
 }
