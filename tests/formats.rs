@@ -66,7 +66,7 @@ fn every_flag() -> InodeFlags {
 /// One op of each kind with its payload.
 fn every_op() -> Vec<(Op, &'static [u8])> {
     let (file, dir, attrs) = (Shape::plain(libc::S_IFREG), Shape::plain(libc::S_IFDIR), attrs());
-    let (after, size) = (attrs, 4096);
+    let (after, size, alike) = (attrs, 4096, file.clone());
     let item = |text, ino, shape: &Shape| DirItem { name: name(text), oid: oid(ino), shape: shape.clone() };
     let replaced = Some(Replaced { oid: oid(9), fate: Fate::Gone });
     let plain: &[u8] = b"";
@@ -136,6 +136,7 @@ fn every_op() -> Vec<(Op, &'static [u8])> {
         (Op::StateEnd { attrs }, plain),
         (Op::StateGone, plain),
         (Op::StateAttrs { attrs, xattrs: vec![xattr("user.d")], flags: every_flag() }, plain),
+        (Op::StateAlike { shape: alike, attrs, xattrs: vec![xattr("user.e")], flags: every_flag() }, plain),
     ]
 }
 

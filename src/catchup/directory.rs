@@ -66,6 +66,7 @@ pub struct DirWalk {
     part_items: usize,
     /// Where the next part goes on; `None` before the first.
     stream: Option<DirStream>,
+    has_ended: bool,
 }
 
 impl DirWalk {
@@ -76,12 +77,17 @@ impl DirWalk {
 
     /// As [`DirWalk::new`], with at most `part_items` entries in a part.
     pub fn with_parts(oid: Oid, follow: Follow, part_items: usize) -> DirWalk {
-        DirWalk { oid, follow, part_items: part_items.max(1), stream: None }
+        DirWalk { oid, follow, part_items: part_items.max(1), stream: None, has_ended: false }
     }
 
     /// Whether a part of it was read.
     pub fn has_begun(&self) -> bool {
         self.stream.is_some()
+    }
+
+    /// Where the directory was when it was opened, from the tree's root on; for people.
+    pub fn path(&self) -> Option<std::path::PathBuf> {
+        sys::path_of(self.stream.as_ref()?.fd())
     }
 
     /// What comes behind it.
@@ -113,8 +119,8 @@ impl DirWalk {
     }
 
     fn read(&mut self, view: &dyn TreeView, key: ObjectKey, stamp: Tid) -> Result<DirReading> {
-        let first = self.stream.is_none();
-        let mut stream = match self.stream.take() {
+        let first = self.stream.is_none() || self.has_ended;
+        let mut stream = match self.stream.take().filter(|_| !self.has_ended) {
             Some(stream) => stream,
             None => {
                 let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOATIME;
@@ -137,7 +143,8 @@ impl DirWalk {
         if last && self.follow == Follow::Nothing {
             records.push(state(self.oid, stamp, &Op::StateEnd { attrs }, &[]));
         }
-        self.stream = (!last).then_some(stream);
+        self.has_ended = last;
+        self.stream = Some(stream);
         Ok(DirReading { stamp, records, children, more: !last })
     }
 

@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use super::{Action, Invocation, Verbosity};
 use crate::base::Tid;
 use crate::config::{Adoption, ByteSize, Edits, MountOptions, Paths, TargetName, TargetUrl, VolumeName};
+use crate::control::MirrorAction;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -96,6 +97,9 @@ pub enum OperatorCommand {
     /// Stop sending to a target for a while, or go on; it keeps its place
     #[command(subcommand)]
     Replication(ReplicationCommand),
+    /// Begin a mirror of a target anew, or hold the one that runs; changes are sent all the while
+    #[command(subcommand)]
+    Mirror(MirrorCommand),
     /// How volumes and targets stand
     Status(StatusArgs),
     /// Compare a target with its source while both are in use
@@ -260,6 +264,62 @@ pub enum ReplicationCommand {
     Pause(TargetArgs),
     /// Go on where it stopped
     Resume(TargetArgs),
+}
+
+/// `dtfs mirror ...`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum MirrorCommand {
+    /// Make a target equal to its source, whatever it has
+    #[command(
+        after_help = "Examples:\n  dtfs mirror start data replica --checksum\n  dtfs mirror start data replica --full --wait"
+    )]
+    Start(MirrorStartArgs),
+    /// Give the mirror up; the target is consistent at no TID until one is started and done
+    Stop(TargetArgs),
+    /// Hold it until it is resumed, also after a restart
+    Pause(TargetArgs),
+    /// Go on where it was paused
+    Resume(TargetArgs),
+}
+
+/// `dtfs mirror start ...`.
+#[derive(Args, Clone, Debug)]
+pub struct MirrorStartArgs {
+    /// Of what.
+    #[command(flatten)]
+    pub which: TargetArgs,
+    /// How.
+    #[command(flatten)]
+    pub kind: MirrorKindArgs,
+    /// Wait until it is done, also where no terminal shows how far it is
+    #[arg(short, long)]
+    pub wait: bool,
+}
+
+/// What is done with what the target has.
+#[derive(Args, Clone, Debug)]
+#[group(multiple = false)]
+pub struct MirrorKindArgs {
+    /// Send everything
+    #[arg(long)]
+    pub full: bool,
+    /// Believe size and time of modification, compare the rest; send what differs (this is done when none is chosen)
+    #[arg(long)]
+    pub difference: bool,
+    /// Compare all content; send what differs
+    #[arg(long)]
+    pub checksum: bool,
+}
+
+impl MirrorStartArgs {
+    /// Which kind was chosen.
+    pub fn action(&self) -> MirrorAction {
+        match (self.kind.full, self.kind.checksum) {
+            (true, _) => MirrorAction::Full,
+            (_, true) => MirrorAction::Checksum,
+            _ => MirrorAction::Difference,
+        }
+    }
 }
 
 /// A volume and one of its targets.

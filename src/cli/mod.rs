@@ -10,6 +10,7 @@ mod commands;
 mod completion;
 mod define;
 mod manual;
+mod mirror;
 mod monitor;
 mod mount_helper;
 mod mounts;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::mirror::MirrorAction;
 use super::status::{StatusReply, VolumeState};
 use super::verify::VerifyReply;
 use super::{ExitCode, Failure, tid_text};
@@ -98,6 +99,16 @@ pub enum Request {
         repair: bool,
         /// Most bytes a second that are read at each side; `None` for as many as go.
         bandwidth: Option<u64>,
+    },
+    /// Begin a mirror of a target, or do something with the one that runs. Answer: [`Reply::Done`]; how far it is, tells
+    /// [`Request::Status`].
+    Mirror {
+        /// Which volume.
+        volume: VolumeName,
+        /// Which target.
+        target: TargetName,
+        /// What.
+        action: MirrorAction,
     },
     /// What [`Request::Reload`] would do. Answer: [`Reply::Notes`].
     PlanReload,

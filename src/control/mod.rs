@@ -9,6 +9,7 @@ mod client;
 mod exit;
 mod line;
 mod message;
+mod mirror;
 pub mod ops;
 mod server;
 mod sink;
@@ -25,6 +26,7 @@ pub use message::{
     Access, EventEntry, LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Opener, Problem, Reply, Request,
     Selection, Verdict,
 };
+pub use mirror::{MirrorAction, MirrorReply};
 pub use server::{Handler, ReplySink, Server, Stopper, parse_request};
 pub use status::{DaemonStatus, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
 pub use verify::{DifferenceRow, VerifyReply};

@@ -53,6 +53,10 @@ impl Handler for DaemonHandler {
                 let request = VerifyRequest { repair, bandwidth_bytes: bandwidth };
                 volumes.need(&volume)?.verify(&target, request, sink)
             }
+            Request::Mirror { volume, target, action } => {
+                volumes.need(&volume)?.mirror(&target, action)?;
+                Ok(Reply::Done)
+            }
             Request::Events { volume, follow, limit } => {
                 let follow = if follow { super::log::Follow::Yes } else { super::log::Follow::No };
                 super::events::events(volumes, &super::events::Which { volume, follow, limit }, sink)

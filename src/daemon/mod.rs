@@ -20,6 +20,7 @@ mod logs;
 mod memory;
 mod meter;
 mod metrics;
+mod mirror;
 mod openers;
 mod openmetrics;
 mod run;

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::mailbox::{Call, Event, Mailbox};
+use super::mirror::{Counter, Hold, Meter, MirrorKind, note_begin};
 use super::pace::Pace;
 use super::plan::{Forked, Ours, Plan, plan};
 use super::standing::{position_at, standing};
@@ -35,6 +36,7 @@ pub(super) struct Parts<'a> {
     pub(super) mailbox: &'a Arc<Mailbox>,
     pub(super) status: &'a SharedStatus,
     pub(super) verifier: &'a RefCell<Verifier>,
+    pub(super) counter: &'a Counter,
 }
 
 /// Bytes that may be under way.
@@ -53,6 +55,7 @@ pub(super) struct Session<'a> {
     writer: FrameWriter<Box<dyn Write + Send>>,
     stream: Stream,
     walk: Walk<'a>,
+    meter: Meter,
     batch: u64,
     /// Batches under way and their size on the wire.
     under_way: VecDeque<(u64, u64)>,
@@ -144,7 +147,8 @@ impl<'a> Session<'a> {
             target,
             writer,
             stream,
-            walk: Walk::new(parts.view, parts.journal, target),
+            walk: Walk::new(parts.view, parts.journal, target, Hold::of(&find_target(&parts)?.state)),
+            meter: Meter::open(parts.journal.store(), target)?,
             batch: 0,
             under_way: VecDeque::new(),
             under_way_bytes: 0,
@@ -214,12 +218,21 @@ impl<'a> Session<'a> {
             Event::Durable => self.stream.more(),
             Event::Flush => self.send(&Message::Flush)?,
             Event::Work => self.walk.look_again(),
+            Event::Mirror => self.begin_mirror_again()?,
             Event::Stop => {
                 let _ = self.send(&Message::Bye);
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// An operator has begun a mirror, or holds it, or lets it go on.
+    fn begin_mirror_again(&mut self) -> Result<(), SessionError> {
+        self.walk.begin_again(Hold::of(&find_target(&self.parts)?.state));
+        self.meter = Meter::open(self.parts.journal.store(), self.target)?;
+        self.count_bytes((0, 0));
+        Ok(())
     }
 
     /// How long there is nothing to do but listen.
@@ -268,7 +281,10 @@ impl<'a> Session<'a> {
         }
         if self.stream.wants_state() {
             let mut readings = self.walk.read_some()?;
-            if readings.is_empty() && self.unfinished.is_empty() {
+            if self.walk.begins_tree() {
+                self.parts.counter.begin();
+            }
+            if readings.is_empty() && self.unfinished.is_empty() && !self.walk.is_held() {
                 readings = self.verify_some()?;
             }
             self.take_share(if readings.is_empty() && self.unfinished.is_empty() {
@@ -305,7 +321,7 @@ impl<'a> Session<'a> {
         } else if !next.done.is_empty() {
             self.unfinished.push_back((self.batch, next.done));
         }
-        self.count_bytes(next.objects);
+        self.count_bytes(next.read);
         Ok(true)
     }
 
@@ -343,17 +359,21 @@ impl<'a> Session<'a> {
 
     fn send(&mut self, message: &Message) -> Result<(), SessionError> {
         self.writer.send(message)?;
-        self.count_bytes(0);
+        self.count_bytes((0, 0));
         Ok(())
     }
 
-    fn count_bytes(&mut self, objects: u64) {
+    /// `read` is what was sent of work: objects, and bytes of content that they have.
+    fn count_bytes(&mut self, read: (u64, u64)) {
         let new = self.writer.bytes_sent() - self.counted_bytes;
         self.counted_bytes += new;
         self.pace.sent(new);
+        self.meter.add(read, self.walk.current_path(), self.parts.counter.counted());
+        let mirror = self.meter.progress();
         self.parts.status.update(|status| {
             status.bytes_sent += new;
-            status.objects_read += objects;
+            status.objects_read += read.0;
+            status.mirror = Some(mirror.clone());
         });
     }
 
@@ -438,6 +458,9 @@ impl<'a> Session<'a> {
         let needs = if first { &[][..] } else { &needs };
         let said = Said { copy: self.copy, received: ack.received, applied: ack.applied, commit: ack.commit };
         store.ack(self.target, &said, &finished, &progress, needs)?;
+        if !finished.is_empty() {
+            self.meter.save(store, store.mirror_is_left(self.target)?)?;
+        }
         self.walk.look_again();
         if self.trimmed.elapsed() >= TRIM_EVERY {
             self.trimmed = Instant::now();
@@ -479,7 +502,7 @@ fn wait_for_reply(mailbox: &Mailbox) -> Result<HelloReply, SessionError> {
             Some(Event::Heard(_)) => return Err(SessionError::Protocol("it did not say who it is")),
             Some(Event::Ended(error)) => return Err(error.into()),
             Some(Event::Stop) => return Err(SessionError::Protocol("stopped before it answered")),
-            Some(Event::Durable | Event::Flush | Event::Work) | None => {}
+            Some(Event::Durable | Event::Flush | Event::Work | Event::Mirror) | None => {}
         }
     }
     Err(SessionError::Silent(HANDSHAKE.as_secs()))
@@ -526,6 +549,7 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, SessionError> {
     };
     let base = ours.durable;
     store.reset_target(target, base, &[NewWork::whole_tree(reason, base)])?;
+    note_begin(store, target, MirrorKind::of(reason))?;
     // After the work is queued: a copy that is known has had its beginning.
     store.target_said(target, Some(&said))?;
     let level = if reason == WorkReason::Mirror { Level::Info } else { Level::Warning };

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::mailbox::{Call, Event, Mailbox};
+use super::mirror::Counter;
 use super::pace::Rate;
 use super::plan::Forked;
 use super::session::Session;
@@ -65,7 +66,9 @@ impl SenderThread {
         let (mailbox, status) = (Arc::new(Mailbox::default()), Arc::new(SharedStatus::default()));
         let desk = Arc::new(VerifyDesk::default());
         let verifier = RefCell::new(Verifier::new(desk.clone()));
-        let runner = Runner { journal, view, options, mailbox: mailbox.clone(), status: status.clone(), verifier };
+        let counter = Counter::new(view.clone());
+        let (mail, shared) = (mailbox.clone(), status.clone());
+        let runner = Runner { journal, view, options, mailbox: mail, status: shared, verifier, counter };
         let handle = std::thread::Builder::new().name("dtfs-sender".into()).spawn(move || runner.run())?;
         Ok(SenderThread { desk, mailbox, status, handle: Some(handle) })
     }
@@ -90,6 +93,11 @@ impl SenderThread {
         let id = self.desk.ask(request);
         self.mailbox.call(Call::Work);
         id
+    }
+
+    /// A mirror was begun, or held, or is to go on: what was read of work counts no more.
+    pub fn mirror_changed(&self) {
+        self.mailbox.call(Call::Mirror);
     }
 
     /// Something to tell the sender of new work by, that does not keep it.
@@ -155,6 +163,7 @@ struct Runner {
     mailbox: Arc<Mailbox>,
     status: Arc<SharedStatus>,
     verifier: RefCell<Verifier>,
+    counter: Counter,
 }
 
 impl Runner {
@@ -204,6 +213,7 @@ impl Runner {
             mailbox: &self.mailbox,
             status: &self.status,
             verifier: &self.verifier,
+            counter: &self.counter,
         }
     }
 

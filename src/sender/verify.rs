@@ -309,7 +309,7 @@ impl Run {
             let dir = parts.task.dir.clone();
             parts.children.extend(children.into_iter().map(|entry| child(&dir, entry.item)));
         }
-        let reading = ObjectReading { stamp, records, next: None };
+        let reading = ObjectReading { stamp, records, next: None, covered: 0 };
         if more {
             self.parts = Some(parts);
             return Ok(self.reading(reading, Done::Nothing));
@@ -334,7 +334,7 @@ impl Run {
             *first = stamp;
         }
         *last = stamp;
-        Reading { stamp, records: records.into(), done, objects: 0, purpose: Purpose::Check }
+        Reading { stamp, records: records.into(), done, objects: 0, covered: 0, purpose: Purpose::Check }
     }
 
     /// What the target says of one reading.

@@ -5,10 +5,14 @@
 //! before it (a large file, the files of a large directory) gets rows of its own.
 
 use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::SessionError;
+use super::mirror::Hold;
 use crate::base::{Oid, Tid};
 use crate::catchup::TreeView;
 use crate::catchup::{
@@ -49,13 +53,22 @@ pub(super) struct Reading {
     pub(super) done: Done,
     /// Objects that are read whole with it.
     pub(super) objects: u64,
+    /// Bytes of their content that it stands for.
+    pub(super) covered: u64,
     pub(super) purpose: Purpose,
 }
 
 impl Reading {
     /// Nothing, at its place in the stream.
     fn empty(stamp: Tid) -> Reading {
-        Reading { stamp, records: VecDeque::new(), done: Done::Nothing, objects: 0, purpose: Purpose::Apply }
+        Reading {
+            stamp,
+            records: VecDeque::new(),
+            done: Done::Nothing,
+            objects: 0,
+            covered: 0,
+            purpose: Purpose::Apply,
+        }
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -90,6 +103,11 @@ pub(super) struct Walk<'a> {
     /// Rows whose object could not be read, and since when the first of them waits.
     aside: Vec<WorkRow>,
     aside_since: Instant,
+    hold: Hold,
+    /// The directory or file that is being read, for people.
+    current_path: Vec<u8>,
+    /// The whole tree has begun to be read.
+    begins_tree: bool,
 }
 
 /// What is still to be read of a row's object.
@@ -114,7 +132,7 @@ const SLICE_READINGS: usize = 1024;
 const INSIDE_BYTES: u64 = 32 << 20;
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(view: &'a dyn TreeView, journal: &'a Arc<Journal>, target: TargetId) -> Walk<'a> {
+    pub(super) fn new(view: &'a dyn TreeView, journal: &'a Arc<Journal>, target: TargetId, hold: Hold) -> Walk<'a> {
         Walk {
             view,
             journal,
@@ -125,6 +143,9 @@ impl<'a> Walk<'a> {
             maybe_more: true,
             aside: Vec::new(),
             aside_since: Instant::now(),
+            hold,
+            current_path: Vec::new(),
+            begins_tree: false,
         }
     }
 
@@ -136,8 +157,35 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Rows went, or are not to be worked on any more, or are again: begins with the first that is there.
+    pub(super) fn begin_again(&mut self, hold: Hold) {
+        // What is only paused and goes on keeps its place.
+        if hold == Hold::Stopped || hold == Hold::Running && self.hold != Hold::Paused {
+            *self = Walk::new(self.view, self.journal, self.target, hold);
+        }
+        self.hold = hold;
+    }
+
+    /// Whether nothing is read although there may be work.
+    pub(super) fn is_held(&self) -> bool {
+        self.hold != Hold::Running
+    }
+
+    /// What is being read.
+    pub(super) fn current_path(&self) -> &[u8] {
+        &self.current_path
+    }
+
+    /// Whether the whole tree has begun to be read since this was last asked.
+    pub(super) fn begins_tree(&mut self) -> bool {
+        std::mem::take(&mut self.begins_tree)
+    }
+
     /// Reads the next objects; nothing when there is no work.
     pub(super) fn read_some(&mut self) -> Result<Vec<Reading>, SessionError> {
+        if self.is_held() {
+            return Ok(Vec::new());
+        }
         let mut readings = Vec::new();
         let mut bytes = 0;
         let mut children = Vec::new();
@@ -213,15 +261,31 @@ impl<'a> Walk<'a> {
     }
 
     fn piece(&mut self, row: &WorkRow, reading: ObjectReading) -> Reading {
-        let ObjectReading { stamp, records, next } = reading;
+        let ObjectReading { stamp, records, next, covered } = reading;
         let done = match next {
             None => Done::Row(row.id),
             Some(next) => {
+                self.note_path(row.oid);
                 self.current = Some((*row, Rest::From(next)));
                 Done::Upto(row.id, next)
             }
         };
-        Reading { stamp, records: records.into(), done, objects: u64::from(next.is_none()), purpose: Purpose::Apply }
+        Reading {
+            stamp,
+            records: records.into(),
+            done,
+            objects: u64::from(next.is_none()),
+            covered,
+            purpose: Purpose::Apply,
+        }
+    }
+
+    /// A file that takes a while is being read.
+    fn note_path(&mut self, oid: Oid) {
+        let fd = self.view.key_of(oid).and_then(|key| self.view.tree().open_key(key, libc::O_PATH).ok());
+        if let Some(path) = fd.and_then(|fd| sys::path_of(fd.as_fd())) {
+            self.current_path = inside_root(path);
+        }
     }
 
     fn begin_dir(&mut self, row: &WorkRow, follow: Follow, children: &mut Vec<NewWork>) -> sys::Result<Reading> {
@@ -231,7 +295,9 @@ impl<'a> Walk<'a> {
     /// The next part of a directory. No other object is read before its last part: a target takes one listing at a time.
     fn part(&mut self, row: &WorkRow, mut walk: Box<DirWalk>, queue: &mut Vec<NewWork>) -> sys::Result<Reading> {
         let is_begun = walk.has_begun();
+        self.begins_tree |= !is_begun && (row.oid, row.kind) == (Oid::ROOT, WorkKind::Tree);
         let DirReading { stamp, records, children, more } = walk.next_part(self.view)?;
+        self.current_path = walk.path().map(inside_root).unwrap_or_default();
         let mut inside = VecDeque::new();
         if walk.follow() == Follow::Children {
             let room = if more || is_begun { 0 } else { INSIDE_BYTES };
@@ -243,7 +309,14 @@ impl<'a> Walk<'a> {
         };
         let done = if rest.is_some() { Done::Nothing } else { Done::Row(row.id) };
         self.current = rest.map(|rest| (*row, rest));
-        Ok(Reading { stamp, records: records.into(), done, objects: u64::from(!more), purpose: Purpose::Apply })
+        Ok(Reading {
+            stamp,
+            records: records.into(),
+            done,
+            objects: u64::from(!more),
+            covered: 0,
+            purpose: Purpose::Apply,
+        })
     }
 
     /// The next object in a directory. One that has grown, or cannot be read, gets a row of its own.
@@ -251,8 +324,8 @@ impl<'a> Walk<'a> {
         let mut reading = Reading::empty(self.view.stamp());
         while let Some(oid) = oids.pop_front() {
             match read_object(self.view, oid, 0, compare(row)) {
-                Ok(ObjectReading { stamp, records, next: None }) => {
-                    reading = Reading { stamp, records: records.into(), objects: 1, ..reading };
+                Ok(ObjectReading { stamp, records, next: None, covered }) => {
+                    reading = Reading { stamp, records: records.into(), objects: 1, covered, ..reading };
                     break;
                 }
                 Ok(_) | Err(_) => queue.push(row_of(row, oid, WorkKind::Object)),
@@ -272,6 +345,8 @@ fn divide(row: &WorkRow, children: &[Child], room_bytes: u64, queue: &mut Vec<Ne
     for Child { item, bytes } in children {
         let kind = if item.shape.is_dir() { WorkKind::Tree } else { WorkKind::Object };
         match kind {
+            // Where attributes are believed no content is read.
+            WorkKind::Object if room_bytes > 0 && row.reason == WorkReason::Difference => inside.push_back(item.oid),
             WorkKind::Object if room_bytes > 0 && *bytes <= CHUNK_BYTES.min(left) => {
                 left -= bytes;
                 inside.push_back(item.oid);
@@ -282,8 +357,18 @@ fn divide(row: &WorkRow, children: &[Child], room_bytes: u64, queue: &mut Vec<Ne
     inside
 }
 
+/// The kernel tells paths from the root of the tree's own mount on.
+fn inside_root(path: PathBuf) -> Vec<u8> {
+    let path = path.into_os_string().into_vec();
+    path.strip_prefix(b"/").map(<[u8]>::to_vec).unwrap_or(path)
+}
+
 fn compare(row: &WorkRow) -> Compare {
-    if row.reason == WorkReason::Mirror { Compare::No } else { Compare::Digests }
+    match row.reason {
+        WorkReason::Mirror => Compare::No,
+        WorkReason::Difference => Compare::Attributes,
+        WorkReason::Verify | WorkReason::Need => Compare::Digests,
+    }
 }
 
 /// A row for an object in the directory of row `parent`.

@@ -3,7 +3,7 @@
 use super::unexpected;
 use crate::base::Tid;
 use crate::config::{ByteSize, Paths, TargetName, VolumeName};
-use crate::control::{Client, EventEntry, Failure, LogEntry, Reply, Request, StatusReply, VerifyReply};
+use crate::control::{Client, EventEntry, Failure, LogEntry, MirrorAction, Reply, Request, StatusReply, VerifyReply};
 
 /// How one volume or all of them stand.
 ///
@@ -112,6 +112,17 @@ pub fn verify(paths: &Paths, what: VerifyWhat, show: &mut dyn FnMut(&VerifyReply
     };
     match Client::connect(paths)?.stream(&request, &mut part)? {
         Reply::Verified(reply) => Ok(reply),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Begins a mirror of a target, or does something with the one that runs.
+///
+/// # Errors
+/// Code 2 for a target that there is not, code 5 when it does not fit how the mirror stands, code 3 without a daemon.
+pub fn mirror(paths: &Paths, volume: VolumeName, target: TargetName, action: MirrorAction) -> Result<(), Failure> {
+    match Client::connect(paths)?.call(&Request::Mirror { volume, target, action })? {
+        Reply::Done => Ok(()),
         other => Err(unexpected(&other)),
     }
 }

@@ -14,7 +14,7 @@ mod which;
 use super::{Failure, Reply, Request, try_connect};
 use crate::config::{Edits, Paths};
 
-pub use ask::{EventRange, LogRange, VerifyWhat, WaitFor, events, log, reload, status, sync_tid, verify, wait};
+pub use ask::{EventRange, LogRange, VerifyWhat, WaitFor, events, log, mirror, reload, status, sync_tid, verify, wait};
 pub use check::{check, check_files};
 pub use doctor::{Finding, Severity, doctor};
 pub use entries::{Detach, MountHow, Rehearsal, add_entry, list_entries, mount, remove_entry, unmount};
