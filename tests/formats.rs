@@ -10,14 +10,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use dtfs::base::{
-    AtimeMode, ChainDigest, Commit, EpochId, Name, Oid, Position, Space, StoredTimes, Tid, Timespec, VolumeUuid,
+    AtimeMode, ChainDigest, Commit, EpochId, History, Name, Oid, Position, Space, Spaces, StoredTimes, Tid, Timespec,
+    VolumeUuid,
 };
 use dtfs::record::{
     Attrs, Difference, DifferenceKind, DirItem, Draft, Fate, Op, Record, RecordIter, Replaced, Shape, Slot, Xattr,
 };
 use dtfs::sys::InodeFlags;
 use dtfs::wire::{
-    Ack, Compression, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, RefuseCode, ReplicaState, Stall,
+    Ack, Compression, Convergence, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, RefuseCode,
+    ReplicaState, Stall,
 };
 use proptest::prelude::*;
 use support::prng::Prng;
@@ -207,6 +209,7 @@ fn every_message() -> Vec<(&'static str, Message)> {
         received: Tid(9),
         applied: Tid(7),
         commit: Commit { number: 3, nonce: 4 },
+        convergence: Convergence::Consistent,
         blocked: 1,
         blocked_oid: oid(8),
         blocked_errno: 27,
@@ -217,7 +220,16 @@ fn every_message() -> Vec<(&'static str, Message)> {
     vec![
         (
             "hello",
-            Message::Hello(Hello { version, volume, space: Space(5), epoch, durable: Tid(77), access_times, label }),
+            Message::Hello(Hello {
+                version,
+                volume,
+                spaces: Spaces::new(Space(5), [Space(4)]),
+                epoch,
+                durable: Tid(77),
+                access_times,
+                label,
+                epochs: vec![position],
+            }),
         ),
         ("hello-reply", Message::HelloReply(reply)),
         ("refuse", Message::Refuse { code: RefuseCode::Wrong, text: "no".into() }),
@@ -229,6 +241,8 @@ fn every_message() -> Vec<(&'static str, Message)> {
         ("ping", Message::Ping),
         ("pong", Message::Pong),
         ("bye", Message::Bye),
+        ("convergence", Message::Convergence(Convergence::Converging)),
+        ("superseded", Message::Superseded(History { volume, epochs: vec![position] })),
         ("check", Message::Check { batch: 3, body: encode(&[(Op::StateGone, b"")]) }),
         ("checked", Message::Checked { batch: 3, more: 5, found: differences }),
     ]

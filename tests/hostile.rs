@@ -55,11 +55,12 @@ fn hello() -> Message {
     Message::Hello(Hello {
         version: PROTOCOL_VERSION,
         volume: VolumeUuid([1; 16]),
-        space: Space(7),
+        spaces: Space(7).into(),
         epoch: EpochId([2; 16]),
         durable: Tid(100),
         access_times: AtimeMode::AtClose,
         label: "data".into(),
+        epochs: Vec::new(),
     })
 }
 

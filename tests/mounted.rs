@@ -9,7 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use dtfs::stack::{Stack, StackOptions};
 use dtfs::sys::{self, Errno};
 use support::mounted::{Mounted, as_user};
 use support::scratch::{FileSystem, Scratch};
+use support::user::SOMEONE;
 use support::workload::{self, Workload};
 use support::{mapping, trees};
 
@@ -119,6 +120,20 @@ fn xattrs_and_the_reserved_ones() {
         assert_eq!(names, [&b"trusted.other"[..], b"user.colour"]);
         assert_eq!(sys::getxattr(file.as_fd(), c"user.colour").unwrap(), b"red");
     }
+}
+
+#[test]
+fn the_history_is_told_to_root_on_the_root_only() {
+    let m = Mounted::new();
+    fs::write(m.path("f"), b"").unwrap();
+    let get = |path: PathBuf| sys::getxattr(File::open(path).unwrap().as_fd(), c"trusted.dtfs.history");
+    let history = dtfs::base::History::from_bytes(&get(m.path("")).unwrap()).expect("a history");
+    assert!(!history.epochs.is_empty());
+    assert_eq!(get(m.path("f")), Err(Errno::ENODATA));
+    assert_eq!(get(m.behind.clone()), Err(Errno::ENODATA), "nothing is stored");
+    assert_eq!(set_xattr(&m.path(""), "trusted.dtfs.history", b"x"), Err(Errno::EPERM));
+    assert!(sys::listxattr(File::open(m.path("")).unwrap().as_fd()).unwrap().is_empty());
+    assert_eq!(SOMEONE.does(|| get(m.path(""))), Err(Errno::ENODATA), "only root is told");
 }
 
 fn set_xattr(path: &Path, name: &str, value: &[u8]) -> sys::Result<()> {

@@ -290,7 +290,7 @@ fn a_target_that_was_wiped_during_its_greeting_is_filled_again() {
         dtfs::applier::Replica::open(
             &pair.target(),
             &pair.states(),
-            (identity.volume, identity.space),
+            (identity.volume, &identity.space.into()),
             dtfs::applier::Adopt::No,
         )
     };

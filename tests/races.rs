@@ -200,7 +200,7 @@ impl Rig {
             fs::create_dir(outside.join(format!("s{no}"))).unwrap();
         }
         let ids = (VolumeUuid([1; 16]), Space(7));
-        let replica = Replica::open(&target, &root.path().join("states"), ids, Adopt::No).unwrap();
+        let replica = Replica::open(&target, &root.path().join("states"), (ids.0, &ids.1.into()), Adopt::No).unwrap();
         let applier = Applier::new(replica, Tid::ZERO).unwrap();
         let before = look(&outside);
         let mut rig = Rig { applier, tid: 0, failed: 0, target, outside, before, _root: root };

@@ -110,7 +110,8 @@ impl Rig {
 
     fn open(&mut self) {
         let identity = self.stack.journal().identity();
-        let who = (identity.volume, identity.space);
+        let spaces = identity.space.into();
+        let who = (identity.volume, &spaces);
         let replica = Replica::open(&self.path("target"), &self.path("states"), who, Adopt::Yes).unwrap();
         let high_water = if self.faults.never_put_back { Tid(u64::MAX) } else { self.high_water };
         let mut applier = Applier::new(replica, high_water).unwrap();

@@ -76,11 +76,12 @@ fn converse(scratch: &Path, messages: &[Message]) -> Result<(), dtfs::receiver::
     let hello = Message::Hello(Hello {
         version: PROTOCOL_VERSION,
         volume: VolumeUuid([1; 16]),
-        space: Space(7),
+        spaces: Space(7).into(),
         epoch: EpochId([2; 16]),
         durable: Tid(RECORDS),
         access_times: AtimeMode::AtClose,
         label: "fuzz".into(),
+        epochs: Vec::new(),
     });
     let mut input = BANNER.to_vec();
     for message in [&hello].into_iter().chain(messages) {

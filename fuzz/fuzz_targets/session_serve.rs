@@ -55,11 +55,12 @@ fn conversation(data: &[u8]) -> Vec<u8> {
     let hello = Message::Hello(dtfs::wire::Hello {
         version: dtfs::wire::PROTOCOL_VERSION,
         volume: dtfs::base::VolumeUuid([1; 16]),
-        space: dtfs::base::Space(7),
+        spaces: dtfs::base::Space(7).into(),
         epoch: EpochId([2; 16]),
         durable: Tid(1000),
         access_times: dtfs::base::AtimeMode::AtClose,
         label: "fuzz".into(),
+        epochs: Vec::new(),
     });
     let mut out = [BANNER, &dtfs_fuzz::frame(hello.kind(), &hello.encode())].concat();
     let mut source = Source::default();

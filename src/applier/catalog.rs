@@ -1,10 +1,10 @@
 //! `catalog.db`: which objects the tree has, under which local inode, and how much of their state is known.
 //!
-//! Tables (schema version 3, in `PRAGMA user_version`):
+//! Tables (schema version 4, in `PRAGMA user_version`):
 //!
 //! | table | columns |
 //! |---|---|
-//! | cursor | one row: space (of the source's objects), position BLOB(32) (epoch, TID, digest: durable in the tree), commit_no BLOB(16) (the state that the tree and this database were in), next_nonce BLOB(8) (of the commit after it), jump BLOB(32) or NULL (the position that the inbox is being begun anew at) |
+//! | cursor | one row: spaces BLOB (4 bytes each: of the source's objects), position BLOB(32) (epoch, TID, digest: durable in the tree), commit_no BLOB(16) (the state that the tree and this database were in), next_nonce BLOB(8) (of the commit after it), jump BLOB(32) or NULL (the position that the inbox is being begun anew at) |
 //! | obj | oid BLOB(16) PRIMARY KEY, ino, generation (the local inode), kind (S_IFMT bits), state (0 placeholder, 1 partial, 2 complete, 3 found), crc (crc32c of the five before it, as little-endian bytes of 16, 8, 4, 4 and 1) |
 //! | blocked | oid PRIMARY KEY, errno |
 //!
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use crate::base::{Commit, DatabaseError, ObjectKey, Oid, Position, Space, faults, open_database, random_bytes};
+use crate::base::{Commit, DatabaseError, ObjectKey, Oid, Position, Spaces, faults, open_database, random_bytes};
 use crate::sys::Errno;
 
 /// The catalog could not be read or written.
@@ -136,13 +136,13 @@ pub(super) struct Catalog {
     /// The objects in `blocked`; usually none.
     blocked: HashSet<Oid>,
     cursor: Cursor,
+    /// Whose objects it knows.
+    spaces: Spaces,
 }
 
 /// What is durable together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Cursor {
-    /// Whose objects the catalog knows.
-    pub(super) space: Space,
     /// Everything up to here is durable in the tree.
     pub(super) applied: Position,
     pub(super) commit: Commit,
@@ -153,12 +153,12 @@ pub(super) struct Cursor {
 }
 
 const CACHE_MAX: usize = 65_536;
-const SCHEMA: i64 = 3;
+const SCHEMA: i64 = 4;
 /// A catalog up to this size is checked whole when it is opened; checking a larger one would keep the source waiting.
 const CHECKED_BYTES: u64 = 64 << 20;
 
 const TABLES: &str = "
-    CREATE TABLE cursor (one INTEGER PRIMARY KEY CHECK (one = 1), space INTEGER NOT NULL, position BLOB NOT NULL,
+    CREATE TABLE cursor (one INTEGER PRIMARY KEY CHECK (one = 1), spaces BLOB NOT NULL, position BLOB NOT NULL,
         commit_no BLOB NOT NULL, next_nonce BLOB NOT NULL, jump BLOB);
     CREATE TABLE obj (oid BLOB PRIMARY KEY, ino INTEGER NOT NULL, generation INTEGER NOT NULL,
         kind INTEGER NOT NULL, state INTEGER NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
@@ -173,10 +173,10 @@ impl Catalog {
         Catalog::begin(path, connection)
     }
 
-    /// Makes a new one at `path`, where there is none, for the objects of `space`.
-    pub(super) fn create(path: &Path, space: Space) -> Result<Catalog, CatalogError> {
+    /// Makes a new one at `path`, where there is none, for the objects of `spaces`.
+    pub(super) fn create(path: &Path, spaces: &Spaces) -> Result<Catalog, CatalogError> {
         let mut connection = open_database(path)?;
-        create(&mut connection, space).map_err(|cause| CatalogError::Sql {
+        create(&mut connection, spaces).map_err(|cause| CatalogError::Sql {
             path: path.to_owned(),
             what: "create tables",
             cause,
@@ -184,9 +184,31 @@ impl Catalog {
         Catalog::begin(path, connection)
     }
 
+    /// What was last durable in the tree, for somebody who only looks: another process may have the catalog open.
+    pub(super) fn look_at(path: &Path) -> Result<Position, CatalogError> {
+        let connection = open_database(path)?;
+        let cursor = read_cursor(&connection).map_err(|cause| CatalogError::Sql {
+            path: path.to_owned(),
+            what: "read cursor",
+            cause,
+        })?;
+        Ok(cursor.applied)
+    }
+
+    /// As [`Catalog::look_at`]: whose objects it knows.
+    pub(super) fn look_at_spaces(path: &Path) -> Result<Spaces, CatalogError> {
+        let connection = open_database(path)?;
+        read_spaces(&connection).map_err(|cause| CatalogError::Sql {
+            path: path.to_owned(),
+            what: "read spaces",
+            cause,
+        })
+    }
+
     fn begin(path: &Path, connection: Connection) -> Result<Catalog, CatalogError> {
         let fail = |what| move |cause| CatalogError::Sql { path: path.to_owned(), what, cause };
         let cursor = read_cursor(&connection).map_err(fail("read cursor"))?;
+        let spaces = read_spaces(&connection).map_err(fail("read spaces"))?;
         connection.execute_batch("BEGIN IMMEDIATE").map_err(fail("begin"))?;
         let none = "SELECT NOT EXISTS (SELECT 1 FROM obj)";
         let cache_is_all = connection.query_row(none, [], |row| row.get(0)).map_err(fail("read objects"))?;
@@ -199,6 +221,7 @@ impl Catalog {
             cache_is_all,
             blocked: blocked.into_iter().collect(),
             cursor,
+            spaces,
         })
     }
 
@@ -210,6 +233,35 @@ impl Catalog {
     /// What is durable.
     pub(super) fn cursor(&self) -> Cursor {
         self.cursor
+    }
+
+    /// Whose objects it knows.
+    pub(super) fn spaces(&self) -> &Spaces {
+        &self.spaces
+    }
+
+    /// From the next commit on it knows the objects of `spaces`.
+    pub(super) fn set_spaces(&mut self, spaces: &Spaces) -> Result<(), CatalogError> {
+        self.connection
+            .execute("UPDATE cursor SET spaces = ?1", [spaces.to_bytes()])
+            .map_err(|cause| self.sql("set spaces", cause))?;
+        self.spaces = spaces.clone();
+        Ok(())
+    }
+
+    /// Every object, in the order of the table.
+    pub(super) fn objects(&mut self) -> Result<Vec<(Oid, ObjectKey)>, CatalogError> {
+        self.write_rows()?;
+        let read = || -> rusqlite::Result<Option<Vec<(Oid, ObjectKey)>>> {
+            let mut statement = self.connection.prepare("SELECT oid, ino, generation, kind, state, crc FROM obj")?;
+            let rows = statement.query_map([], |columns| {
+                let oid: [u8; Oid::LEN] = columns.get(0)?;
+                Ok(read_row(columns)?.map(|row| (Oid::from_bytes(oid), row.key)))
+            })?;
+            rows.collect()
+        };
+        let objects = read().map_err(|cause| self.sql("read objects", cause))?;
+        objects.ok_or_else(|| damaged_row(&self.path))
     }
 
     pub(super) fn get(&mut self, oid: Oid) -> Result<Option<Row>, CatalogError> {
@@ -308,7 +360,7 @@ impl Catalog {
             .execute("UPDATE cursor SET position = ?1, commit_no = ?2, next_nonce = ?3, jump = ?4", row)
             .and_then(|_| self.connection.execute_batch("COMMIT; BEGIN IMMEDIATE"))
             .map_err(|cause| self.sql("commit", cause))?;
-        self.cursor = Cursor { applied, commit, next, jump, ..self.cursor };
+        self.cursor = Cursor { applied, commit, next, jump };
         Ok(())
     }
 
@@ -350,11 +402,11 @@ impl Catalog {
     }
 }
 
-fn create(connection: &mut Connection, space: Space) -> rusqlite::Result<()> {
+fn create(connection: &mut Connection, spaces: &Spaces) -> rusqlite::Result<()> {
     let tx = connection.transaction()?;
     tx.execute_batch(TABLES)?;
     let first = Commit { number: 1, nonce: random() };
-    let row = (space.0, Position::START.to_bytes(), first.to_bytes(), random().to_le_bytes());
+    let row = (spaces.to_bytes(), Position::START.to_bytes(), first.to_bytes(), random().to_le_bytes());
     tx.execute("INSERT INTO cursor VALUES (1, ?1, ?2, ?3, ?4, NULL)", row)?;
     tx.pragma_update(None, "user_version", SCHEMA)?;
     tx.commit()
@@ -405,15 +457,22 @@ fn crc_of(oid: &[u8; Oid::LEN], row: &Row) -> u32 {
 }
 
 fn read_cursor(connection: &Connection) -> rusqlite::Result<Cursor> {
-    connection.query_row("SELECT space, position, commit_no, next_nonce, jump FROM cursor", [], |row| {
-        let commit = Commit::from_bytes(row.get(2)?);
+    connection.query_row("SELECT position, commit_no, next_nonce, jump FROM cursor", [], |row| {
+        let commit = Commit::from_bytes(row.get(1)?);
         Ok(Cursor {
-            space: Space(row.get(0)?),
-            applied: Position::from_bytes(row.get(1)?),
+            applied: Position::from_bytes(row.get(0)?),
             commit,
-            next: Commit { number: commit.number + 1, nonce: u64::from_le_bytes(row.get(3)?) },
-            jump: row.get::<_, Option<[u8; Position::LEN]>>(4)?.map(Position::from_bytes),
+            next: Commit { number: commit.number + 1, nonce: u64::from_le_bytes(row.get(2)?) },
+            jump: row.get::<_, Option<[u8; Position::LEN]>>(3)?.map(Position::from_bytes),
         })
+    })
+}
+
+fn read_spaces(connection: &Connection) -> rusqlite::Result<Spaces> {
+    connection.query_row("SELECT spaces FROM cursor", [], |row| {
+        let bytes: Vec<u8> = row.get(0)?;
+        // Damage is found like any other: of spaces that are not known nothing counts.
+        Ok(Spaces::from_bytes(&bytes).unwrap_or_default())
     })
 }
 
@@ -453,7 +512,7 @@ fn read_row(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Option<Row>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::base::Tid;
+    use crate::base::{Space, Tid};
 
     #[test]
     fn what_was_not_committed_with_a_cursor_is_gone() {
@@ -461,7 +520,7 @@ mod tests {
         let path = dir.path().join("catalog.db");
         let oid = |ino| Oid { space: Space(3), generation: 1, ino };
         let row = Row { key: ObjectKey { ino: 9, generation: 2 }, kind: libc::S_IFREG, known: Known::Placeholder };
-        let mut catalog = Catalog::create(&path, Space(3)).unwrap();
+        let mut catalog = Catalog::create(&path, &Space(3).into()).unwrap();
         catalog.put(oid(1), row).unwrap();
         let five = Position { tid: Tid(5), ..Position::START };
         catalog.commit(five, None).unwrap();

@@ -17,7 +17,7 @@ use super::park::{DISPLACED_XATTR, OID_XATTR, Park};
 use super::replica::ReplicaError;
 use super::{Outcome, Trouble};
 use crate::backing::Tree;
-use crate::base::{Commit, Name, ObjectKey, Oid, Position, Space};
+use crate::base::{Commit, Name, ObjectKey, Oid, Position, Spaces};
 use crate::record::RESERVED_DIR;
 use crate::sys::{self, Errno, FileFlags};
 
@@ -106,9 +106,9 @@ pub(super) fn are_of_one_time(cursor: &Cursor, tree: sys::Result<Option<Commit>>
     tree.is_ok_and(|commit| commit.is_some_and(|commit| commit == cursor.commit || commit == cursor.next))
 }
 
-/// Throws the catalog at `path` away and makes one that knows every object of `tree` that bears an oid of `space`. Durable
+/// Throws the catalog at `path` away and makes one that knows every object of `tree` that bears an oid of `spaces`. Durable
 /// when it returns.
-pub(super) fn make_anew(path: &Path, tree: &Tree, park: &Park, space: Space) -> Result<Catalog, ReplicaError> {
+pub(super) fn make_anew(path: &Path, tree: &Tree, park: &Park, spaces: &Spaces) -> Result<Catalog, ReplicaError> {
     for end in ["", "-wal", "-shm"] {
         let mut name = path.as_os_str().to_owned();
         name.push(end);
@@ -119,8 +119,8 @@ pub(super) fn make_anew(path: &Path, tree: &Tree, park: &Park, space: Space) -> 
             _ => {}
         }
     }
-    let catalog = Catalog::create(path, space)?;
-    let mut survey = Survey { tree, park, space, catalog };
+    let catalog = Catalog::create(path, spaces)?;
+    let mut survey = Survey { tree, park, spaces, catalog };
     let io = |errno: Errno| ReplicaError::Io { path: path.to_owned(), cause: errno.into() };
     survey.walk().map_err(|trouble| match trouble {
         Trouble::Catalog(error) => error.into(),
@@ -137,7 +137,7 @@ pub(super) fn make_anew(path: &Path, tree: &Tree, park: &Park, space: Space) -> 
 struct Survey<'a> {
     tree: &'a Tree,
     park: &'a Park,
-    space: Space,
+    spaces: &'a Spaces,
     catalog: Catalog,
 }
 
@@ -162,7 +162,7 @@ impl Survey<'_> {
     fn parked(&mut self, dir: OwnedFd, todo: &mut Vec<ObjectKey>) -> Outcome<()> {
         for name in entry_names(sys::reopen(dir.as_fd(), libc::O_RDONLY | libc::O_DIRECTORY)?)? {
             let oid = std::str::from_utf8(name.as_bytes()).ok().and_then(|text| text.parse::<Oid>().ok());
-            if oid.is_none_or(|oid| oid.space != self.space) {
+            if oid.is_none_or(|oid| !self.spaces.contains(oid.space)) {
                 let orphans = self.park.orphans();
                 match self.tree.mutate().rename(dir.as_fd(), &name, orphans, &name, libc::RENAME_NOREPLACE) {
                     Ok(()) | Err(Errno::EEXIST) => continue,
@@ -184,7 +184,7 @@ impl Survey<'_> {
         let bytes = self.tree.xattr(fd.as_fd(), OID_XATTR)?;
         match bytes.and_then(|bytes| bytes.try_into().ok()).map(Oid::from_bytes) {
             None => Ok(()),
-            Some(oid) if oid.space != self.space => self.make_foreign(found.key, fd.as_fd()),
+            Some(oid) if !self.spaces.contains(oid.space) => self.make_foreign(found.key, fd.as_fd()),
             // The first object that bears an oid is it; a copy of it counts as left over.
             Some(oid) if self.catalog.get(oid)?.is_some() => Ok(()),
             Some(oid) => Ok(self.catalog.put(oid, Row { key: found.key, kind, known: Known::Found })?),

@@ -21,20 +21,23 @@ mod names;
 mod objects;
 mod park;
 mod replica;
+mod roles;
 mod state;
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use attributes::Touched;
-use catalog::Catalog;
 pub use catalog::CatalogError;
+use catalog::{Catalog, Known};
 use doubt::DoubtFile;
 use fresh::Fresh;
 use listing::Listing;
 use park::Park;
-pub use replica::{Adopt, Origin, Replica, ReplicaError, ReplicaLock};
+pub use replica::{About, Adopt, Origin, Replica, ReplicaError, ReplicaLock};
+pub use roles::{Joined, Joining, Leftovers, join, leave};
 
 use crate::backing::Tree;
 use crate::base::{Ballast, Commit, Oid, Position, StoredTimes, Tid, faults};
@@ -123,6 +126,13 @@ pub struct Missing {
     pub len: u64,
 }
 
+impl Missing {
+    /// The entries of a directory, without what is in them: an offset of 1 and no length.
+    fn listing(oid: Oid) -> Missing {
+        Missing { oid, offset: 1, len: 0 }
+    }
+}
+
 /// The objects that could not be brought to their state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Blocked {
@@ -160,6 +170,8 @@ pub struct Applier {
     /// Up to here the tree may hold changes from a time before a crash.
     high_water: Tid,
     doubt: DoubtFile,
+    /// Where the state of this copy lies.
+    state: PathBuf,
     /// Room for the catalog on a full disk.
     ballast: Ballast,
     /// Keeps every other process from this replica.
@@ -177,7 +189,7 @@ impl Applier {
     /// [`ApplyError`] when the park cannot be read.
     pub fn new(replica: Replica, high_water: Tid) -> Result<Applier, ApplyError> {
         let coarse_times = replica.stored_times() == StoredTimes::Coarse;
-        let Replica { tree, catalog, park, doubt, ballast, lock, .. } = replica;
+        let Replica { tree, catalog, park, doubt, ballast, lock, state, .. } = replica;
         let plain = park.is_plain(&tree);
         let mut applier = Applier {
             fresh: Fresh::new(plain.unwrap_or(false)),
@@ -195,6 +207,7 @@ impl Applier {
             displaced: BTreeSet::new(),
             high_water,
             doubt,
+            state,
             ballast,
             _lock: lock,
         };
@@ -356,7 +369,13 @@ impl Applier {
 
     fn ask_again(&mut self) -> Outcome<()> {
         for oid in self.catalog.incomplete()? {
-            self.need(oid);
+            match self.catalog.get(oid)? {
+                // Only a copy that was a source itself has these: what is in the directory is known one by one.
+                Some(row) if row.kind == libc::S_IFDIR && row.known == Known::Partial => {
+                    self.missing.insert(Missing::listing(oid));
+                }
+                _ => self.need(oid),
+            }
         }
         for oid in self.park.oids()? {
             self.need(oid);

@@ -15,7 +15,7 @@ use super::catalog::{Catalog, CatalogError, Known, Row};
 use super::doubt::{self, DoubtFile};
 use super::park::{OID_XATTR, Park};
 use crate::backing::{BackingError, Tree};
-use crate::base::{Ballast, Commit, Oid, Position, Space, StoredTimes, Timespec, VolumeUuid};
+use crate::base::{Ballast, Commit, Oid, Position, Spaces, StoredTimes, Timespec, VolumeUuid};
 use crate::record::RESERVED_DIR;
 use crate::sys::{self, Errno, TimeChange};
 
@@ -90,7 +90,9 @@ pub struct Replica {
     /// Why tree, catalog and inbox cannot be believed, if so.
     pub(super) doubt: DoubtFile,
     pub(super) ballast: Ballast,
-    space: Space,
+    spaces: Spaces,
+    /// Where its state lies.
+    pub(super) state: PathBuf,
     /// Unique id of this copy.
     pub id: VolumeUuid,
     /// Whether it was made by this call, and from what.
@@ -99,6 +101,22 @@ pub struct Replica {
     pub inbox: PathBuf,
     pub(super) lock: ReplicaLock,
 }
+
+/// What a replica says of itself to those who only look.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct About {
+    /// Unique id of the copy.
+    pub id: VolumeUuid,
+    /// Whose copy it is.
+    pub volume: VolumeUuid,
+    /// Everything up to here is durable in its tree.
+    pub applied: Position,
+    /// Whether its catalog is there: otherwise nothing has filled it yet, or it is lost.
+    pub has_catalog: bool,
+}
+
+/// In the state directory of a replica that no source has filled yet.
+const AWAITS: &str = "awaits-source";
 
 /// Keeps every other process from a replica, as long as any part of this one may still write to it.
 pub type ReplicaLock = Arc<OwnedFd>;
@@ -115,19 +133,19 @@ pub enum Origin {
 }
 
 impl Replica {
-    /// Opens `dir` as a replica of the volume, or makes it one; `space` is that of the source's objects. `states` is where this host keeps the state of replicas.
+    /// Opens `dir` as a replica of the volume, or makes it one; `spaces` are those of the source's objects. `states` is where this host keeps the state of replicas.
     ///
     /// # Errors
     /// [`ReplicaError`]; then nothing was changed, except that a missing directory whose parent exists was made.
     pub fn open(
         dir: &Path,
         states: &Path,
-        (volume, space): (VolumeUuid, Space),
+        (volume, spaces): (VolumeUuid, &Spaces),
         adopt: Adopt,
     ) -> Result<Replica, ReplicaError> {
         make_dir(dir)?;
         let tree = Tree::open(dir)?;
-        let lock = lock(dir, &tree)?;
+        let lock = Arc::new(lock(dir, &tree)?);
         let (id, origin) = match read_id(dir)? {
             Some((_, found)) if found != volume => {
                 return Err(ReplicaError::OtherVolume { path: dir.to_owned(), found, wanted: volume });
@@ -136,6 +154,9 @@ impl Replica {
             None => (VolumeUuid::random(), examine(dir, adopt)?),
         };
         let state = states.join(id.to_string());
+        // Nobody has filled it yet.
+        let awaits = state.join(AWAITS);
+        let origin = if awaits.exists() { examine(dir, adopt)? } else { origin };
         let inbox = state.join("inbox");
         let io = |cause| ReplicaError::Io { path: inbox.clone(), cause };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&inbox).map_err(io)?;
@@ -144,17 +165,58 @@ impl Replica {
         let ballast = Ballast::take(&state).map_err(io)?;
         let path = state.join("catalog.db");
         let catalog = match origin {
-            Origin::Existing => open_existing(&path, (&tree, &park), space, &mut doubt)?,
+            Origin::Existing => open_existing(&path, (&tree, &park), spaces, &mut doubt)?,
             // Whatever lies there from an attempt before is of no use.
-            Origin::Empty | Origin::Adopted => doubt::make_anew(&path, &tree, &park, space)?,
+            Origin::Empty | Origin::Adopted => doubt::make_anew(&path, &tree, &park, spaces)?,
         };
         if origin != Origin::Existing {
+            super::roles::begin_converging(&state)?;
             write_id(dir, id, volume)?;
+            remove_marker(&awaits)?;
         }
         let mut replica =
-            Replica { tree, catalog, park, doubt, ballast, space, id, origin, inbox, lock: Arc::new(lock) };
+            Replica { tree, catalog, park, doubt, ballast, spaces: spaces.clone(), state, id, origin, inbox, lock };
         replica.register_root()?;
         Ok(replica)
+    }
+
+    /// Makes the empty directory `dir` a copy of `volume` that no source has filled yet: only one of that volume may. Of one
+    /// that is that already nothing is changed.
+    ///
+    /// # Errors
+    /// [`ReplicaError`], as [`Replica::open`].
+    pub fn await_source(dir: &Path, states: &Path, volume: VolumeUuid) -> Result<(), ReplicaError> {
+        make_dir(dir)?;
+        let tree = Tree::open(dir)?;
+        let _lock = lock(dir, &tree)?;
+        match read_id(dir)? {
+            Some((_, found)) if found == volume => return Ok(()),
+            Some((_, found)) => {
+                return Err(ReplicaError::OtherVolume { path: dir.to_owned(), found, wanted: volume });
+            }
+            None => {}
+        }
+        examine(dir, Adopt::No)?;
+        let id = VolumeUuid::random();
+        let state = states.join(id.to_string());
+        let io = |cause| ReplicaError::Io { path: state.clone(), cause };
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&state).map_err(io)?;
+        Park::open(&tree).map_err(|errno| ReplicaError::Io { path: dir.to_owned(), cause: errno.into() })?;
+        // Before the id: with it alone the directory would count as a replica whose catalog is lost.
+        fs::write(state.join(AWAITS), b"").and_then(|()| fs::File::open(&state)?.sync_all()).map_err(io)?;
+        write_id(dir, id, volume)
+    }
+
+    /// What the directory `dir` is, when it is a replica; also while a session works on it.
+    ///
+    /// # Errors
+    /// [`ReplicaError`] when its id file or its catalog cannot be read.
+    pub fn describe(dir: &Path, states: &Path) -> Result<Option<About>, ReplicaError> {
+        let Some((id, volume)) = read_id(dir)? else { return Ok(None) };
+        let catalog = states.join(id.to_string()).join("catalog.db");
+        let has_catalog = catalog.exists();
+        let applied = if has_catalog { Catalog::look_at(&catalog)? } else { Position::START };
+        Ok(Some(About { id, volume, applied, has_catalog }))
     }
 
     /// How the tree's filesystem stores times that are set, found out on the park, and whether its mount moves them. When
@@ -220,7 +282,7 @@ impl Replica {
         let reached = self.applied();
         self.doubt.cast(reason, Some(reached))?;
         let path = self.catalog.path().to_owned();
-        self.catalog = doubt::make_anew(&path, &self.tree, &self.park, self.space)?;
+        self.catalog = doubt::make_anew(&path, &self.tree, &self.park, &self.spaces)?;
         self.register_root()
     }
 
@@ -237,13 +299,13 @@ impl Replica {
 fn open_existing(
     path: &Path,
     (tree, park): (&Tree, &Park),
-    space: Space,
+    spaces: &Spaces,
     doubt: &mut DoubtFile,
 ) -> Result<Catalog, ReplicaError> {
     let (reason, reached) = match (doubt.reason(), path.exists()) {
-        (Some(_), _) => return doubt::make_anew(path, tree, park, space),
+        (Some(_), _) => return doubt::make_anew(path, tree, park, spaces),
         (None, false) => ("its catalog is missing".to_owned(), None),
-        (None, true) => match Catalog::open(path).and_then(|catalog| inspect(catalog, tree, park, space)) {
+        (None, true) => match Catalog::open(path).and_then(|catalog| inspect(catalog, tree, park, spaces)) {
             Ok(Ok(catalog)) => return Ok(catalog),
             Ok(Err((reason, reached))) => (reason.to_owned(), Some(reached)),
             Err(error) if error.is_damage() => (error.to_string(), None),
@@ -251,7 +313,7 @@ fn open_existing(
         },
     };
     doubt.cast(&reason, reached)?;
-    doubt::make_anew(path, tree, park, space)
+    doubt::make_anew(path, tree, park, spaces)
 }
 
 /// The catalog, when it speaks of this tree as it is; else why it does not, and the position it has.
@@ -259,20 +321,34 @@ fn inspect(
     mut catalog: Catalog,
     tree: &Tree,
     park: &Park,
-    space: Space,
+    spaces: &Spaces,
 ) -> Result<Result<Catalog, (&'static str, Position)>, CatalogError> {
     let (cursor, root) = (catalog.cursor(), catalog.get(Oid::ROOT)?);
     let reason = match () {
-        () if cursor.space != space => "the source's volume lies on another filesystem than before",
+        () if !catalog.spaces().is_within(spaces) => "the source's volume lies on another filesystem than before",
         () if !doubt::are_of_one_time(&cursor, park.commit(tree)) => {
             "its tree and its catalog are from different times"
         }
         () if root.is_some_and(|row| row.key != tree.root_key()) => {
             "its tree was copied: the objects have other inode numbers than its catalog knows"
         }
-        () => return Ok(Ok(catalog)),
+        () => {
+            if catalog.spaces() != spaces {
+                catalog.set_spaces(spaces)?;
+            }
+            return Ok(Ok(catalog));
+        }
     };
     Ok(Err((reason, cursor.applied)))
+}
+
+fn remove_marker(path: &Path) -> Result<(), ReplicaError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(ReplicaError::Io { path: path.to_owned(), cause: error })
+        }
+        _ => Ok(()),
+    }
 }
 
 fn make_dir(dir: &Path) -> Result<(), ReplicaError> {
@@ -285,7 +361,7 @@ fn make_dir(dir: &Path) -> Result<(), ReplicaError> {
 }
 
 /// One session at a time: the lock lives on the root directory itself, so that it holds whatever state directory is used.
-fn lock(dir: &Path, tree: &Tree) -> Result<OwnedFd, ReplicaError> {
+pub(super) fn lock(dir: &Path, tree: &Tree) -> Result<OwnedFd, ReplicaError> {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY;
     let fd = sys::openat(tree.root(), c".", flags, 0)
         .map_err(|errno| ReplicaError::Io { path: dir.to_owned(), cause: errno.into() })?;
@@ -319,12 +395,12 @@ fn own_dir(dir: &Path) -> io::Result<OwnedFd> {
 /// Three short lines.
 const MOST_ID_BYTES: u64 = 4096;
 
-fn id_path(dir: &Path) -> PathBuf {
+pub(super) fn id_path(dir: &Path) -> PathBuf {
     dir.join(std::ffi::OsStr::from_bytes(RESERVED_DIR)).join("id")
 }
 
 /// The replica's id and its volume, or `None` when there is no id file.
-fn read_id(dir: &Path) -> Result<Option<(VolumeUuid, VolumeUuid)>, ReplicaError> {
+pub(super) fn read_id(dir: &Path) -> Result<Option<(VolumeUuid, VolumeUuid)>, ReplicaError> {
     let path = id_path(dir);
     let read = || {
         let own = own_dir(dir)?;
@@ -349,7 +425,7 @@ fn read_id(dir: &Path) -> Result<Option<(VolumeUuid, VolumeUuid)>, ReplicaError>
 }
 
 /// Written whole or not at all: a temporary file, synced, renamed, and the directory synced.
-fn write_id(dir: &Path, id: VolumeUuid, volume: VolumeUuid) -> Result<(), ReplicaError> {
+pub(super) fn write_id(dir: &Path, id: VolumeUuid, volume: VolumeUuid) -> Result<(), ReplicaError> {
     let path = id_path(dir);
     let write = || -> io::Result<()> {
         let own = own_dir(dir)?;

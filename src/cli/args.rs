@@ -6,9 +6,9 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::{Action, Invocation, Verbosity};
-use crate::base::Tid;
+use crate::base::{Tid, VolumeUuid};
 use crate::config::{Adoption, ByteSize, Edits, MountOptions, Paths, TargetName, TargetUrl, VolumeName};
-use crate::control::MirrorAction;
+use crate::control::{MirrorAction, PfsVerb, Promotion};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -49,6 +49,11 @@ enum Command {
     Serve(ServeArgs),
     /// Replicate a real tree between two directories of this host, check it, and clean up
     Demo(DemoArgs),
+    /// Make a copy on this host a master volume: its source is gone
+    #[command(after_help = "Example:\n  dtfs promote /mnt/replica --as data")]
+    Promote(PromoteArgs),
+    #[command(flatten)]
+    Pfs(PfsCommand),
     #[command(flatten)]
     Operator(OperatorCommand),
 }
@@ -72,6 +77,104 @@ impl ServeArgs {
     pub fn adoption(&self) -> Adoption {
         self.adopt.into()
     }
+}
+
+/// `dtfs promote ...`.
+#[derive(Args, Clone, Debug)]
+struct PromoteArgs {
+    /// The directory of the copy
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// The volume's name; otherwise the last component of the directory
+    #[arg(long = "as", value_name = "NAME")]
+    name: Option<VolumeName>,
+    /// Give up what was received behind this change
+    #[arg(long, value_name = "TID")]
+    at: Option<Tid>,
+    /// Also a copy that is converging: it is no past state of its source, and objects may be missing or mixed
+    #[arg(long)]
+    force: bool,
+}
+
+impl From<PromoteArgs> for Promotion {
+    fn from(args: PromoteArgs) -> Promotion {
+        let PromoteArgs { dir, name, at, force } = args;
+        Promotion { dir, name, at, even_converging: force }
+    }
+}
+
+/// `dtfs demote ...`.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Example:\n  dtfs demote data")]
+pub struct DemoteArgs {
+    /// Volume name, or a path inside it
+    #[arg(value_name = "VOL")]
+    pub volume: String,
+    /// Give up versions that only this copy has; otherwise they are kept in .dtfs/fork-EPOCH
+    #[arg(long)]
+    pub discard: bool,
+}
+
+/// HAMMER's pfs directives.
+#[derive(Subcommand, Clone, Debug)]
+enum PfsCommand {
+    /// Make a directory a master volume, and show what it is
+    #[command(name = "pfs-master", after_help = "Example:\n  dtfs pfs-master /srv/data")]
+    Master {
+        /// The directory; it is made when it is missing
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Make an empty directory a copy that only a source of this volume may fill
+    #[command(
+        name = "pfs-slave",
+        after_help = "Example:
+  dtfs pfs-slave /mnt/replica shared-uuid=9043570e-b3d9-4de9-9bef-011617202aa6"
+    )]
+    Slave {
+        /// The directory; it is made when it is missing
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// The volume, as pfs-status shows it
+        #[arg(value_name = "shared-uuid=UUID", value_parser = shared_uuid)]
+        shared: VolumeUuid,
+    },
+    /// Show what a volume or a copy is
+    #[command(name = "pfs-status")]
+    Status {
+        /// Volume name, a path inside it, or the directory of a copy
+        #[arg(value_name = "VOL")]
+        volume: String,
+    },
+}
+
+impl From<PfsCommand> for PfsVerb {
+    fn from(command: PfsCommand) -> PfsVerb {
+        match command {
+            PfsCommand::Master { dir } => PfsVerb::Master { dir },
+            PfsCommand::Slave { dir, shared } => PfsVerb::Slave { dir, shared },
+            PfsCommand::Status { volume } => PfsVerb::Status { volume },
+        }
+    }
+}
+
+fn shared_uuid(text: &str) -> Result<VolumeUuid, String> {
+    let uuid = text.strip_prefix("shared-uuid=").and_then(|uuid| uuid.parse().ok());
+    uuid.ok_or_else(|| "write shared-uuid=UUID, as dtfs pfs-status shows it at the source".to_owned())
+}
+
+/// `dtfs mirror-copy ...` and `dtfs mirror-stream ...`.
+#[derive(Args, Clone, Debug)]
+pub struct MirrorArgs {
+    /// Volume name, or a path inside it
+    #[arg(value_name = "VOL")]
+    pub volume: String,
+    /// A target's name, or where it is: local:DIR, or just DIR
+    #[arg(value_name = "TARGET")]
+    pub target: String,
+    /// Most bytes on the wire in a second, such as 512K or 10M
+    #[arg(short = 'b', long = "bandwidth", value_name = "RATE")]
+    pub rate: Option<ByteSize>,
 }
 
 /// `dtfs demo [--keep]`.
@@ -135,6 +238,14 @@ pub enum OperatorCommand {
     },
     /// Show the records of a volume's journal
     Log(LogArgs),
+    /// Make a master volume a copy that another source brings up to date: after a failover, or before one
+    Demote(DemoteArgs),
+    /// Bring a target up to everything that there is now, and end
+    #[command(after_help = "Example:\n  dtfs mirror-copy data /mnt/replica -b 10M")]
+    MirrorCopy(MirrorArgs),
+    /// Bring a target up to date and keep it so until this command is ended; a second one ends at once with code 5
+    #[command(after_help = "Example:\n  dtfs mirror-stream data /mnt/replica")]
+    MirrorStream(MirrorArgs),
     /// Write the manual pages and the completion scripts, for packages
     #[command(hide = true)]
     Pages {
@@ -473,6 +584,8 @@ impl Arguments {
             Command::Daemon => Action::Daemon,
             Command::Serve(args) => Action::Serve(args),
             Command::Demo(args) => Action::Demo(args),
+            Command::Promote(args) => Action::Promote(args.into()),
+            Command::Pfs(command) => Action::Pfs(command.into()),
             Command::Operator(command) => Action::Operator(command),
         };
         let edits = if self.dry_run { Edits::Rehearsed } else { Edits::Written };

@@ -4,10 +4,10 @@ use std::io::{self, Write};
 
 use super::args::{LogArgs, OperatorCommand, WaitArgs};
 use super::print::{print_json, say};
-use super::{Verbosity, define, manual, mirror, monitor, mounts, status, verify, watch};
+use super::{Verbosity, define, manual, mirror, mirror_start, monitor, mounts, roles, status, verify, watch};
 use crate::config::{Edits, Paths};
 use crate::control::ops::{self, LogRange, WaitFor, resolve_volume};
-use crate::control::{ExitCode, Failure, LogEntry};
+use crate::control::{ExitCode, Failure, LogEntry, MirrorMode};
 use crate::menu;
 
 /// Does `command`; its result goes to `output`.
@@ -25,7 +25,7 @@ pub(super) fn run(
         OperatorCommand::Define(command) => define::define(paths, verbosity, command, output),
         OperatorCommand::Forget(command) => define::forget(paths, verbosity, command, output),
         OperatorCommand::Replication(command) => define::replication(paths, verbosity, command, output),
-        OperatorCommand::Mirror(command) => mirror::run(paths, verbosity, command, output),
+        OperatorCommand::Mirror(command) => mirror_start::run(paths, verbosity, command, output),
         OperatorCommand::Status(args) => status::run(paths, args, output),
         OperatorCommand::Verify(args) => verify::run(paths, verbosity, args, output),
         OperatorCommand::Check { files } => watch::check(paths, files),
@@ -39,6 +39,9 @@ pub(super) fn run(
             say(output, &tid.to_string()).map(|()| ExitCode::Ok)
         }
         OperatorCommand::Log(args) => log(paths, args, output),
+        OperatorCommand::Demote(args) => roles::demote(paths, verbosity, args, output),
+        OperatorCommand::MirrorCopy(args) => mirror::run(paths, verbosity, args, MirrorMode::Copy, output),
+        OperatorCommand::MirrorStream(args) => mirror::run(paths, verbosity, args, MirrorMode::Stream, output),
         OperatorCommand::Pages { dir } => manual::write(dir),
         OperatorCommand::Setup { start } => menu::run(paths, &mut io::stdin().lock(), output, start),
     }
@@ -70,7 +73,7 @@ fn log(paths: &Paths, args: &LogArgs, output: &mut dyn Write) -> Result<ExitCode
     Ok(ExitCode::Ok)
 }
 
-fn log_line(entry: &LogEntry) -> String {
+pub(super) fn log_line(entry: &LogEntry) -> String {
     let time = entry.time.as_deref().unwrap_or("-");
     format!("{}  {time}  {:<10}  {}  {}", entry.tid, entry.op, entry.object, entry.detail).trim_end().to_owned()
 }

@@ -1,93 +1,42 @@
-//! `dtfs mirror`.
+//! `dtfs mirror-copy` and `dtfs mirror-stream`, with HAMMER's lines.
 
-use std::io::{IsTerminal, Write};
-use std::time::Duration;
+use std::io::Write;
 
-use super::args::{MirrorCommand, MirrorStartArgs, TargetArgs};
+use super::Verbosity;
+use super::args::MirrorArgs;
 use super::print::say;
-use super::progress::Progress;
-use super::status::bytes;
-use super::{Verbosity, cannot_write};
-use crate::config::{Paths, TargetName, VolumeName};
+use crate::config::Paths;
 use crate::control::ops::{self, resolve_volume};
-use crate::control::{ExitCode, Failure, MirrorAction, MirrorReply};
-
-/// How often it is asked how far the mirror is.
-const LOOK_EVERY: Duration = Duration::from_millis(300);
+use crate::control::{ExitCode, Failure, MirrorMode, MirrorProgress, MirrorRun};
 
 pub(super) fn run(
     paths: &Paths,
     verbosity: Verbosity,
-    command: &MirrorCommand,
+    args: &MirrorArgs,
+    mode: MirrorMode,
     output: &mut dyn Write,
 ) -> Result<ExitCode, Failure> {
-    let (target, action, done) = match command {
-        MirrorCommand::Start(args) => return start(paths, verbosity, args, output),
-        MirrorCommand::Stop(args) => (args, MirrorAction::Stop, "gave up"),
-        MirrorCommand::Pause(args) => (args, MirrorAction::Pause, "paused"),
-        MirrorCommand::Resume(args) => (args, MirrorAction::Resume, "resumed"),
-    };
-    let TargetArgs { volume, target } = target;
-    let volume = resolve_volume(paths, volume)?;
-    ops::mirror(paths, volume.clone(), target.clone(), action)?;
-    tell(verbosity, output, &format!("{done} the mirror of {volume} at {target}"))
-}
-
-fn start(
-    paths: &Paths,
-    verbosity: Verbosity,
-    args: &MirrorStartArgs,
-    output: &mut dyn Write,
-) -> Result<ExitCode, Failure> {
-    let TargetArgs { volume, target } = &args.which;
-    let volume = resolve_volume(paths, volume)?;
-    ops::mirror(paths, volume.clone(), target.clone(), args.action())?;
-    if !args.wait && !std::io::stderr().is_terminal() {
-        return tell(
-            verbosity,
-            output,
-            &format!("a mirror of {volume} at {target} has begun; dtfs status shows how far it is"),
-        );
-    }
-    let progress = Progress::new(verbosity);
-    let outcome = follow(paths, &volume, target, &progress);
-    progress.end();
-    let reply = outcome?;
-    let text = format!(
-        "mirror of {volume} at {target}: {}, {} objects, {}",
-        reply.progress,
-        reply.objects,
-        bytes(reply.bytes)
-    );
-    tell(verbosity, output, &text)?;
-    Ok(if reply.progress == "done" { ExitCode::Ok } else { ExitCode::Partly })
-}
-
-/// Looks until it does not run any more. It goes on when the caller is ended.
-fn follow(
-    paths: &Paths,
-    volume: &VolumeName,
-    target: &TargetName,
-    progress: &Progress,
-) -> Result<MirrorReply, Failure> {
-    loop {
-        let status = ops::status(paths, Some(volume.clone()))?;
-        let found = status.volumes.into_iter().flat_map(|volume| volume.targets).find(|row| row.name == *target);
-        let Some(reply) = found.and_then(|row| row.mirror) else {
-            return Err(Failure::new(ExitCode::Behind, format!("the target {target} is gone")));
-        };
-        if !reply.is_running() {
-            return Ok(reply);
+    let volume = resolve_volume(paths, &args.volume)?;
+    let run = MirrorRun { target: args.target.clone(), mode, rate_bytes: args.rate.map(|rate| rate.0) };
+    let mut begun = false;
+    let mut show = |progress: &MirrorProgress| {
+        if verbosity >= Verbosity::Normal && !std::mem::replace(&mut begun, true) {
+            say(output, &format!("histogram range {} - {}", progress.from, progress.to))?;
+            say(output, &format!("Mirror-read: Mirror from {} to {}", progress.from, progress.to))?;
+        } else if verbosity >= Verbosity::Info {
+            say(output, &step(progress))?;
         }
-        progress.mirror(&reply);
-        std::thread::sleep(LOOK_EVERY);
-    }
-}
-
-fn tell(verbosity: Verbosity, output: &mut dyn Write, text: &str) -> Result<ExitCode, Failure> {
+        output.flush().map_err(super::cannot_write)
+    };
+    let end = ops::mirror(paths, volume.clone(), run, &mut show)?;
     if verbosity >= Verbosity::Normal {
-        say(output, text)?;
-        output.flush().map_err(cannot_write)?;
+        let (target, bytes) = (&end.target, end.bytes_sent);
+        say(output, &format!("Mirror-read {volume} to {target} succeeded at {}, {bytes} bytes sent", end.applied))?;
     }
     Ok(ExitCode::Ok)
+}
+
+fn step(progress: &MirrorProgress) -> String {
+    let MirrorProgress { target, applied, work_left, bytes_sent, .. } = progress;
+    format!("{target}: applied up to {applied}, {work_left} objects left, {bytes_sent} bytes sent")
 }

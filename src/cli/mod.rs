@@ -11,11 +11,13 @@ mod completion;
 mod define;
 mod manual;
 mod mirror;
+mod mirror_start;
 mod monitor;
 mod mount_helper;
 mod mounts;
 mod print;
 mod progress;
+mod roles;
 mod status;
 mod table;
 mod verify;
@@ -28,7 +30,7 @@ use std::path::Path;
 use clap::Parser;
 
 use crate::config::Paths;
-use crate::control::{ExitCode, Failure};
+use crate::control::{ExitCode, Failure, PfsVerb, Promotion};
 
 pub use args::{DemoArgs, OperatorCommand, ServeArgs};
 pub use print::report;
@@ -53,6 +55,10 @@ pub enum Action {
     Serve(ServeArgs),
     /// `dtfs demo`.
     Demo(DemoArgs),
+    /// `dtfs promote`.
+    Promote(Promotion),
+    /// `dtfs pfs-...`.
+    Pfs(PfsVerb),
     /// Everything else: [`run`] does it.
     Operator(OperatorCommand),
 }

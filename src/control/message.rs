@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::mirror::MirrorAction;
 use super::status::{StatusReply, VolumeState};
 use super::verify::VerifyReply;
-use super::{ExitCode, Failure, tid_text};
+use super::{Demoted, ExitCode, Failure, MirrorProgress, MirrorRun, OwnVersions, PfsStatus, tid_text};
 use crate::base::Tid;
 use crate::config::{MountEntry, MountsFile, TargetName, VolumeName};
 
@@ -88,6 +88,27 @@ pub enum Request {
         /// At most this many records.
         limit: Option<u64>,
     },
+    /// What a volume is, in HAMMER's words. Answer: [`Reply::Pfs`].
+    PfsStatus {
+        /// Which volume.
+        volume: VolumeName,
+    },
+    /// A session to a target that the daemon does not serve by itself. Answer: any number of [`Reply::Mirror`], the last
+    /// one flagged; a failure with code 5 when another session to it is there.
+    Mirror {
+        /// Which volume.
+        volume: VolumeName,
+        /// To which target, and how.
+        run: MirrorRun,
+    },
+    /// Make a volume a copy: its mount goes, its sessions end. The caller forgets the volume after the answer. Answer:
+    /// [`Reply::Demoted`].
+    Demote {
+        /// Which volume.
+        volume: VolumeName,
+        /// What becomes of what only it has.
+        own: OwnVersions,
+    },
     /// Compare a target with the source. Answer: any number of [`Reply::Verified`] that say how far it is, the last one the
     /// outcome.
     Verify {
@@ -102,7 +123,7 @@ pub enum Request {
     },
     /// Begin a mirror of a target, or do something with the one that runs. Answer: [`Reply::Done`]; how far it is, tells
     /// [`Request::Status`].
-    Mirror {
+    SetMirror {
         /// Which volume.
         volume: VolumeName,
         /// Which target.
@@ -237,6 +258,12 @@ pub enum Reply {
     Verified(VerifyReply),
     /// Records, oldest first.
     Log(Vec<LogEntry>),
+    /// What a volume is.
+    Pfs(PfsStatus),
+    /// The volume is a copy.
+    Demoted(Demoted),
+    /// How far a session is that a command asked for.
+    Mirror(MirrorProgress),
     /// Events, oldest first.
     Events(Vec<EventEntry>),
 }

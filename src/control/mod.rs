@@ -11,6 +11,8 @@ mod line;
 mod message;
 mod mirror;
 pub mod ops;
+mod pfs;
+mod roles;
 mod server;
 mod sink;
 mod status;
@@ -27,6 +29,8 @@ pub use message::{
     Selection, Verdict,
 };
 pub use mirror::{MirrorAction, MirrorReply};
+pub use pfs::{MirrorMode, MirrorProgress, MirrorRun, PfsRole, PfsStatus, PfsVerb};
+pub use roles::{Demoted, OwnVersions, Promotion};
 pub use server::{Handler, ReplySink, Server, Stopper, parse_request};
 pub use status::{DaemonStatus, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
 pub use verify::{DifferenceRow, VerifyReply};

@@ -48,13 +48,16 @@ impl Handler for DaemonHandler {
                 let follow = if follow { super::log::Follow::Yes } else { super::log::Follow::No };
                 super::log::log(&*volumes.need(&volume)?, from, follow, limit, sink)
             }
+            Request::PfsStatus { volume } => Ok(Reply::Pfs(super::pfs::of_volume(&*volumes.need(&volume)?)?)),
+            Request::Mirror { volume, run } => super::mirror_run::mirror(volumes, &volume, &run, sink),
+            Request::Demote { volume, own } => Ok(Reply::Demoted(volumes.demote(&volume, own)?)),
             Request::Verify { volume, target, repair, bandwidth } => {
                 let repair = if repair { Repair::Yes } else { Repair::No };
                 let request = VerifyRequest { repair, bandwidth_bytes: bandwidth };
                 volumes.need(&volume)?.verify(&target, request, sink)
             }
-            Request::Mirror { volume, target, action } => {
-                volumes.need(&volume)?.mirror(&target, action)?;
+            Request::SetMirror { volume, target, action } => {
+                volumes.need(&volume)?.set_mirror(&target, action)?;
                 Ok(Reply::Done)
             }
             Request::Events { volume, follow, limit } => {

@@ -50,6 +50,21 @@ pub(super) fn log(
     }
 }
 
+/// Shows each durable record behind `after` that is kept to `show`, until it wants no more.
+pub(super) fn each(volume: &Volume, after: Tid, show: &mut dyn FnMut(LogEntry) -> bool) -> Result<(), Failure> {
+    let after = after.max(volume.journal.oldest_kept());
+    let mut reader = volume.journal.reader(after).map_err(VolumeError::from)?;
+    while let Some(chunk) = reader.next_chunk(Tid(u64::MAX), CHUNK_BYTES).map_err(VolumeError::from)? {
+        for record in RecordIter::new(&chunk.body) {
+            let record = record.map_err(|error| Failure::new(crate::control::ExitCode::Failed, error))?;
+            if !show(entry(&record)) {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
 fn send(body: &[u8], left: &mut u64, sink: &mut dyn ReplySink) -> Result<(), Failure> {
     let mut entries = Vec::new();
     for record in RecordIter::new(body) {

@@ -10,7 +10,7 @@ use crate::sender::{Hold, MirrorKind, SenderStatus, begin_mirror, last_mirror};
 
 impl Volume {
     /// Does what an operator asks of the mirror of a target.
-    pub(super) fn mirror(&self, target: &TargetName, action: MirrorAction) -> Result<(), Failure> {
+    pub(super) fn set_mirror(&self, target: &TargetName, action: MirrorAction) -> Result<(), Failure> {
         let row = self.mirrored_target(target)?;
         match action {
             MirrorAction::Full => self.start_mirror(&row, MirrorKind::Full)?,
@@ -43,7 +43,7 @@ impl Volume {
 
     fn start_mirror(&self, row: &TargetRow, kind: MirrorKind) -> Result<(), Failure> {
         let store = self.journal.store();
-        let hold = Hold::of(&row.state);
+        let hold = Hold::of(store, row.id).map_err(VolumeError::from)?;
         if hold != Hold::Stopped && store.mirror_is_left(row.id).map_err(VolumeError::from)? {
             let how = if hold == Hold::Paused { "is paused" } else { "runs" };
             let message = format!("a mirror of {} {how} already", row.name);
@@ -63,7 +63,8 @@ impl Volume {
     }
 
     fn resume_mirror(&self, row: &TargetRow) -> Result<(), Failure> {
-        match Hold::of(&row.state) {
+        let store = self.journal.store();
+        match Hold::of(store, row.id).map_err(VolumeError::from)? {
             Hold::Paused => self.set_hold(row, Hold::Running),
             Hold::Running => Err(Failure::new(ExitCode::Busy, format!("the mirror of {} is not paused", row.name))),
             Hold::Stopped => Err(Failure::new(ExitCode::Busy, format!("the mirror of {} was given up", row.name))
@@ -78,7 +79,7 @@ impl Volume {
             Hold::Paused => "the mirror is paused",
             Hold::Stopped => "the mirror is given up; until one is started the target stays as it is",
         };
-        store.target_state(row.id, hold.word()).map_err(VolumeError::from)?;
+        hold.set(store, row.id).map_err(VolumeError::from)?;
         Ok(store.event(Level::Info, Some(row.id), text).map_err(VolumeError::from)?)
     }
 
@@ -94,7 +95,7 @@ impl Volume {
             None => last_mirror(store, row.id)?,
         };
         let Some(kind) = progress.kind else { return Ok(None) };
-        let state = match (store.mirror_is_left(row.id)?, Hold::of(&row.state)) {
+        let state = match (store.mirror_is_left(row.id)?, Hold::of(store, row.id)?) {
             (false, _) => "done",
             (true, Hold::Running) => "running",
             (true, hold) => hold.word(),

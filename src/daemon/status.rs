@@ -111,7 +111,7 @@ fn target(
     let oldest = store.work_next(row.id, 0, 1).map_err(failed)?;
     let bulk = |reason| matches!(reason, WorkReason::Mirror | WorkReason::Difference);
     let mirroring = oldest.first().is_some_and(|work| bulk(work.reason));
-    let settled = row.applied >= sender.high_water;
+    let settled = row.applied >= sender.high_water && !sender.unsettled;
     let consistent = sees_all && row.mirrored && work_left == 0 && sender.blocked == 0 && settled;
     let state = match &sender.state {
         SenderState::Refused(reason) => TargetState::Refused { reason: reason.clone() },
@@ -120,6 +120,7 @@ fn target(
             let reason = sender.last_error.as_ref().map_or("not connected".to_owned(), |(_, text)| text.clone());
             TargetState::Offline { reason }
         }
+        SenderState::Busy(reason) => TargetState::Offline { reason: reason.clone() },
         SenderState::Connected if let Some(reason) = &sender.stalled => TargetState::Stalled { reason: reason.clone() },
         SenderState::Connected if mirroring => TargetState::Mirroring,
         SenderState::Connected if !consistent => TargetState::Converging,

@@ -1,6 +1,6 @@
 //! One volume: its journal, its stack, its mount and its senders.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -15,15 +15,16 @@ use super::openers::{holds_below, openers};
 use super::unwatched::{Changes, Suspects};
 use super::watched::Moment;
 use crate::backing::{BackingError, Tree, TreeView};
+use crate::base::Tid;
 use crate::config::{
     AccessTimes, Activity, Adoption, Bandwidth, ByteSize, JournalFull, MountEntry, MountOptions, OpenFiles, Paths,
     Submounts, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
 };
 use crate::control::{ExitCode, Failure, Opener};
 use crate::fuse::{MountError, MountedVolume, Unmount, Unmounted};
-use crate::journal::{Journal, JournalError, JournalOptions, LastStop, Level, WhenFull};
+use crate::journal::{AWAITED, Journal, JournalError, JournalOptions, LastStop, Level, TargetId, WhenFull};
 use crate::record::MAX_RECORD_BYTES;
-use crate::sender::{Forked, SenderOptions, SenderThread};
+use crate::sender::{Forked, Rate, SenderOptions, SenderStatus, SenderThread};
 use crate::stack::{AtimeMode, Stack, StackError, StackOptions, Writes};
 use crate::wire::Compression;
 
@@ -57,6 +58,8 @@ pub(super) struct Live {
     /// While somebody stands behind the mount.
     pub(super) bypass: Option<Bypass>,
     pub(super) senders: BTreeMap<TargetName, SenderThread>,
+    /// Those of them that a command runs, and not the volume's file.
+    runs: BTreeSet<TargetName>,
     /// What each sender was started with.
     entries: BTreeMap<TargetName, TargetEntry>,
     /// Targets that nothing is sent to for now.
@@ -87,6 +90,13 @@ pub(super) enum VolumeError {
         path: PathBuf,
         openers: Vec<Opener>,
     },
+    #[error("{path} is a copy of another source: what is written here would not be known there")]
+    IsCopy {
+        /// The directory.
+        path: PathBuf,
+    },
+    #[error("target {target} is served already, by {}", if *.by_command { "another command" } else { "the daemon" })]
+    Running { target: TargetName, by_command: bool },
     #[error("{path}: {cause}")]
     Io {
         /// The directory.
@@ -130,8 +140,8 @@ impl From<VolumeError> for Failure {
             VolumeError::Backing(BackingError::InnerMounts { .. } | BackingError::Unsupported { .. }) => {
                 ExitCode::Refused
             }
-            VolumeError::OpenFiles { .. } => ExitCode::Refused,
-            VolumeError::InUse { .. } => ExitCode::Busy,
+            VolumeError::OpenFiles { .. } | VolumeError::IsCopy { .. } => ExitCode::Refused,
+            VolumeError::InUse { .. } | VolumeError::Running { .. } => ExitCode::Busy,
             VolumeError::Mount(MountError::Busy { .. }) | VolumeError::Journal(JournalError::Busy { .. }) => {
                 ExitCode::Busy
             }
@@ -148,6 +158,14 @@ impl From<VolumeError> for Failure {
             VolumeError::Backing(BackingError::InnerMounts { .. }) => failure.with_remedy(
                 "unmount them first, and mount them again on top; or choose submounts=ignore: they stay out",
             ),
+            VolumeError::IsCopy { .. } => failure
+                .with_remedy("make it a master with dtfs promote, or take the entry away with dtfs forget volume"),
+            VolumeError::Running { by_command: true, .. } => {
+                failure.with_remedy("one session to a target at a time: end the other one")
+            }
+            VolumeError::Running { by_command: false, .. } => {
+                failure.with_remedy("it is kept up to date all the time; dtfs wait waits until it has everything")
+            }
             _ => failure,
         }
     }
@@ -176,12 +194,14 @@ impl Volume {
             ..StackOptions::default()
         };
         let (tree, hidden) = open_tree(&entry.path, entry.options.submounts)?;
-        let store = entry.options.store.clone().unwrap_or_else(|| paths.volume_state(&entry.volume));
+        if crate::sys::openat2_beneath(tree.root(), c".dtfs/id", libc::O_PATH, 0).is_ok() {
+            return Err(VolumeError::IsCopy { path: entry.path.clone() });
+        }
+        let store = store_of(paths, entry);
         let io = |cause| VolumeError::Io { path: entry.path.clone(), cause };
-        let memory = memory_file(paths, &entry.volume).map_err(io)?;
         // A mount that lies dead over the tree is there since the daemon died.
         let covered = crate::sys::is_dead(&entry.path);
-        let (journal, last_stop) = open_journal(&store, &memory, file)?;
+        let (journal, last_stop) = open_journal(paths, entry, file)?;
         let stack = Stack::new(tree, journal.clone(), options)?;
         super::unwatched::remember_inodes(&stack, &store, &journal);
         if starts_watch(&last_stop, covered) {
@@ -197,6 +217,7 @@ impl Volume {
             suspects: Suspects::new(),
             bypass: None,
             senders: BTreeMap::new(),
+            runs: BTreeSet::new(),
             entries: BTreeMap::new(),
             paused: Vec::new(),
         };
@@ -322,6 +343,7 @@ impl Volume {
     /// senders with it, because they share its locks.
     fn renew(&self, live: &mut Live, file: &VolumeFile) -> Result<(), VolumeError> {
         live.senders.clear();
+        live.runs.clear();
         // The new stack goes on with the same list; the old one has no more to say.
         live.stack.flush_inodes();
         let (tree, hidden) = open_tree(&self.path, self.submounts)?;
@@ -347,12 +369,15 @@ impl Volume {
     /// whose entry was changed start again, at their place in the journal.
     pub(super) fn set_targets(&self, targets: &[TargetEntry]) -> Result<(), VolumeError> {
         let mut live = self.live.lock();
-        let Live { senders, entries, .. } = &mut *live;
-        senders
-            .retain(|name, _| targets.iter().any(|target| target.name == *name && entries.get(name) == Some(target)));
+        let Live { senders, entries, runs, .. } = &mut *live;
+        senders.retain(|name, _| {
+            let named = targets.iter().any(|target| target.name == *name && entries.get(name) == Some(target));
+            named || runs.contains(name)
+        });
         let store = self.journal.store();
         for row in store.targets()? {
             match targets.iter().find(|target| target.name.as_str() == row.name) {
+                None if row.state == RUN || row.state == AWAITED => {}
                 None => store.target_remove(row.id)?,
                 Some(target) if target.url.to_string() != row.url => {
                     live.senders.remove(&target.name);
@@ -374,28 +399,82 @@ impl Volume {
                 Some(row) => row.id,
                 None => store.target_add(target.name.as_str(), &target.url.to_string())?,
             };
-            let options = SenderOptions {
-                target: id,
-                access_times: self.options.atime,
-                label: self.name.to_string(),
-                connect: self.connect(target),
-                compression: match target.url {
-                    TargetUrl::Local(_) => LOCAL_COMPRESSION,
-                    _ => Compression::Adaptive,
-                },
-                rate: rate(target.bandwidth.clone()),
-                forked: match target.adoption {
-                    Adoption::Allow => Forked::Compare,
-                    Adoption::Refuse => Forked::Refuse,
-                },
-            };
-            let view: Arc<dyn TreeView> = live.stack.clone();
-            let sender = SenderThread::spawn(self.journal.clone(), view, options)
-                .map_err(|cause| VolumeError::Io { path: self.path.clone(), cause })?;
-            live.senders.insert(target.name.clone(), sender);
+            if store.target_by_id(id)?.is_some_and(|row| row.state == RUN) {
+                store.target_state(id, "active")?;
+            }
+            self.start_sender(live, id, target, rate(target.bandwidth.clone()))?;
             live.entries.insert(target.name.clone(), target.clone());
         }
         Ok(())
+    }
+
+    fn start_sender(&self, live: &mut Live, id: TargetId, target: &TargetEntry, rate: Rate) -> Result<(), VolumeError> {
+        let options = SenderOptions {
+            target: id,
+            access_times: self.options.atime,
+            label: self.name.to_string(),
+            connect: self.connect(target),
+            compression: match target.url {
+                TargetUrl::Local(_) => LOCAL_COMPRESSION,
+                _ => Compression::Adaptive,
+            },
+            rate,
+            forked: match target.adoption {
+                Adoption::Allow => Forked::Compare,
+                Adoption::Refuse => Forked::Refuse,
+            },
+        };
+        let view: Arc<dyn TreeView> = live.stack.clone();
+        let sender = SenderThread::spawn(self.journal.clone(), view, options)
+            .map_err(|cause| VolumeError::Io { path: self.path.clone(), cause })?;
+        live.senders.insert(target.name.clone(), sender);
+        Ok(())
+    }
+
+    /// Starts a session to `target` that a command wants; returns where the target is. Its row outlives the session, so
+    /// that the next one goes on at its place.
+    ///
+    /// # Errors
+    /// `Running` when there is a session to it already.
+    pub(super) fn begin_run(&self, target: &TargetEntry, rate_bytes: Option<u64>) -> Result<Tid, VolumeError> {
+        let mut live = self.live.lock();
+        if live.senders.contains_key(&target.name) {
+            let by_command = live.runs.contains(&target.name);
+            return Err(VolumeError::Running { target: target.name.clone(), by_command });
+        }
+        let store = self.journal.store();
+        let (id, applied) = match store.target(target.name.as_str())? {
+            Some(row) => (row.id, row.applied),
+            None => {
+                let id = store.target_add(target.name.as_str(), &target.url.to_string())?;
+                store.target_state(id, RUN)?;
+                (id, Tid::ZERO)
+            }
+        };
+        self.start_sender(&mut live, id, target, Box::new(move || rate_bytes))?;
+        live.runs.insert(target.name.clone());
+        Ok(applied)
+    }
+
+    /// Ends all sessions, and makes everything durable.
+    pub(super) fn end_sessions(&self) -> Result<(), VolumeError> {
+        let mut live = self.live.lock();
+        live.senders.clear();
+        live.runs.clear();
+        Ok(live.stack.checkpoint()?)
+    }
+
+    /// Ends the session of a command.
+    pub(super) fn end_run(&self, target: &TargetName) {
+        let mut live = self.live.lock();
+        let sender = live.runs.remove(target).then(|| live.senders.remove(target)).flatten();
+        drop(live);
+        drop(sender);
+    }
+
+    /// How a target's session stands; `None` when there is none.
+    pub(super) fn sender_status(&self, target: &TargetName) -> Option<SenderStatus> {
+        self.live.lock().senders.get(target).map(SenderThread::status)
     }
 
     fn connect(&self, target: &TargetEntry) -> crate::sender::Connect {
@@ -404,7 +483,7 @@ impl Volume {
     }
 
     /// Makes everything up to now durable, in the tree and in the journal; returns the last TID.
-    pub(super) fn synctid(&self) -> Result<crate::base::Tid, VolumeError> {
+    pub(super) fn synctid(&self) -> Result<Tid, VolumeError> {
         self.write_back()?;
         let stack = self.live.lock().stack.clone();
         let tid = self.journal.last_tid();
@@ -469,6 +548,14 @@ fn starts_watch(last_stop: &LastStop, covered: bool) -> bool {
     }
 }
 
+/// State of a target's row that no file names: the sessions of commands go on at its place.
+const RUN: &str = "run";
+
+/// Where the journal of `entry` lies.
+fn store_of(paths: &Paths, entry: &MountEntry) -> PathBuf {
+    entry.options.store.clone().unwrap_or_else(|| paths.volume_state(&entry.volume))
+}
+
 /// The rate of this minute, local time.
 fn rate(bandwidth: Option<Bandwidth>) -> crate::sender::Rate {
     Box::new(move || {
@@ -482,7 +569,21 @@ const HELD_OPEN: Duration = Duration::from_secs(1);
 /// A pipe on one host is faster than compressing, except for small frames, which are mostly names and attributes.
 const LOCAL_COMPRESSION: Compression = Compression::Zstd { level: 1, max_bytes: 64 << 10 };
 
-fn open_journal(store: &Path, memory: &Path, file: &VolumeFile) -> Result<(Arc<Journal>, LastStop), VolumeError> {
+/// The journal of `entry`, made when there is none.
+pub(super) fn open_journal(
+    paths: &Paths,
+    entry: &MountEntry,
+    file: &VolumeFile,
+) -> Result<(Arc<Journal>, LastStop), VolumeError> {
+    let store = &store_of(paths, entry);
+    let memory = memory_file(paths, &entry.volume);
+    let memory = &memory.map_err(|cause| VolumeError::Io { path: entry.path.clone(), cause })?;
+    let options = journal_options(store, file)?;
+    Ok(Journal::open_with(store, memory, options)?)
+}
+
+/// The sizes of a volume's journal that lies, or will lie, in `store`.
+pub(super) fn journal_options(store: &Path, file: &VolumeFile) -> Result<JournalOptions, VolumeError> {
     // It holds copies of private and deleted data.
     DirBuilder::new()
         .recursive(true)
@@ -500,8 +601,7 @@ fn open_journal(store: &Path, memory: &Path, file: &VolumeFile) -> Result<(Arc<J
         JournalFull::Degrade => WhenFull::Degrade,
         JournalFull::Block => WhenFull::Block,
     };
-    let options = JournalOptions { cap_bytes, when_full, segment_bytes, ..JournalOptions::default() };
-    Ok(Journal::open_with(store, memory, options)?)
+    Ok(JournalOptions { cap_bytes, when_full, segment_bytes, ..JournalOptions::default() })
 }
 
 /// The smaller of 8 GiB and a tenth of the filesystem that holds the journal.
@@ -525,12 +625,12 @@ impl Volume {
     }
 
     /// Whether the target holds the tree as it was at `tid`: everything up to there is applied, and no older work is left.
-    pub(super) fn is_consistent(&self, name: &TargetName, tid: crate::base::Tid) -> Result<bool, VolumeError> {
+    pub(super) fn is_consistent(&self, name: &TargetName, tid: Tid) -> Result<bool, VolumeError> {
         let store = self.journal.store();
         let Some(row) = store.target(name.as_str())? else { return Ok(false) };
         let live = self.live.lock();
         let sender = live.senders.get(name).map(SenderThread::status).unwrap_or_default();
-        let is_past_state = sender.blocked == 0 && row.applied >= sender.high_water;
+        let is_past_state = sender.blocked == 0 && row.applied >= sender.high_water && !sender.unsettled;
         let sees_all = live.sees_all();
         drop(live);
         let reached = sees_all && row.mirrored && row.applied >= tid && is_past_state;

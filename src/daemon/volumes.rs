@@ -12,7 +12,7 @@ use super::openers::holds_below;
 use super::volume::{Mounting, Volume, VolumeError};
 use crate::base::Timespec;
 use crate::config::{
-    MountEntry, MountsFile, OpenFiles, Paths, VolumeFile, VolumeName, check_entry, check_target_entry,
+    MountEntry, MountsFile, OpenFiles, Paths, Refusal, VolumeFile, VolumeName, check_entry, check_target_entry,
 };
 use crate::control::{
     DaemonStatus, ExitCode, Failure, MountReply, MountVerdict, Opener, Problem, Selection, Verdict, VolumeState,
@@ -176,10 +176,12 @@ impl Volumes {
     }
 
     /// The volume's settings, its targets checked.
-    fn settings(&self, name: &VolumeName, file: &MountsFile) -> Result<VolumeFile, Failure> {
+    pub(super) fn settings(&self, name: &VolumeName, file: &MountsFile) -> Result<VolumeFile, Failure> {
         let mut settings = VolumeFile::load(&self.paths, name)?;
         settings.targets.retain(|target| match check_target_entry(&self.paths, name, target, file) {
             Ok(_) => true,
+            // Perhaps it was promoted: what is mounted there answers for itself.
+            Err(Refusal::MountedAlready { .. }) => true,
             Err(refusal) => {
                 tracing::warn!(volume = %name, target = %target.name, %refusal, "target refused");
                 false

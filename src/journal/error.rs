@@ -44,6 +44,9 @@ pub enum JournalError {
         /// The first failure.
         reason: String,
     },
+    /// Another copy went on without this one.
+    #[error("another copy of the volume was promoted: this one takes no changes any more")]
+    Superseded,
     /// Bytes that were durable are no longer what was written.
     #[error("{} at byte {offset}: {what}", path.display())]
     Damaged {
@@ -132,12 +135,14 @@ impl JournalError {
         }
     }
 
-    /// What a filesystem operation answers when the journal refuses it: the disk's own ENOSPC or EDQUOT, else EIO.
+    /// What a filesystem operation answers when the journal refuses it: the disk's own ENOSPC or EDQUOT, EROFS for
+    /// a volume that another copy has superseded, else EIO.
     pub fn errno(&self) -> Errno {
         match self {
             JournalError::Io { errno: errno @ (Errno::ENOSPC | Errno::EDQUOT), .. } => *errno,
             JournalError::Sqlite { cause, .. } if is_disk_full(cause) => Errno::ENOSPC,
             JournalError::Busy { .. } => Errno::EBUSY,
+            JournalError::Superseded => Errno::EROFS,
             JournalError::TooLarge { .. } => Errno::EFBIG,
             _ => Errno::EIO,
         }

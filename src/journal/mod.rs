@@ -23,8 +23,10 @@ mod volume;
 pub use error::JournalError;
 pub use local::{Intent, REGION_BYTES, Region};
 pub use log::{ChainEnd, Chunk, LogOptions, Position, SegmentLog, SegmentReader};
-pub use store::{EpochRow, EventRow, Level, NewWork, Said, Store, TargetId, TargetRow, WorkKind, WorkReason, WorkRow};
+pub use store::{
+    AWAITED, EpochRow, EventRow, Level, NewWork, Said, Store, TargetId, TargetRow, WorkKind, WorkReason, WorkRow,
+};
 pub use volume::{
-    Checkpointer, Identity, InFlight, Journal, JournalOptions, JournalReader, LastStop, Reservation, SyncTree,
-    UnderWay, WhenFull,
+    Checkpointer, Founding, Identity, InFlight, Journal, JournalOptions, JournalReader, LastStop, OidMap, OwnChanges,
+    Reservation, SyncTree, UnderWay, WhenFull,
 };

@@ -12,7 +12,7 @@ use crate::base::{Position, Tid, faults};
 use crate::journal::{ChainEnd, JournalError, SegmentLog};
 use crate::record::{RecordIter, chain};
 use crate::sys::Errno;
-use crate::wire::{Ack, Message, Need, RefuseCode, Stall};
+use crate::wire::{Ack, Convergence, Message, Need, RefuseCode, Stall};
 
 /// Work for the applier, in the order of the stream.
 pub(super) enum Job {
@@ -28,6 +28,8 @@ pub(super) enum Job {
     Check { batch: u64, body: Vec<u8> },
     /// Someone waits for everything so far to be durable.
     Flush,
+    /// What stands against the tree's being a past state of the source.
+    Convergence(Convergence),
     /// The inbox failed: what it was thought to hold may be lost.
     Doubt { reason: String },
 }
@@ -204,8 +206,16 @@ impl Worker<'_> {
                 self.taken(batch)
             }
             Job::Flush => self.make_durable(),
+            Job::Convergence(state) => self.converge(state),
             Job::Doubt { reason } => Err(PerformError::Doubt(reason)),
         }
+    }
+
+    /// The source goes by it only once it is known to be durable here.
+    fn converge(&mut self, state: Convergence) -> Result<(), PerformError> {
+        self.applier.set_converging(state == Convergence::Converging)?;
+        self.positions.say(self.out, Vec::new(), |ack| ack.convergence = state);
+        Ok(())
     }
 
     fn start(&mut self) -> Result<(), PerformError> {
@@ -218,6 +228,8 @@ impl Worker<'_> {
         if std::mem::replace(&mut self.started, true) {
             return Ok(());
         }
+        // It has written down where this copy goes on.
+        self.applier.settle_rejoined()?;
         if self.applier.is_in_doubt() {
             return Ok(self.applier.ask_for_parked()?);
         }

@@ -53,7 +53,11 @@ impl Inbox {
         }
         let reason = match SegmentLog::open(&replica.inbox, hello.volume, hello.epoch, options) {
             Ok(log) => match continues(&log, replica.applied()) {
-                Ok(received) => return Ok(Inbox { high_water: received.tid, log, received }),
+                Ok(received) => {
+                    // The tree of a former source is ahead of its place, in its own way.
+                    let ahead = if replica.has_rejoined() { hello.durable } else { received.tid };
+                    return Ok(Inbox { high_water: ahead, log, received });
+                }
                 Err(error @ JournalError::Io { .. }) => return Err(error.into()),
                 Err(error) => error.to_string(),
             },
@@ -79,7 +83,7 @@ impl Inbox {
 }
 
 /// The position at the end of the log, when its records continue `applied`.
-fn continues(log: &SegmentLog, applied: Position) -> Result<Position, JournalError> {
+pub(super) fn continues(log: &SegmentLog, applied: Position) -> Result<Position, JournalError> {
     let end = log.chain_end();
     let place = log.digest_at(applied.tid)?;
     if end.tid < applied.tid || place != Some(applied.digest) {

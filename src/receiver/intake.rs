@@ -55,6 +55,7 @@ impl Intake {
                     self.hand_over(Job::Check { batch, body })?;
                 }
                 Message::Flush => self.hand_over(Job::Flush)?,
+                Message::Convergence(state) => self.hand_over(Job::Convergence(state))?,
                 Message::Ping => drop(self.out.send(Message::Pong)),
                 Message::Bye => return Ok(()),
                 Message::Pong => {}

@@ -13,6 +13,8 @@ mod apply;
 mod inbox;
 mod intake;
 mod positions;
+mod roles;
 mod session;
 
+pub use roles::{Force, RaiseError, Raised, join, raise};
 pub use session::{ServeError, ServeOptions, serve};

@@ -7,7 +7,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::base::{Commit, Position, Tid};
 use crate::sys::Errno;
-use crate::wire::{Ack, Message, Need, Stall};
+use crate::wire::{Ack, Convergence, Message, Need, Stall};
 
 pub(super) struct Positions {
     /// Protects the positions and the order of acks. Rank: a leaf; held for a few assignments and one hand-over.
@@ -29,8 +29,8 @@ struct State {
 const RETRY: Duration = Duration::from_millis(500);
 
 impl Positions {
-    pub(super) fn new(received: Position, applied: Tid, commit: Commit) -> Positions {
-        let ack = Ack { received: received.tid, applied, commit, ..Ack::default() };
+    pub(super) fn new(received: Position, applied: Tid, commit: Commit, convergence: Convergence) -> Positions {
+        let ack = Ack { received: received.tid, applied, commit, convergence, ..Ack::default() };
         let state = State { ack, received, stopped: false, over: false };
         Positions { state: Mutex::new(state), changed: Condvar::new() }
     }

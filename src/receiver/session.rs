@@ -1,7 +1,8 @@
 //! The handshake, and the threads of a session.
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,12 +15,13 @@ use super::inbox::{self, Inbox};
 use super::intake::Intake;
 use super::positions::Positions;
 use crate::applier::{Adopt, Origin, Replica, ReplicaError};
-use crate::base::Tid;
+use crate::base::{History, Tid, VolumeUuid};
 use crate::journal::JournalError;
-use crate::record::DecodeError;
+use crate::record::{DecodeError, HISTORY_XATTR};
+use crate::sys;
 use crate::wire::{
-    Compression, FrameReader, FrameWriter, Hello, HelloReply, Message, PROTOCOL_VERSION, RefuseCode, ReplicaState,
-    WireError,
+    Compression, Convergence, FrameReader, FrameWriter, Hello, HelloReply, Message, PROTOCOL_VERSION, RefuseCode,
+    ReplicaState, WireError,
 };
 
 /// What `dtfs serve` works on.
@@ -55,6 +57,9 @@ pub enum ServeError {
         /// Its version.
         found: u16,
     },
+    /// The tree was promoted: it is no target any more.
+    #[error("it was promoted to a master: it is no target any more")]
+    Superseded(History),
     /// Something else than a greeting came first.
     #[error("the source did not say who it is")]
     NoHello,
@@ -119,7 +124,10 @@ where
             run(reader, out, ready, &gone)
         }
         Err(error) => {
-            let _ = out.send(Message::Refuse { code: refuse_code(&error), text: error.to_string() });
+            let _ = out.send(match &error {
+                ServeError::Superseded(history) => Message::Superseded(history.clone()),
+                error => Message::Refuse { code: refuse_code(error), text: error.to_string() },
+            });
             drop(out);
             Err(error)
         }
@@ -142,13 +150,28 @@ fn prepare(hello: &Hello, options: &ServeOptions) -> Result<Ready, ServeError> {
     if hello.version != PROTOCOL_VERSION {
         return Err(ServeError::Version { found: hello.version });
     }
-    let mut replica = Replica::open(&options.dir, &options.states, (hello.volume, hello.space), options.adopt)?;
+    refuse_promoted(&options.dir, hello.volume)?;
+    let mut replica = Replica::open(&options.dir, &options.states, (hello.volume, &hello.spaces), options.adopt)?;
+    replica.remember_history(&History::new(hello.volume, hello.epochs.clone()))?;
     let cap_bytes = match options.inbox_cap {
         Some(bytes) => bytes,
         None => inbox::default_cap(&replica.inbox)?,
     };
     let inbox = Inbox::open(&mut replica, hello, inbox::log_options(cap_bytes, options.inbox_segment))?;
     Ok(Ready { replica, inbox, cap_bytes })
+}
+
+/// A mounted volume says on its root what its history is.
+fn refuse_promoted(dir: &Path, volume: VolumeUuid) -> Result<(), ServeError> {
+    let name = std::ffi::CString::new(HISTORY_XATTR).unwrap_or_default();
+    let told = std::fs::File::open(dir).ok().and_then(|dir| sys::getxattr(dir.as_fd(), &name).ok());
+    match told.and_then(|bytes| History::from_bytes(&bytes)) {
+        None => Ok(()),
+        Some(history) if history.volume == volume => Err(ServeError::Superseded(history)),
+        Some(History { volume: found, .. }) => {
+            Err(ReplicaError::OtherVolume { path: dir.to_owned(), found, wanted: volume }.into())
+        }
+    }
 }
 
 fn greeting(Ready { replica, inbox, .. }: &Ready) -> HelloReply {
@@ -158,6 +181,7 @@ fn greeting(Ready { replica, inbox, .. }: &Ready) -> HelloReply {
         state: match (replica.origin, replica.doubt()) {
             (Origin::Empty, _) => ReplicaState::Fresh,
             (Origin::Adopted, _) => ReplicaState::Adopted,
+            (Origin::Existing, None) if replica.has_rejoined() => ReplicaState::Rejoined,
             (Origin::Existing, None) => ReplicaState::Replica,
             (Origin::Existing, Some(_)) => ReplicaState::Doubtful,
         },
@@ -186,7 +210,8 @@ fn run<R: Read>(mut reader: FrameReader<R>, out: Sender<Message>, ready: Ready, 
     let lock = replica.lock();
     let log = Arc::new(log);
     let (jobs, queue) = bounded(QUEUE_JOBS);
-    let positions = Arc::new(Positions::new(received, replica.applied().tid, replica.commit()));
+    let convergence = if replica.is_converging() { Convergence::Converging } else { Convergence::Consistent };
+    let positions = Arc::new(Positions::new(received, replica.applied().tid, replica.commit(), convergence));
     gone.tell(positions.clone());
     let replica = (replica, received.tid, high_water);
     let apply = ApplyThread::spawn(replica, log.clone(), queue, out.clone(), positions.clone());

@@ -31,5 +31,7 @@ pub const MAX_PAYLOAD_BYTES: usize = 1 << 20;
 pub const MAX_RECORD_BYTES: usize = 4 << 20;
 /// Reserved for dtfs itself: never recorded, mirrored, compared or settable through a mount.
 pub const RESERVED_XATTR_PREFIX: &[u8] = b"trusted.dtfs.";
+/// Asked of the root of a mounted volume it answers with the volume's history (`base::History`), to root only.
+pub const HISTORY_XATTR: &[u8] = b"trusted.dtfs.history";
 /// Reserved for dtfs itself in a volume's root.
 pub const RESERVED_DIR: &[u8] = b".dtfs";

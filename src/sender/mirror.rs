@@ -63,22 +63,33 @@ pub enum Hold {
 }
 
 impl Hold {
-    /// The word in the target's row.
+    /// The word for people, and in the journal's `meta`.
     pub fn word(self) -> &'static str {
         match self {
-            Hold::Running => "active",
+            Hold::Running => "running",
             Hold::Paused => "paused",
             Hold::Stopped => "stopped",
         }
     }
 
-    /// What the word in a target's row means.
-    pub fn of(word: &str) -> Hold {
-        match word {
-            "paused" => Hold::Paused,
-            "stopped" => Hold::Stopped,
+    /// Whether the target's work is held.
+    ///
+    /// # Errors
+    /// When the journal's database cannot be read.
+    pub fn of(store: &Store, target: TargetId) -> Result<Hold, JournalError> {
+        Ok(match store.meta_get(&hold_key(target))?.as_deref() {
+            Some(b"paused") => Hold::Paused,
+            Some(b"stopped") => Hold::Stopped,
             _ => Hold::Running,
-        }
+        })
+    }
+
+    /// Writes it down. Whoever sends to the target must be told.
+    ///
+    /// # Errors
+    /// When the journal's database cannot be written.
+    pub fn set(self, store: &Store, target: TargetId) -> Result<(), JournalError> {
+        store.meta_set(&hold_key(target), self.word().as_bytes())
     }
 }
 
@@ -142,7 +153,7 @@ impl MirrorProgress {
 pub fn begin_mirror(store: &Store, target: TargetId, kind: MirrorKind) -> Result<(), JournalError> {
     note_begin(store, target, kind)?;
     store.work_mirror(target, kind.reason(), &format!("a mirror begins: {}", kind.word()))?;
-    store.target_state(target, Hold::Running.word())
+    Hold::Running.set(store, target)
 }
 
 /// The mirror that was begun last: how far it was when that was last written down.
@@ -157,6 +168,10 @@ pub fn last_mirror(store: &Store, target: TargetId) -> Result<MirrorProgress, Jo
 /// Key in the journal's `meta`: the mirror that was begun last.
 fn key(target: TargetId) -> String {
     format!("mirror.{}", target.0)
+}
+
+fn hold_key(target: TargetId) -> String {
+    format!("hold.{}", target.0)
 }
 
 pub(super) fn note_begin(store: &Store, target: TargetId, kind: MirrorKind) -> Result<(), JournalError> {

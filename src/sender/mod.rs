@@ -65,6 +65,18 @@ pub enum SessionError {
         /// How that came.
         fork: Fork,
     },
+    /// The target was promoted, and its history went on without this source.
+    #[error(
+        "the target was promoted: it went on in epoch {epoch} with everything up to {shared}; what came later is only here, \
+         up to {own}. No change is taken here any more; dtfs demote makes this copy its target", epoch = .fork.epoch,
+        shared = .fork.tid
+    )]
+    Superseded {
+        /// The epoch that it went on in, and the last place that both share.
+        fork: Position,
+        /// Last TID here.
+        own: Tid,
+    },
     /// The target said something it may not.
     #[error("the target broke the protocol: {0}")]
     Protocol(&'static str),

@@ -25,6 +25,8 @@ pub struct Ours {
     pub standing: Standing,
     /// What is done with a target that followed another history.
     pub forked: Forked,
+    /// The place that is kept for a copy which this history left, and up to where rows of work cover what it lacks.
+    pub awaited: Option<(Tid, Tid)>,
 }
 
 /// Where a position lies, seen from a history.
@@ -122,17 +124,30 @@ pub fn plan(ours: &Ours, theirs: &HelloReply) -> Plan {
     match theirs.state {
         ReplicaState::Fresh => return Plan::Mirror,
         ReplicaState::Adopted => return Plan::Compare(Cause::TakenOver),
-        ReplicaState::Doubtful | ReplicaState::Replica => {}
+        ReplicaState::Doubtful | ReplicaState::Replica | ReplicaState::Rejoined => {}
     }
     match (ours.standing, ours.forked) {
         // Whatever it is in doubt of: what it had reached was ours, as far as it is known.
         (Standing::Ours | Standing::Forgotten, _) if theirs.state == ReplicaState::Doubtful => {
             Plan::Compare(Cause::Doubt(theirs.doubt.clone()))
         }
+        (Standing::Ours | Standing::Forgotten, _) if theirs.state == ReplicaState::Rejoined => take_back(ours, theirs),
         (Standing::Ours | Standing::Forgotten, _) => continue_with(ours, theirs),
         (_, Forked::Compare) => Plan::Compare(Cause::Forked),
         (Standing::Ahead, Forked::Refuse) => Plan::Refuse(Fork::Ahead),
         (Standing::Elsewhere, Forked::Refuse) => Plan::Refuse(Fork::Elsewhere),
+    }
+}
+
+/// A former source: it is at the last place that both histories share, and asks for what it changed since.
+fn take_back(ours: &Ours, theirs: &HelloReply) -> Plan {
+    let at = theirs.received.tid;
+    match ours.awaited {
+        _ if at >= ours.oldest_kept => Plan::Stream,
+        Some((place, covered)) if at >= place && covered > at && covered >= ours.oldest_kept => {
+            Plan::Jump { to: covered }
+        }
+        _ => Plan::Compare(Cause::LostPlace),
     }
 }
 
@@ -177,6 +192,7 @@ mod tests {
         said: Some(SAID),
         standing: Standing::Ours,
         forked: Forked::Refuse,
+        awaited: None,
     };
 
     fn at(tid: u64) -> Position {
@@ -235,6 +251,19 @@ mod tests {
         assert_eq!(plan(&OURS, &other), Plan::Compare(Cause::OtherCopy));
         let never = Ours { mirrored: false, ..OURS };
         assert_eq!(plan(&never, &replica(80, 80)), Plan::Compare(Cause::OtherCopy));
+    }
+
+    #[test]
+    fn a_former_source_goes_on_where_the_histories_part() {
+        let back = HelloReply { state: ReplicaState::Rejoined, ..replica(80, 80) };
+        let ours = Ours { said: None, mirrored: false, place: Tid(0), awaited: Some((Tid(80), Tid(0))), ..OURS };
+        assert_eq!(plan(&ours, &back), Plan::Stream);
+        let dropped = Ours { oldest_kept: Tid(95), awaited: Some((Tid(80), Tid(95))), ..ours };
+        assert_eq!(plan(&dropped, &back), Plan::Jump { to: Tid(95) });
+        let lost = Ours { awaited: None, ..dropped };
+        assert_eq!(plan(&lost, &back), Plan::Compare(Cause::LostPlace));
+        let other = Ours { standing: Standing::Elsewhere, ..ours };
+        assert_eq!(plan(&other, &back), Plan::Refuse(Fork::Elsewhere));
     }
 
     #[test]

@@ -19,12 +19,15 @@ use super::thread::SenderOptions;
 use super::verify::Verifier;
 use super::work::{Done, Reading, Walk};
 use super::{SenderState, SessionError};
-use crate::base::{AtimeMode, Position, StoredTimes, Tid, VolumeUuid, faults};
+use crate::base::{AtimeMode, History, Position, StoredTimes, Tid, VolumeUuid, faults};
 use crate::catchup::TreeView;
-use crate::journal::{Journal, JournalError, Level, NewWork, Said, TargetId, TargetRow, WorkKind, WorkReason};
+use crate::journal::{
+    AWAITED, Journal, JournalError, Level, NewWork, Said, Store, TargetId, TargetRow, WorkKind, WorkReason,
+};
 use crate::sys::{self, Errno, Share};
 use crate::wire::{
-    Ack, Breaker, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, PROTOCOL_VERSION, Stall, WireError,
+    Ack, Breaker, Convergence, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, PROTOCOL_VERSION,
+    ReplicaState, Stall, WireError,
 };
 
 /// What a session works with.
@@ -69,6 +72,8 @@ pub(super) struct Session<'a> {
     /// The last batch that the target was asked to make durable because nothing followed it.
     flushed: u64,
     last_ack: Ack,
+    /// What the target was told of its work.
+    told: Option<Convergence>,
     /// The copy that answered.
     copy: VolumeUuid,
     trimmed: Instant,
@@ -115,13 +120,14 @@ impl<'a> Session<'a> {
         writer.send(&Message::Hello(Hello {
             version: PROTOCOL_VERSION,
             volume: identity.volume,
-            space: identity.space,
+            spaces: parts.journal.spaces()?,
             epoch: identity.epoch,
             durable: parts.journal.durable_tid(),
             access_times: parts.options.access_times,
             label: parts.options.label.clone(),
+            epochs: parts.journal.history()?.epochs,
         }))?;
-        let reply = wait_for_reply(parts.mailbox)?;
+        let reply = wait_for_reply(&parts)?;
         let differs = note_times(&parts, &reply)?;
         let start = begin(&parts, &reply)?;
         let after = start.after.tid;
@@ -137,6 +143,7 @@ impl<'a> Session<'a> {
             status.received = reply.received.tid;
             status.applied = reply.applied.tid;
             status.high_water = reply.high_water.min(after);
+            status.unsettled = true;
             status.stalled = None;
             status.last_error = None;
             status.differs = differs;
@@ -147,7 +154,7 @@ impl<'a> Session<'a> {
             target,
             writer,
             stream,
-            walk: Walk::new(parts.view, parts.journal, target, Hold::of(&find_target(&parts)?.state)),
+            walk: Walk::new(parts.view, parts.journal, target, Hold::of(parts.journal.store(), target)?),
             meter: Meter::open(parts.journal.store(), target)?,
             batch: 0,
             under_way: VecDeque::new(),
@@ -158,6 +165,7 @@ impl<'a> Session<'a> {
             flushed: 0,
             // What the store does not know yet is news: the ack that said so may have been lost with the session before.
             last_ack: Ack { received: after, applied: reply.applied.tid.min(stored).min(after), ..Ack::default() },
+            told: None,
             copy: reply.replica,
             trimmed: Instant::now(),
             ticked: Instant::now(),
@@ -179,6 +187,7 @@ impl<'a> Session<'a> {
     }
 
     fn converse(&mut self) -> Result<(), SessionError> {
+        self.tell_convergence()?;
         loop {
             while let Some(event) = self.parts.mailbox.try_next() {
                 if !self.on(event)? {
@@ -229,7 +238,7 @@ impl<'a> Session<'a> {
 
     /// An operator has begun a mirror, or holds it, or lets it go on.
     fn begin_mirror_again(&mut self) -> Result<(), SessionError> {
-        self.walk.begin_again(Hold::of(&find_target(&self.parts)?.state));
+        self.walk.begin_again(Hold::of(self.parts.journal.store(), self.target)?);
         self.meter = Meter::open(self.parts.journal.store(), self.target)?;
         self.count_bytes((0, 0));
         Ok(())
@@ -283,6 +292,9 @@ impl<'a> Session<'a> {
             let mut readings = self.walk.read_some()?;
             if self.walk.begins_tree() {
                 self.parts.counter.begin();
+            }
+            if !readings.is_empty() {
+                self.tell(Convergence::Converging)?;
             }
             if readings.is_empty() && self.unfinished.is_empty() && !self.walk.is_held() {
                 readings = self.verify_some()?;
@@ -357,6 +369,19 @@ impl<'a> Session<'a> {
         self.stream.jump(row.covered)
     }
 
+    /// Tells the target whether rows of work are left for it, when that is news: it must know when nobody is there to ask.
+    fn tell_convergence(&mut self) -> Result<(), SessionError> {
+        let left = !self.parts.journal.store().work_next(self.target, 0, 1)?.is_empty();
+        self.tell(if left { Convergence::Converging } else { Convergence::Consistent })
+    }
+
+    fn tell(&mut self, state: Convergence) -> Result<(), SessionError> {
+        match self.told.replace(state) == Some(state) {
+            true => Ok(()),
+            false => self.send(&Message::Convergence(state)),
+        }
+    }
+
     fn send(&mut self, message: &Message) -> Result<(), SessionError> {
         self.writer.send(message)?;
         self.count_bytes((0, 0));
@@ -391,6 +416,7 @@ impl<'a> Session<'a> {
             status.acks_durable += u64::from(advanced);
             status.received = ack.received;
             status.applied = ack.applied;
+            status.unsettled = ack.convergence == Convergence::Converging;
             status.blocked = ack.blocked;
             status.blocked_errno = ack.blocked_errno;
             status.stalled = stalled(&ack);
@@ -462,6 +488,9 @@ impl<'a> Session<'a> {
             self.meter.save(store, store.mirror_is_left(self.target)?)?;
         }
         self.walk.look_again();
+        if self.told == Some(Convergence::Converging) || !ack.needs.is_empty() {
+            self.tell_convergence()?;
+        }
         if self.trimmed.elapsed() >= TRIM_EVERY {
             self.trimmed = Instant::now();
             self.parts.journal.trim()?;
@@ -472,12 +501,16 @@ impl<'a> Session<'a> {
 
 /// Work that a target asked for stands against every TID.
 fn new_work(need: &Need) -> NewWork {
-    let kind = if need.len == 0 { WorkKind::Object } else { WorkKind::Range };
+    let kind = match need {
+        need if need.is_listing() => WorkKind::Dir,
+        Need { len: 0, .. } => WorkKind::Object,
+        _ => WorkKind::Range,
+    };
     NewWork {
         oid: need.oid,
         kind,
         reason: WorkReason::Need,
-        offset: need.offset,
+        offset: if need.is_listing() { 0 } else { need.offset },
         len: need.len,
         created_tid: Tid::ZERO,
     }
@@ -494,11 +527,13 @@ fn stalled(ack: &Ack) -> Option<String> {
 }
 
 /// Opening a large replica takes a while; the target shows that it lives.
-fn wait_for_reply(mailbox: &Mailbox) -> Result<HelloReply, SessionError> {
+fn wait_for_reply(parts: &Parts<'_>) -> Result<HelloReply, SessionError> {
+    let mailbox = parts.mailbox;
     while mailbox.silence() < HANDSHAKE {
         match mailbox.next(Instant::now() + TICK) {
             Some(Event::Heard(Message::HelloReply(reply))) if reply.version == PROTOCOL_VERSION => return Ok(reply),
             Some(Event::Heard(Message::Refuse { code, text })) => return Err(SessionError::Refused { code, text }),
+            Some(Event::Heard(Message::Superseded(history))) => return Err(superseded(parts, &history)?),
             Some(Event::Heard(_)) => return Err(SessionError::Protocol("it did not say who it is")),
             Some(Event::Ended(error)) => return Err(error.into()),
             Some(Event::Stop) => return Err(SessionError::Protocol("stopped before it answered")),
@@ -506,6 +541,21 @@ fn wait_for_reply(mailbox: &Mailbox) -> Result<HelloReply, SessionError> {
         }
     }
     Err(SessionError::Silent(HANDSHAKE.as_secs()))
+}
+
+/// The target is a master now. When its history left ours, this source has none any more.
+fn superseded(parts: &Parts<'_>, history: &History) -> Result<SessionError, SessionError> {
+    let (journal, ours) = (parts.journal, parts.journal.history()?);
+    let fork = history.leaves(&ours.epochs).filter(|_| history.volume == ours.volume);
+    let Some(fork) = fork else {
+        return Ok(SessionError::Protocol("it is a master of another history than ours, or an older one"));
+    };
+    let known = journal.digest_at(fork.tid)?;
+    if known.is_some_and(|digest| digest != fork.digest) {
+        return Ok(SessionError::Protocol("it is a master, and left our history at a place where ours was another"));
+    }
+    journal.supersede(fork)?;
+    Ok(SessionError::Superseded { fork, own: journal.last_tid() })
 }
 
 /// The first word of a session.
@@ -521,6 +571,7 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, SessionError> {
     let (journal, target) = (parts.journal, parts.options.target);
     let store = journal.store();
     let row = find_target(parts)?;
+    let awaited = store.targets()?.into_iter().find(|row| row.state == AWAITED);
     let ours = Ours {
         durable: journal.durable_tid(),
         oldest_kept: journal.oldest_kept(),
@@ -531,15 +582,18 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, SessionError> {
         standing: standing(journal, &reply.received)?,
         // A target that was defined anew with the leave to take over what is there.
         forked: if row.mirrored { Forked::Refuse } else { parts.options.forked },
+        awaited: awaited.as_ref().map(|row| (row.received, row.covered)),
     };
     let said =
         Said { copy: reply.replica, received: reply.received.tid, applied: reply.applied.tid, commit: reply.commit };
     let (reason, text) = match plan(&ours, reply) {
         Plan::Stream => {
+            take_back(store, (&row, awaited), reply)?;
             store.target_said(target, Some(&said))?;
             return Ok(Start { after: reply.received, jump: false });
         }
         Plan::Jump { to } => {
+            take_back(store, (&row, awaited), reply)?;
             store.target_said(target, Some(&said))?;
             return Ok(Start { after: position_at(journal, to)?, jump: true });
         }
@@ -555,6 +609,26 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, SessionError> {
     let level = if reason == WorkReason::Mirror { Level::Info } else { Level::Warning };
     store.event(level, Some(target), &format!("{text}; it goes on behind {base}"))?;
     Ok(Start { after: position_at(journal, base)?, jump: true })
+}
+
+/// A former source gets the place that was kept for it.
+fn take_back(
+    store: &Store,
+    (row, awaited): (&TargetRow, Option<TargetRow>),
+    reply: &HelloReply,
+) -> Result<(), SessionError> {
+    if reply.state != ReplicaState::Rejoined {
+        return Ok(());
+    }
+    match awaited {
+        Some(awaited) => store.take_awaited(row.id, awaited.id, reply.received.tid)?,
+        None => store.reset_target(row.id, reply.received.tid, &[])?,
+    }
+    let text = format!(
+        "it was a source of this volume: it goes on behind {} and asks for what it changed",
+        reply.received.tid
+    );
+    Ok(store.event(Level::Info, Some(row.id), &text)?)
 }
 
 /// The target's row, as it is now.

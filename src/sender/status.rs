@@ -16,6 +16,8 @@ pub enum SenderState {
     Offline,
     /// In a session.
     Connected,
+    /// Another session has the target; a new try follows.
+    Busy(String),
     /// The target, or this source, refuses; the reason is an operator's matter.
     Refused(String),
     /// Stopped for good.
@@ -33,6 +35,8 @@ pub struct SenderStatus {
     pub applied: Tid,
     /// Up to here its tree may hold changes from before a crash of its own: below it is no past state of the source.
     pub high_water: Tid,
+    /// It has not said yet that it takes itself for consistent: without its source it would be taken for converging.
+    pub unsettled: bool,
     /// What it waits for, when nothing goes on although the session lives.
     pub stalled: Option<String>,
     /// Bytes on the wire since the sender was started.

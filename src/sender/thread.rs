@@ -228,9 +228,10 @@ impl Runner {
             let _ = store.target_said(self.options.target, None);
         }
         let state = match error {
-            SessionError::Refused { code: RefuseCode::Wrong | RefuseCode::Version, .. } | SessionError::Fork { .. } => {
-                SenderState::Refused(text.clone())
-            }
+            SessionError::Refused { code: RefuseCode::Wrong | RefuseCode::Version, .. }
+            | SessionError::Fork { .. }
+            | SessionError::Superseded { .. } => SenderState::Refused(text.clone()),
+            SessionError::Refused { code: RefuseCode::Busy, .. } => SenderState::Busy(text.clone()),
             _ => SenderState::Offline,
         };
         self.status.update(|status| {

@@ -59,7 +59,7 @@ pub use self::types::{
 pub use self::write::{WriteMode, Writer};
 use crate::backing::{Tree, TreeView};
 use crate::base::{ObjectGuard, ObjectKey, ObjectLocks, Oid, Space, Tid, Timespec, random_bytes};
-use crate::journal::{Checkpointer, Journal, JournalError, SyncTree};
+use crate::journal::{Checkpointer, Journal, JournalError, OidMap, SyncTree};
 pub use crate::sys::{Errno, FileSystemStat, Result, Stat, TimeChange};
 
 /// Key of the volume's state under which the mount's connection is described.
@@ -95,6 +95,8 @@ pub struct Stack {
     /// Dropped with the stack, before its tree.
     _checkpointer: Checkpointer,
     space: Space,
+    /// What objects that were not born in this instance are called.
+    oids: Arc<OidMap>,
     locks: ObjectLocks,
     /// Protects the shape of the directory graph while a directory changes its parent, so that two such renames cannot
     /// make a loop that neither saw. Rank: first of all. May be held across the backing rename.
@@ -133,7 +135,9 @@ impl Stack {
         }
         let identity = tree.identity().map_err(StackError::Identity)?;
         Ok(Arc::new(Stack {
+            // In this order: what is called by which name is forgotten when the tree is another.
             space: journal.bind_backing(&identity)?,
+            oids: journal.oids(),
             committer: Committer::start(&journal)?,
             _checkpointer: journal.start_checkpoints(sync_of(&tree)?)?,
             tree,
@@ -244,7 +248,7 @@ impl Stack {
     fn oid(&self, key: ObjectKey) -> Oid {
         match key == self.tree.root_key() {
             true => Oid::ROOT,
-            false => Oid::new(self.space, key),
+            false => self.oids.oid_of(key).unwrap_or_else(|| Oid::new(self.space, key)),
         }
     }
 }
@@ -258,7 +262,7 @@ impl TreeView for Stack {
         match oid {
             Oid::ROOT => Some(self.tree.root_key()),
             oid if oid.space == self.space => Some(oid.key()),
-            _ => None,
+            oid => self.oids.key_of(oid),
         }
     }
 

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use super::mutation::{SMALL_RECORD, Touch};
 use super::types::{Caller, NodeId, Object};
 use super::{Stack, creds};
-use crate::record::{Attrs, Op, RESERVED_XATTR_PREFIX, Xattr};
+use crate::record::{Attrs, HISTORY_XATTR, Op, RESERVED_XATTR_PREFIX, Xattr};
 use crate::sys::{self, Errno, Result};
 
 const TRUSTED_PREFIX: &[u8] = b"trusted.";
@@ -19,10 +19,19 @@ impl Stack {
     /// ENODATA when it is not set, or is dtfs's own; else as getxattr(2).
     pub fn getxattr(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
         if is_reserved(name) {
-            return Err(Errno::ENODATA);
+            return self.history(node, name);
         }
         let name = xattr_name(name)?;
         sys::getxattr(self.object(node)?.fd.as_fd(), &name)
+    }
+
+    /// The one name of dtfs's own that is answered, on the root (the kernel asks for CAP_SYS_ADMIN first): it tells a source
+    /// that knew this tree as its target where the history went on.
+    fn history(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
+        match node == NodeId::ROOT && name == HISTORY_XATTR {
+            true => Ok(self.journal.history().map_err(|error| error.errno())?.to_bytes()),
+            false => Err(Errno::ENODATA),
+        }
     }
 
     /// listxattr(2): the names, each with a NUL behind it; without dtfs's own.

@@ -1,7 +1,8 @@
 //! The messages of a session.
 
 use crate::base::{
-    AtimeMode, ChainDigest, Commit, EpochId, Oid, Position, Space, StoredTimes, Tid, VolumeUuid, is_unprintable,
+    AtimeMode, ChainDigest, Commit, EpochId, History, Oid, Position, Spaces, StoredTimes, Tid, VolumeUuid,
+    is_unprintable,
 };
 use crate::record::{DecodeError, Difference, FieldReader, FieldWriter};
 
@@ -12,8 +13,8 @@ pub struct Hello {
     pub version: u16,
     /// The volume it wants to replicate.
     pub volume: VolumeUuid,
-    /// The volume instance whose objects it has.
-    pub space: Space,
+    /// The volume instances whose objects it has, its own first.
+    pub spaces: Spaces,
     /// The run of history its TIDs belong to.
     pub epoch: EpochId,
     /// Last TID that is durable at the source.
@@ -22,6 +23,8 @@ pub struct Hello {
     pub access_times: AtimeMode,
     /// Name of the volume, for people.
     pub label: String,
+    /// The volume's epochs, oldest first; the last one is `epoch`.
+    pub epochs: Vec<Position>,
 }
 
 /// What the target's tree is.
@@ -35,6 +38,8 @@ pub enum ReplicaState {
     Adopted,
     /// A replica of this volume that cannot vouch for its tree; `doubt` says why. All of it must be compared.
     Doubtful,
+    /// It was a source of this volume up to `received`, and asks for what it changed since.
+    Rejoined,
 }
 
 /// What the target answers.
@@ -84,6 +89,8 @@ pub struct Ack {
     pub applied: Tid,
     /// The state that tree and catalog were last made durable in.
     pub commit: Commit,
+    /// What the target takes itself for, also when its source is gone: the last word on that which is durable there.
+    pub convergence: Convergence,
     /// How many objects could not be brought to their state.
     pub blocked: u32,
     /// One of them.
@@ -106,6 +113,7 @@ impl Default for Ack {
             received: Tid::ZERO,
             applied: Tid::ZERO,
             commit: Commit::default(),
+            convergence: Convergence::Converging,
             blocked: 0,
             blocked_oid: Oid::ROOT,
             blocked_errno: 0,
@@ -126,6 +134,15 @@ pub enum Stall {
     Inbox,
     /// Its tree.
     Tree,
+}
+
+/// What stands against a target's being a past state of its source, as far as the source knows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Convergence {
+    /// Nothing.
+    Consistent,
+    /// Objects must still be sent or compared.
+    Converging,
 }
 
 /// Why a session is refused.
@@ -170,6 +187,10 @@ pub enum Message {
     Pong,
     /// Source: the session is over.
     Bye,
+    /// Source: whether rows of work are left for this target. While they are, its tree is no past state of the source.
+    Convergence(Convergence),
+    /// Target: this tree is no target any more, it was promoted. Where its history went.
+    Superseded(History),
     /// Source: state records to compare with what the target has; they change nothing.
     Check { batch: u64, body: Vec<u8> },
     /// Target: what differs from the records of a check; `more` differences found no place.
@@ -181,6 +202,21 @@ const MAX_NEEDS: u32 = 4096;
 const MAX_TEXT_BYTES: usize = 1024;
 /// Most differences in one answer to a check.
 const MAX_FOUND: u32 = 4096;
+
+impl Need {
+    /// Offset that stands, with length 0, for a directory's entries without what is in them.
+    const LISTING: u64 = 1;
+
+    /// The entries of the directory `oid`, without what is in them.
+    pub fn listing(oid: Oid) -> Need {
+        Need { oid, offset: Need::LISTING, len: 0 }
+    }
+
+    /// Whether it is for a directory's entries alone.
+    pub fn is_listing(&self) -> bool {
+        self.offset == Need::LISTING && self.len == 0
+    }
+}
 
 impl Message {
     /// Number of the kind in the frame header.
@@ -197,6 +233,8 @@ impl Message {
             Message::Ping => 9,
             Message::Pong => 10,
             Message::Bye => 11,
+            Message::Convergence(_) => 30,
+            Message::Superseded(_) => 31,
             Message::Check { .. } => 12,
             Message::Checked { .. } => 13,
         }
@@ -237,6 +275,8 @@ impl Message {
             }
             Message::Ack(ack) => ack.encode(&mut out),
             Message::Flush | Message::Ping | Message::Pong | Message::Bye => {}
+            Message::Convergence(state) => out.u8(*state as u8),
+            Message::Superseded(history) => out.0.extend_from_slice(&history.to_bytes()),
             Message::Checked { batch, more, found } => {
                 out.u64(*batch);
                 out.u64(*more);
@@ -278,6 +318,8 @@ impl Message {
             9 => Message::Ping,
             10 => Message::Pong,
             11 => Message::Bye,
+            30 => Message::Convergence(convergence(&mut r)?),
+            31 => return superseded(&body),
             13 => {
                 let (batch, more) = (r.u64("batch")?, r.u64("more")?);
                 let count = r.bounded_u32("difference count", MAX_FOUND)?;
@@ -297,18 +339,20 @@ impl Hello {
     fn encode(&self, out: &mut FieldWriter) {
         out.u16(self.version);
         out.0.extend_from_slice(&self.volume.0);
-        out.u32(self.space.0);
+        out.short_bytes(&self.spaces.to_bytes());
         out.0.extend_from_slice(&self.epoch.0);
         out.u64(self.durable.0);
         out.u8(self.access_times as u8);
         out.short_bytes(clip(&self.label));
+        let epochs: Vec<u8> = self.epochs.iter().flat_map(|epoch| epoch.to_bytes()).collect();
+        out.short_bytes(&epochs);
     }
 
     fn decode(r: &mut FieldReader<'_>) -> Result<Hello, DecodeError> {
         Ok(Hello {
             version: r.u16("version")?,
             volume: VolumeUuid(r.fixed("volume")?),
-            space: Space(r.u32("space")?),
+            spaces: spaces(r)?,
             epoch: EpochId(r.fixed("epoch")?),
             durable: Tid(r.u64("durable TID")?),
             access_times: match r.flag("access times")? {
@@ -316,6 +360,7 @@ impl Hello {
                 true => AtimeMode::EachRead,
             },
             label: text(r)?,
+            epochs: epochs(r)?,
         })
     }
 }
@@ -342,6 +387,7 @@ impl HelloReply {
             1 => ReplicaState::Replica,
             2 => ReplicaState::Adopted,
             3 => ReplicaState::Doubtful,
+            4 => ReplicaState::Rejoined,
             other => {
                 return Err(DecodeError::Value { what: "state", offset, value: u64::from(other) });
             }
@@ -352,6 +398,32 @@ impl HelloReply {
         let stored_times = stored_times(r)?;
         Ok(HelloReply { version, replica, state, received, applied, commit, high_water, doubt, stored_times })
     }
+}
+
+fn spaces(r: &mut FieldReader<'_>) -> Result<Spaces, DecodeError> {
+    let offset = r.offset();
+    let bytes = r.short_bytes("spaces")?;
+    let bad = DecodeError::Value { what: "spaces", offset, value: bytes.len() as u64 };
+    Spaces::from_bytes(bytes).filter(|spaces| spaces.own().is_some()).ok_or(bad)
+}
+
+fn epochs(r: &mut FieldReader<'_>) -> Result<Vec<Position>, DecodeError> {
+    let offset = r.offset();
+    let bytes = r.short_bytes("epochs")?;
+    let (epochs, rest) = bytes.as_chunks();
+    match rest.is_empty() && epochs.len() <= History::MOST {
+        true => Ok(epochs.iter().map(|bytes| Position::from_bytes(*bytes)).collect()),
+        false => Err(DecodeError::Value { what: "epochs", offset, value: bytes.len() as u64 }),
+    }
+}
+
+fn convergence(r: &mut FieldReader<'_>) -> Result<Convergence, DecodeError> {
+    Ok(if r.flag("convergence")? { Convergence::Converging } else { Convergence::Consistent })
+}
+
+fn superseded(body: &[u8]) -> Result<Message, DecodeError> {
+    let bad = DecodeError::Value { what: "history", offset: 0, value: body.len() as u64 };
+    History::from_bytes(body).map(Message::Superseded).ok_or(bad)
 }
 
 fn stored_times(r: &mut FieldReader<'_>) -> Result<StoredTimes, DecodeError> {
@@ -371,6 +443,7 @@ impl Ack {
         out.u64(self.received.0);
         out.u64(self.applied.0);
         out.0.extend_from_slice(&self.commit.to_bytes());
+        out.u8(self.convergence as u8);
         out.u32(self.blocked);
         out.oid(self.blocked_oid);
         out.u32(self.blocked_errno as u32);
@@ -387,7 +460,7 @@ impl Ack {
     fn decode(r: &mut FieldReader<'_>) -> Result<Ack, DecodeError> {
         let (batch_taken, batch_durable) = (r.u64("batch taken")?, r.u64("batch durable")?);
         let (received, applied) = (Tid(r.u64("received")?), Tid(r.u64("applied")?));
-        let commit = Commit::from_bytes(r.fixed("commit")?);
+        let (commit, convergence) = (Commit::from_bytes(r.fixed("commit")?), convergence(r)?);
         let (blocked, blocked_oid) = (r.u32("blocked")?, r.oid("blocked")?);
         let blocked_errno = r.u32("errno")? as i32;
         let offset = r.offset();
@@ -408,6 +481,7 @@ impl Ack {
             received,
             applied,
             commit,
+            convergence,
             blocked,
             blocked_oid,
             blocked_errno,
@@ -475,11 +549,12 @@ mod tests {
             Message::Hello(Hello {
                 version: 1,
                 volume: VolumeUuid([1; 16]),
-                space: Space(6),
+                spaces: Spaces::new(Space(6), [Space(5)]),
                 epoch: EpochId([2; 16]),
                 durable: Tid(77),
                 access_times: AtimeMode::EachRead,
                 label: "data".into(),
+                epochs: vec![Position { epoch: EpochId([2; 16]), tid: Tid(7), digest: ChainDigest([8; 8]) }],
             }),
             Message::HelloReply(HelloReply {
                 version: 1,
@@ -502,6 +577,7 @@ mod tests {
                 received: Tid(9),
                 applied: Tid(7),
                 commit: Commit { number: 3, nonce: 4 },
+                convergence: Convergence::Consistent,
                 blocked: 1,
                 blocked_oid: oid,
                 blocked_errno: 27,
@@ -513,6 +589,8 @@ mod tests {
             Message::Ping,
             Message::Pong,
             Message::Bye,
+            Message::Convergence(Convergence::Converging),
+            Message::Superseded(History { volume: VolumeUuid([1; 16]), epochs: vec![Position::START] }),
         ]
     }
 
@@ -527,7 +605,8 @@ mod tests {
     fn a_cut_message_is_an_error_and_never_a_panic() {
         for message in samples() {
             let body = message.encode();
-            let keeps_rest = matches!(message, Message::Records { .. } | Message::State { .. });
+            let keeps_rest =
+                matches!(message, Message::Records { .. } | Message::State { .. } | Message::Superseded(_));
             for len in 0..body.len() {
                 let outcome = Message::decode(message.kind(), body[..len].to_vec());
                 assert!(outcome.is_err() || keeps_rest, "{message:?} cut at {len}");

@@ -17,7 +17,7 @@ mod ssh;
 
 pub use frame::{Compression, FrameReader, FrameWriter, WireError, refuse};
 pub use local::{Breaker, Connection, Peer, connect_local};
-pub use message::{Ack, Hello, HelloReply, Message, Need, RefuseCode, ReplicaState, Stall};
+pub use message::{Ack, Convergence, Hello, HelloReply, Message, Need, RefuseCode, ReplicaState, Stall};
 pub use patient::PatientReader;
 pub use ssh::{SshWay, connect_ssh, remote_command};
 

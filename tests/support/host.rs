@@ -257,6 +257,20 @@ impl Host {
         Answer { code: status.code().unwrap_or(-1), stdout: read("out"), stderr: read("err") }
     }
 
+    /// A command that goes on; what it prints goes to the file `name` of [`Host::printed`].
+    pub(crate) fn spawn(&self, name: &str, args: &[&str]) -> Process {
+        let file = |stream: &str| File::create(self.output.path().join(format!("{name}.{stream}"))).expect("a file");
+        let mut command = self.command(args);
+        command.stdin(Stdio::null()).stdout(file("out")).stderr(file("err"));
+        Process::spawn(&mut command)
+    }
+
+    /// What a command of [`Host::spawn`] printed so far, on both streams.
+    pub(crate) fn printed(&self, name: &str) -> String {
+        let read = |stream: &str| fs::read_to_string(self.output.path().join(format!("{name}.{stream}")));
+        read("out").unwrap_or_default() + &read("err").unwrap_or_default()
+    }
+
     /// As [`Host::run`]; panics unless it succeeds.
     pub(crate) fn must(&self, args: &[&str]) -> String {
         let answer = self.run(args);

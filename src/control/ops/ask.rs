@@ -3,7 +3,10 @@
 use super::unexpected;
 use crate::base::Tid;
 use crate::config::{ByteSize, Paths, TargetName, VolumeName};
-use crate::control::{Client, EventEntry, Failure, LogEntry, MirrorAction, Reply, Request, StatusReply, VerifyReply};
+use crate::control::{
+    Client, EventEntry, Failure, LogEntry, MirrorAction, MirrorProgress, MirrorRun, PfsStatus, Reply, Request,
+    StatusReply, VerifyReply,
+};
 
 /// How one volume or all of them stand.
 ///
@@ -48,6 +51,38 @@ pub fn wait(paths: &Paths, what: WaitFor) -> Result<(Tid, Vec<TargetName>), Fail
 pub fn sync_tid(paths: &Paths, volume: VolumeName) -> Result<Tid, Failure> {
     match Client::connect(paths)?.call(&Request::SyncTid { volume })? {
         Reply::Tid { tid } => Ok(tid),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// What a volume is, in HAMMER's words.
+///
+/// # Errors
+/// Code 3 without a daemon, and what it answers.
+pub fn pfs_status(paths: &Paths, volume: VolumeName) -> Result<PfsStatus, Failure> {
+    match Client::connect(paths)?.call(&Request::PfsStatus { volume })? {
+        Reply::Pfs(status) => Ok(status),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// One session to a target that the daemon does not serve by itself; `show` hears how far it is. Returns its end.
+///
+/// # Errors
+/// Code 3 without a daemon, code 5 when another session to the target is there, what the daemon answers, and what `show`
+/// returns.
+pub fn mirror(
+    paths: &Paths,
+    volume: VolumeName,
+    run: MirrorRun,
+    show: &mut dyn FnMut(&MirrorProgress) -> Result<(), Failure>,
+) -> Result<MirrorProgress, Failure> {
+    let mut hear = |reply: Reply| match reply {
+        Reply::Mirror(progress) => show(&progress),
+        other => Err(unexpected(&other)),
+    };
+    match Client::connect(paths)?.stream(&Request::Mirror { volume, run }, &mut hear)? {
+        Reply::Mirror(progress) => Ok(progress),
         other => Err(unexpected(&other)),
     }
 }
@@ -120,8 +155,8 @@ pub fn verify(paths: &Paths, what: VerifyWhat, show: &mut dyn FnMut(&VerifyReply
 ///
 /// # Errors
 /// Code 2 for a target that there is not, code 5 when it does not fit how the mirror stands, code 3 without a daemon.
-pub fn mirror(paths: &Paths, volume: VolumeName, target: TargetName, action: MirrorAction) -> Result<(), Failure> {
-    match Client::connect(paths)?.call(&Request::Mirror { volume, target, action })? {
+pub fn set_mirror(paths: &Paths, volume: VolumeName, target: TargetName, action: MirrorAction) -> Result<(), Failure> {
+    match Client::connect(paths)?.call(&Request::SetMirror { volume, target, action })? {
         Reply::Done => Ok(()),
         other => Err(unexpected(&other)),
     }

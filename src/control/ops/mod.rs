@@ -7,6 +7,7 @@ mod ask;
 mod check;
 mod doctor;
 mod entries;
+mod roles;
 mod targets;
 mod volumes;
 mod which;
@@ -14,10 +15,14 @@ mod which;
 use super::{Failure, Reply, Request, try_connect};
 use crate::config::{Edits, Paths};
 
-pub use ask::{EventRange, LogRange, VerifyWhat, WaitFor, events, log, mirror, reload, status, sync_tid, verify, wait};
+pub use ask::{
+    EventRange, LogRange, VerifyWhat, WaitFor, events, log, mirror, pfs_status, reload, set_mirror, status, sync_tid,
+    verify, wait,
+};
 pub use check::{check, check_files};
 pub use doctor::{Finding, Severity, doctor};
 pub use entries::{Detach, MountHow, Rehearsal, add_entry, list_entries, mount, remove_entry, unmount};
+pub use roles::demote;
 pub use targets::{NewTarget, define_target, forget_target, set_activity};
 pub use volumes::{define_volume, forget_volume};
 pub use which::{Which, find_entry, resolve_volume};

@@ -24,8 +24,9 @@ pub(super) use events::put_event;
 pub use events::{EventRow, Level};
 pub(super) use overflow::{Collapsed, collapse, put_suspects};
 pub(super) use segments::{Sealed, SegmentRow};
+pub use targets::AWAITED;
 pub use targets::{Said, TargetId, TargetRow};
-pub(super) use targets::{all_targets, lose_place};
+pub(super) use targets::{all_targets, lose_place, put_awaited};
 pub use work::{NewWork, WorkKind, WorkReason, WorkRow};
 
 /// The one connection to a volume's `state.db`. Every method is one short transaction, durable when it returns.

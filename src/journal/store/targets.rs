@@ -153,6 +153,25 @@ impl Store {
         self.write("reset target", |tx| put_reset(tx, target, base, work))
     }
 
+    /// Gives `target` the place that was kept for it as `awaited`, with the work that stands there, and keeps no place any
+    /// more; it goes on at `received`, which lies at or behind that place.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn take_awaited(&self, target: TargetId, awaited: TargetId, received: Tid) -> Result<(), JournalError> {
+        self.write("take place", |tx| {
+            tx.execute("DELETE FROM work WHERE target = ?1", [target.0])?;
+            tx.execute("UPDATE work SET target = ?1 WHERE target = ?2", [target.0, awaited.0])?;
+            tx.execute(
+                "UPDATE target SET received = ?3, applied = ?3, mirrored = 1,
+                 covered = (SELECT covered FROM target WHERE id = ?2) WHERE id = ?1",
+                (target.0, awaited.0, to_sql(received.0)),
+            )?;
+            tx.execute("DELETE FROM target WHERE id = ?1", [awaited.0])?;
+            Ok(())
+        })
+    }
+
     /// Remembers how the last session ended; `None` clears it.
     ///
     /// # Errors
@@ -182,6 +201,18 @@ impl Store {
             Ok(())
         })
     }
+}
+
+/// State of the place that is kept for a copy which this history left, until it returns.
+pub const AWAITED: &str = "awaited";
+
+/// Keeps a place at `base` for a copy that returns.
+pub(in crate::journal) fn put_awaited(tx: &Transaction<'_>, base: Tid) -> rusqlite::Result<()> {
+    tx.execute(
+        "INSERT INTO target (name, url, state, received, applied, mirrored) VALUES ('(' || ?1 || ')', '', ?1, ?2, ?2, 1)",
+        (AWAITED, to_sql(base.0)),
+    )?;
+    Ok(())
 }
 
 /// All targets, as part of a larger transaction.

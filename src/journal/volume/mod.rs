@@ -3,8 +3,10 @@
 mod change;
 mod checkpoint;
 mod commit;
+mod found;
 mod hot;
 mod mark;
+mod oids;
 mod open;
 mod recover;
 mod reserve;
@@ -40,6 +42,8 @@ use slots::Slots;
 
 pub use change::InFlight;
 pub use checkpoint::{Checkpointer, SyncTree};
+pub use found::{Founding, OwnChanges};
+pub use oids::OidMap;
 pub use open::LastStop;
 pub use reserve::Reservation;
 pub use slots::UnderWay;
@@ -131,6 +135,10 @@ struct Core {
     checkpoints: Checkpoints,
     /// Protects the list of objects without a name that are held open. Rank: a leaf.
     orphans: Mutex<HashSet<Oid>>,
+    /// What objects of other instances are called here. Emptied when the tree turns out to be another. Rank: a leaf.
+    oids: Mutex<Arc<OidMap>>,
+    /// Another copy went on without this one: nothing is taken any more.
+    superseded: AtomicBool,
     /// That the log fills was said; only the committer asks.
     warned: AtomicBool,
     /// Only for its lock, which ends with it.
@@ -147,6 +155,23 @@ impl Journal {
     /// Whose journal it is.
     pub fn identity(&self) -> Identity {
         Identity { space: Space(self.core.object_space.load(Ordering::SeqCst)), ..self.core.identity }
+    }
+
+    /// Names this store among all copies of the volume.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn unique_id(&self) -> Result<VolumeUuid, JournalError> {
+        const KEY: &str = "unique";
+        let store = &self.core.store;
+        match store.meta_get(KEY)?.and_then(|bytes| bytes.try_into().ok()) {
+            Some(bytes) => Ok(VolumeUuid(bytes)),
+            None => {
+                let fresh = VolumeUuid::random();
+                store.meta_set(KEY, &fresh.0)?;
+                Ok(fresh)
+            }
+        }
     }
 
     /// Last TID given. Exact for a caller who holds the lock of the object in question.
@@ -247,6 +272,11 @@ impl Journal {
     /// Why the volume is Failed, if it is. Opening it anew clears that.
     pub fn failed(&self) -> Option<String> {
         self.core.ring.lock().failed.clone()
+    }
+
+    /// What objects that were not born in this instance are called.
+    pub fn oids(&self) -> Arc<OidMap> {
+        self.core.oids.lock().clone()
     }
 
     /// Targets, cursors, work and events.

@@ -15,6 +15,7 @@ use parking_lot::{Condvar, Mutex};
 use super::checkpoint::{Checkpoint, Checkpoints};
 use super::hot::HotSet;
 use super::mark::{Mark, Stop};
+use super::oids::OidMap;
 use super::recover::{Found, LIFE, Recovered};
 use super::ring::Ring;
 use super::shared::{Durable, Life, Shared};
@@ -85,6 +86,11 @@ impl Journal {
         let ring_bytes = options.ring_bytes.min(options.segment_bytes as usize / 2);
         let checkpoint = Checkpoint::load(&store)?.unwrap_or_default();
         log.keep_from(checkpoint.from.segment);
+        let oids = match super::found::is_promoted(&store)? {
+            true => OidMap::load(dir).map_err(std_io("read", &dir.join(super::oids::FILE)))?,
+            false => OidMap::default(),
+        };
+        let superseded = AtomicBool::new(super::found::stored(&store)?.is_some());
         let shared = begin_life(memory, &store, &log, identity.volume, (last, ring_bytes))?;
         let ring = Ring::new(last, ring_bytes, log.room());
         let core = Arc::new(Core {
@@ -103,6 +109,8 @@ impl Journal {
             hot: HotSet::new(),
             checkpoints: Checkpoints { last: Mutex::new(checkpoint) },
             orphans: Mutex::default(),
+            oids: Mutex::new(Arc::new(oids)),
+            superseded,
             warned: AtomicBool::new(false),
             _lock: lock,
         });
@@ -148,7 +156,7 @@ fn unless_full(error: JournalError) -> Result<(), JournalError> {
     }
 }
 
-fn lock_dir(dir: &Path) -> Result<Flock<File>, JournalError> {
+pub(super) fn lock_dir(dir: &Path) -> Result<Flock<File>, JournalError> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(std_io("create directory", dir))?;
     sync_parent(dir)?;
     let path = dir.join("lock");

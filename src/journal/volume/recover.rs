@@ -30,7 +30,7 @@ use crate::journal::store::{
 use crate::record::{Fate, FieldWriter, Header, Op, RecordIter};
 
 /// How far TIDs jump after a power loss: more than the changes that can have had a TID without a durable record.
-const JUMP: u64 = 1 << 32;
+pub(super) const JUMP: u64 = 1 << 32;
 /// Key in `meta`: the life whose memory counts.
 pub(super) const LIFE: &str = "life";
 const ORPHANS: &str = "orphans";

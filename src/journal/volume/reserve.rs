@@ -1,6 +1,7 @@
 //! Room for a change's record, taken before the change is made.
 
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use parking_lot::MutexGuard;
 
@@ -34,10 +35,13 @@ impl Journal {
     /// [block](super::WhenFull::Block) at its cap.
     ///
     /// # Errors
-    /// `Failed`; `TooLarge` for more than a frame takes; `Io` with ENOSPC when the disk has no room for the log to go on.
+    /// `Failed`; `Superseded` when another copy went on without this one; `TooLarge` for more than a frame takes; `Io` with ENOSPC when the disk has no room for the log to go on.
     pub fn reserve(&self, bytes: usize) -> Result<Reservation<'_>, JournalError> {
         faults::point("journal.reserve").map_err(io("reserve", Path::new("ring")))?;
         let core = &*self.core;
+        if core.superseded.load(Ordering::Relaxed) {
+            return Err(JournalError::Superseded);
+        }
         let share = Share::of(bytes).with(INTENTS_ROOM);
         let mut ring = core.ring.lock();
         let most = core.log.max_body().min(ring.most_bytes - Share::of(0).bytes);

@@ -1,8 +1,10 @@
 //! Which filesystem the volume's objects are numbered by.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Journal;
+use super::found::forget_spaces;
 use crate::base::{Space, Tid};
 use crate::journal::error::JournalError;
 use crate::journal::store::{Level, all_targets, lose_place, put_event, put_meta};
@@ -22,6 +24,7 @@ impl Journal {
                 let space = Space::random();
                 store.write("new space", |tx| {
                     put_meta(tx, &[("backing", backing), ("space", &space.0.to_le_bytes())])?;
+                    forget_spaces(tx)?;
                     for target in all_targets(tx)? {
                         lose_place(tx, &target, Tid::ZERO)?;
                     }
@@ -30,6 +33,7 @@ impl Journal {
                     put_event(tx, Level::Warning, None, text)
                 })?;
                 self.core.object_space.store(space.0, Ordering::SeqCst);
+                *self.core.oids.lock() = Arc::default();
             }
         }
         Ok(self.identity().space)
