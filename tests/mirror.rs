@@ -6,7 +6,7 @@ mod support;
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -169,13 +169,13 @@ fn it_is_held_goes_on_is_given_up_and_begins_anew() {
     pair.stop_and_compare("after stop and start");
 }
 
-/// Begins a full mirror that takes its time.
-fn hold_back(pair: &Pair, rate: &str) {
+/// Begins a mirror that takes its time.
+fn hold_back(pair: &Pair, rate: &str, kind: &str) {
     pair.host.must(&["replication", "pause", "data", "target"]);
     let file = pair.host.root().join("etc/dtfs/mounts.d/data.toml");
     let text = fs::read_to_string(&file).unwrap();
     fs::write(&file, text.replace("paused = true", &format!("bandwidth = \"{rate}\"\npaused = true"))).unwrap();
-    pair.host.must(&["mirror", "start", "data", "target", "--full"]);
+    pair.host.must(&["mirror", "start", "data", "target", kind]);
     pair.host.must(&["replication", "resume", "data", "target"]);
 }
 
@@ -193,7 +193,7 @@ fn killed_at(percent: u64, kill: fn(&mut Pair)) {
     for folder in 0..count / 100 {
         fs::remove_dir_all(pair.target.join(format!("d{folder}"))).unwrap();
     }
-    hold_back(&pair, "10M");
+    hold_back(&pair, "10M", "--full");
     wait_until("the mirror to get there", PATIENCE, || (objects(&pair) * 100 >= count * percent).then_some(()));
     assert_eq!(mirror(&pair)["progress"], "running", "it was over before it could be killed");
     kill(&mut pair);
@@ -218,4 +218,92 @@ fn a_killed_source_goes_on_with_its_mirror() {
             pair.host.start_and_mount();
         });
     }
+}
+
+/// A target held back so far that the last directory of the source is read long after the first one.
+struct Slow {
+    pair: Pair,
+    first: PathBuf,
+    last: PathBuf,
+}
+
+fn slow() -> Slow {
+    let mut noise = vec![0; 15_000];
+    blake3::Hasher::new().finalize_xof().fill(&mut noise);
+    let pair = Pair::mirrored(FileSystem::Ext4, |source| {
+        for folder in 0..60 {
+            fs::create_dir(source.join(format!("d{folder}"))).unwrap();
+            for file in 0..6 {
+                noise[0] = file;
+                fs::write(source.join(format!("d{folder}/f{file}")), &noise).unwrap();
+            }
+        }
+    });
+    let listed = fs::read_dir(&pair.source).unwrap().map(|entry| entry.unwrap().file_name().into());
+    let dirs: Vec<PathBuf> = listed.filter(|name: &PathBuf| name.as_os_str() != ".dtfs").collect();
+    let (first, last) = (dirs.first().unwrap().clone(), dirs.last().unwrap().clone());
+    Slow { pair, first, last }
+}
+
+/// Moves from a directory that is not read yet into one that was, what only a comparison of content finds: a file, a
+/// directory, and a file by a second name. Returns whether that found it.
+fn moves_are_met(faults: &str) -> bool {
+    let Slow { mut pair, first, last } = slow();
+    pair.host.stop();
+    pair.host.start_with_faults(faults);
+    pair.host.must(&["mounts", "mount", "--all"]);
+    let tamper = |path: &Path| unseen(path, || write_at(path, b"SECRET", 10_000));
+    fs::create_dir(pair.source.join(&last).join("sub")).unwrap();
+    fs::copy(pair.source.join(&last).join("f0"), pair.source.join(&last).join("sub/leaf")).unwrap();
+    pair.wait();
+    for name in ["f1", "f2", "f3", "sub/leaf"] {
+        tamper(&pair.target.join(&last).join(name));
+    }
+    hold_back(&pair, "500K", "--checksum");
+    wait_until("the first directory to be read", PATIENCE, || (objects(&pair) > 10).then_some(()));
+    let (from, to) = (pair.source.join(&last), pair.source.join(&first));
+    fs::rename(from.join("f1"), to.join("moved")).unwrap();
+    fs::rename(from.join("sub"), to.join("moved-dir")).unwrap();
+    fs::hard_link(from.join("f2"), to.join("linked")).unwrap();
+    fs::remove_file(from.join("f2")).unwrap();
+    let read = objects(&pair);
+    assert!(read < 300, "{read} objects were read before the move: too late to prove anything");
+    pair.wait();
+    pair.host.stop();
+    let same = |a: &str| fs::read(to.join(a)).unwrap() == fs::read(pair.target.join(&first).join(a)).unwrap();
+    let met = [same("moved"), same("moved-dir/leaf"), same("linked")];
+    assert!(met.iter().all(|one| *one == met[0]), "{met:?}");
+    met[0]
+}
+
+#[test]
+fn what_moves_while_a_tree_is_compared_is_met() {
+    assert!(moves_are_met(""));
+    assert!(!moves_are_met("sender.moved=skip"), "the rig would not have seen it");
+}
+
+/// The same for a verification.
+#[test]
+fn what_moves_while_a_target_is_verified_is_met() {
+    let Slow { pair, first, last } = slow();
+    let path = pair.target.join(&last).join("f1");
+    unseen(&path, || write_at(&path, b"SECRET", 10_000));
+    // It reads the last directory first.
+    let (first, last) = (last, first);
+    let path = pair.target.join(&last).join("f1");
+    unseen(&path, || write_at(&path, b"SECRET", 10_000));
+    let answer = std::thread::scope(|scope| {
+        let verify = || pair.host.run(&["verify", "data", "target", "--json", "--bandwidth", "500K"]);
+        let verifying = scope.spawn(verify);
+        wait_until("the verification to begin", PATIENCE, || {
+            pair.host.target("data")["verify"]["objects"].as_u64().is_some_and(|objects| objects > 10).then_some(())
+        });
+        let to = pair.source.join(&first).join("moved");
+        fs::rename(pair.source.join(&last).join("f1"), to).unwrap();
+        verifying.join().unwrap()
+    });
+    let json: Value = serde_json::from_str(&answer.stdout).unwrap();
+    let rows = json["differences"].as_array().cloned().unwrap_or_default();
+    let found = |path: &Path| rows.iter().any(|row| row["path"] == utf8(path) && row["what"] == "content");
+    assert!(found(&first.join("f1")) && found(&first.join("moved")), "{json:#}");
 }

@@ -9,6 +9,7 @@
 
 mod mailbox;
 mod mirror;
+mod moved;
 mod pace;
 mod plan;
 mod session;

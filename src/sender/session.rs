@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::mailbox::{Call, Event, Mailbox};
 use super::mirror::{Counter, Hold, Meter, MirrorKind, note_begin};
+use super::moved::moved_by;
 use super::pace::Pace;
 use super::plan::{Forked, Ours, Plan, plan};
 use super::standing::{position_at, standing};
@@ -154,7 +155,7 @@ impl<'a> Session<'a> {
             target,
             writer,
             stream,
-            walk: Walk::new(parts.view, parts.journal, target, Hold::of(parts.journal.store(), target)?),
+            walk: Walk::new(parts.view, parts.journal, target, Hold::of(parts.journal.store(), target)?)?,
             meter: Meter::open(parts.journal.store(), target)?,
             batch: 0,
             under_way: VecDeque::new(),
@@ -238,7 +239,7 @@ impl<'a> Session<'a> {
 
     /// An operator has begun a mirror, or holds it, or lets it go on.
     fn begin_mirror_again(&mut self) -> Result<(), SessionError> {
-        self.walk.begin_again(Hold::of(self.parts.journal.store(), self.target)?);
+        self.walk.begin_again(Hold::of(self.parts.journal.store(), self.target)?)?;
         self.meter = Meter::open(self.parts.journal.store(), self.target)?;
         self.count_bytes((0, 0));
         Ok(())
@@ -319,6 +320,7 @@ impl<'a> Session<'a> {
             next => next?,
         };
         let Some(next) = next else { return self.rest() };
+        self.note_moves(&next.message)?;
         let bytes = match matches!(next.message, Message::Records { .. }) && faults::skipped("sender.batch") {
             true => 0,
             false => self.writer.send(&next.message)?,
@@ -348,6 +350,26 @@ impl<'a> Session<'a> {
         }
     }
 
+    /// What moves while a tree is read for this target gets a row of its own where it may be missed, before the target hears of
+    /// the move: if this session ends there, the next one sends the record again.
+    fn note_moves(&mut self, message: &Message) -> Result<(), SessionError> {
+        let Message::Records { body, .. } = message else { return Ok(()) };
+        let verifies = self.parts.verifier.borrow().is_reading();
+        if self.walk.tree().is_none() && !verifies || faults::skipped("sender.moved") {
+            return Ok(());
+        }
+        let moved = moved_by(body);
+        let rows = self.walk.missed(&moved);
+        if !rows.is_empty() {
+            self.parts.journal.store().work_insert(self.target, &rows)?;
+            self.walk.look_again();
+        }
+        if verifies {
+            self.parts.verifier.borrow_mut().moved(self.parts.view, &moved);
+        }
+        Ok(())
+    }
+
     /// Nothing can be sent now. A target that is sent state waits for more of it before it makes it durable: when there is
     /// no more it is told. Always false.
     fn rest(&mut self) -> Result<bool, SessionError> {
@@ -364,6 +386,10 @@ impl<'a> Session<'a> {
         let row = find_target(&self.parts)?;
         if row.covered < oldest {
             return Err(JournalError::Trimmed { oldest }.into());
+        }
+        if let Some(reason) = self.walk.tree().filter(|_| !faults::skipped("sender.moved")) {
+            // What moved by them is not told: the tree is read from its root once more.
+            self.parts.journal.store().work_renew(self.target, &[NewWork::whole_tree(reason, Tid::ZERO)])?;
         }
         self.walk.look_again();
         self.stream.jump(row.covered)

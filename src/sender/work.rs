@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::SessionError;
 use super::mirror::Hold;
+use super::moved::{Listed, Moved};
 use crate::base::{Oid, Tid};
 use crate::catchup::TreeView;
 use crate::catchup::{
@@ -108,6 +109,10 @@ pub(super) struct Walk<'a> {
     current_path: Vec<u8>,
     /// The whole tree has begun to be read.
     begins_tree: bool,
+    /// Why directories are read with what is in them, if any is or may be.
+    tree: Option<WorkReason>,
+    /// Those that were read by this walk.
+    listed: Listed,
 }
 
 /// What is still to be read of a row's object.
@@ -132,8 +137,14 @@ const SLICE_READINGS: usize = 1024;
 const INSIDE_BYTES: u64 = 32 << 20;
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(view: &'a dyn TreeView, journal: &'a Arc<Journal>, target: TargetId, hold: Hold) -> Walk<'a> {
-        Walk {
+    pub(super) fn new(
+        view: &'a dyn TreeView,
+        journal: &'a Arc<Journal>,
+        target: TargetId,
+        hold: Hold,
+    ) -> Result<Walk<'a>, SessionError> {
+        let tree = journal.store().tree_work(target)?;
+        Ok(Walk {
             view,
             journal,
             target,
@@ -146,7 +157,9 @@ impl<'a> Walk<'a> {
             hold,
             current_path: Vec::new(),
             begins_tree: false,
-        }
+            tree,
+            listed: Listed::default(),
+        })
     }
 
     /// Rows may have been added.
@@ -158,12 +171,32 @@ impl<'a> Walk<'a> {
     }
 
     /// Rows went, or are not to be worked on any more, or are again: begins with the first that is there.
-    pub(super) fn begin_again(&mut self, hold: Hold) {
+    pub(super) fn begin_again(&mut self, hold: Hold) -> Result<(), SessionError> {
         // What is only paused and goes on keeps its place.
         if hold == Hold::Stopped || hold == Hold::Running && self.hold != Hold::Paused {
-            *self = Walk::new(self.view, self.journal, self.target, hold);
+            *self = Walk::new(self.view, self.journal, self.target, hold)?;
         }
         self.hold = hold;
+        Ok(())
+    }
+
+    /// Rows for what `moved` from where it was not read to where it may never be: none when no tree is being read.
+    pub(super) fn missed(&self, moved: &[Moved]) -> Vec<NewWork> {
+        let Some(reason) = self.tree else { return Vec::new() };
+        let row = |moved: &Moved| NewWork {
+            oid: moved.oid,
+            kind: if moved.is_dir { WorkKind::Tree } else { WorkKind::Object },
+            reason,
+            offset: 0,
+            len: 0,
+            created_tid: Tid::ZERO,
+        };
+        moved.iter().filter(|moved| self.listed.may_miss(moved)).map(row).collect()
+    }
+
+    /// Why a tree is being read, if one is.
+    pub(super) fn tree(&self) -> Option<WorkReason> {
+        self.tree
     }
 
     /// Whether nothing is read although there may be work.
@@ -190,7 +223,13 @@ impl<'a> Walk<'a> {
         let mut bytes = 0;
         let mut children = Vec::new();
         while bytes < SLICE_BYTES && readings.len() < SLICE_READINGS {
-            let Some((row, rest)) = self.next_row()? else { break };
+            let Some((row, rest)) = self.next_row()? else {
+                // What is put aside has been read in part only.
+                if self.aside.is_empty() && children.is_empty() {
+                    (self.tree, self.listed) = (None, Listed::default());
+                }
+                break;
+            };
             match self.read(&row, rest, &mut children) {
                 Ok(reading) => {
                     bytes += reading.bytes();
@@ -295,11 +334,17 @@ impl<'a> Walk<'a> {
     /// The next part of a directory. No other object is read before its last part: a target takes one listing at a time.
     fn part(&mut self, row: &WorkRow, mut walk: Box<DirWalk>, queue: &mut Vec<NewWork>) -> sys::Result<Reading> {
         let is_begun = walk.has_begun();
+        if walk.follow() == Follow::Children {
+            self.tree = Some(row.reason);
+        }
         self.begins_tree |= !is_begun && (row.oid, row.kind) == (Oid::ROOT, WorkKind::Tree);
         let DirReading { stamp, records, children, more } = walk.next_part(self.view)?;
         self.current_path = walk.path().map(inside_root).unwrap_or_default();
         let mut inside = VecDeque::new();
         if walk.follow() == Follow::Children {
+            if !more {
+                self.listed.add(row.oid, stamp);
+            }
             let room = if more || is_begun { 0 } else { INSIDE_BYTES };
             inside = divide(row, &children, room, queue);
         }
@@ -358,7 +403,7 @@ fn divide(row: &WorkRow, children: &[Child], room_bytes: u64, queue: &mut Vec<Ne
 }
 
 /// The kernel tells paths from the root of the tree's own mount on.
-fn inside_root(path: PathBuf) -> Vec<u8> {
+pub(super) fn inside_root(path: PathBuf) -> Vec<u8> {
     let path = path.into_os_string().into_vec();
     path.strip_prefix(b"/").map(<[u8]>::to_vec).unwrap_or(path)
 }

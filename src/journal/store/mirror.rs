@@ -1,7 +1,9 @@
 //! Mirrors that an operator asks for.
 
+use rusqlite::OptionalExtension;
+
 use super::events::{Level, put_event};
-use super::work::{NewWork, WorkReason, put_work, renew_work};
+use super::work::{NewWork, WorkReason, put_work, reason_from, renew_work};
 use super::{Store, TargetId};
 use crate::base::Tid;
 use crate::journal::error::JournalError;
@@ -40,6 +42,21 @@ impl Store {
              UNION ALL SELECT 1 FROM work WHERE target = ?1 AND kind = 1)";
         self.read("look for a mirror", |connection| {
             connection.prepare_cached(query)?.query_row([target.0], |row| row.get(0))
+        })
+    }
+}
+
+impl Store {
+    /// Why the target's tree is being read, if a row for a directory and what is in it is left.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn tree_work(&self, target: TargetId) -> Result<Option<WorkReason>, JournalError> {
+        self.read("look for a tree", |connection| {
+            let mut rows =
+                connection.prepare_cached("SELECT reason FROM work WHERE target = ?1 AND kind = 1 LIMIT 1")?;
+            let reason: Option<i64> = rows.query_row([target.0], |row| row.get(0)).optional()?;
+            reason.map(reason_from).transpose()
         })
     }
 }

@@ -431,7 +431,7 @@ fn reason_code(reason: WorkReason) -> i64 {
     }
 }
 
-fn reason_from(code: i64) -> rusqlite::Result<WorkReason> {
+pub(super) fn reason_from(code: i64) -> rusqlite::Result<WorkReason> {
     match code {
         1 => Ok(WorkReason::Mirror),
         2 => Ok(WorkReason::Verify),
