@@ -365,6 +365,7 @@ impl Source {
             connect: Box::new(connect),
             compression: Compression::Off,
             rate: Box::new(|| None),
+            orphans: None,
             forked: Forked::Refuse,
         };
         let sender = SenderThread::spawn(journal, stack.clone(), options).unwrap();

@@ -203,6 +203,9 @@ pub enum OperatorCommand {
     /// Begin a mirror of a target anew, or hold the one that runs; changes are sent all the while
     #[command(subcommand)]
     Mirror(MirrorCommand),
+    /// What a target's tree held and its source does not have: look at it, move it away, remove it
+    #[command(subcommand)]
+    Orphans(OrphansCommand),
     /// How volumes and targets stand
     Status(StatusArgs),
     /// Compare a target with its source while both are in use
@@ -391,6 +394,38 @@ pub enum MirrorCommand {
     Pause(TargetArgs),
     /// Go on where it was paused
     Resume(TargetArgs),
+}
+
+/// `dtfs orphans ...`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum OrphansCommand {
+    /// Show them
+    Scan(OrphansArgs),
+    /// Move them to a directory below the target's .dtfs, with the paths that they had
+    #[command(after_help = "Example:\n  dtfs orphans move data replica --to found --older-than 7d")]
+    Move {
+        #[command(flatten)]
+        args: OrphansArgs,
+        /// The directory's name
+        #[arg(long, value_name = "NAME")]
+        to: String,
+    },
+    /// Remove them, directories with all that is in them
+    Delete(OrphansArgs),
+}
+
+/// Which orphans.
+#[derive(Args, Clone, Debug)]
+pub struct OrphansArgs {
+    /// Of what.
+    #[command(flatten)]
+    pub which: TargetArgs,
+    /// Only those that were set aside so long ago, such as 1h or 7d
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub older_than: Option<Duration>,
+    /// For programs
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `dtfs mirror start ...`.

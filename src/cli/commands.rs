@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::args::{LogArgs, OperatorCommand, WaitArgs};
 use super::print::{print_json, say};
-use super::{Verbosity, define, manual, mirror, mirror_start, monitor, mounts, roles, status, verify, watch};
+use super::{Verbosity, define, manual, mirror, mirror_start, monitor, mounts, orphans, roles, status, verify, watch};
 use crate::config::{Edits, Paths};
 use crate::control::ops::{self, LogRange, WaitFor, resolve_volume};
 use crate::control::{ExitCode, Failure, LogEntry, MirrorMode};
@@ -26,6 +26,7 @@ pub(super) fn run(
         OperatorCommand::Forget(command) => define::forget(paths, verbosity, command, output),
         OperatorCommand::Replication(command) => define::replication(paths, verbosity, command, output),
         OperatorCommand::Mirror(command) => mirror_start::run(paths, verbosity, command, output),
+        OperatorCommand::Orphans(command) => orphans::run(paths, command, output),
         OperatorCommand::Status(args) => status::run(paths, args, output),
         OperatorCommand::Verify(args) => verify::run(paths, verbosity, args, output),
         OperatorCommand::Check { files } => watch::check(paths, files),

@@ -15,6 +15,7 @@ mod mirror_start;
 mod monitor;
 mod mount_helper;
 mod mounts;
+mod orphans;
 mod print;
 mod progress;
 mod roles;

@@ -142,6 +142,8 @@ mod tests {
             url: format!("local:/t/{name}").parse().unwrap(),
             adoption: Adoption::Refuse,
             bandwidth: None,
+            orphans: None,
+            orphans_older_than: None,
             activity: Activity::Running,
         }
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::mirror::MirrorAction;
+use super::orphans::{OrphanVerb, OrphansReply};
 use super::status::{StatusReply, VolumeState};
 use super::verify::VerifyReply;
 use super::{Demoted, ExitCode, Failure, MirrorProgress, MirrorRun, OwnVersions, PfsStatus, tid_text};
@@ -131,6 +132,17 @@ pub enum Request {
         /// What.
         action: MirrorAction,
     },
+    /// Look at the orphans of a target, or do something with them. Answer: [`Reply::Orphans`].
+    Orphans {
+        /// Which volume.
+        volume: VolumeName,
+        /// Which target.
+        target: TargetName,
+        /// What.
+        what: OrphanVerb,
+        /// Only those that have been set aside for at least so many seconds.
+        older_than_sec: u64,
+    },
     /// What [`Request::Reload`] would do. Answer: [`Reply::Notes`].
     PlanReload,
     /// What was written down to be read later. Answer: any number of [`Reply::Events`], the last one flagged (perhaps
@@ -254,6 +266,8 @@ pub enum Reply {
         #[serde(with = "tid_text")]
         tid: Tid,
     },
+    /// A target's orphans.
+    Orphans(OrphansReply),
     /// How a verification stands, or how it ended.
     Verified(VerifyReply),
     /// Records, oldest first.

@@ -11,6 +11,7 @@ mod line;
 mod message;
 mod mirror;
 pub mod ops;
+mod orphans;
 mod pfs;
 mod roles;
 mod server;
@@ -29,6 +30,7 @@ pub use message::{
     Selection, Verdict,
 };
 pub use mirror::{MirrorAction, MirrorReply};
+pub use orphans::{OrphanRow, OrphanVerb, OrphansReply};
 pub use pfs::{MirrorMode, MirrorProgress, MirrorRun, PfsRole, PfsStatus, PfsVerb};
 pub use roles::{Demoted, OwnVersions, Promotion};
 pub use server::{Handler, ReplySink, Server, Stopper, parse_request};

@@ -143,6 +143,9 @@ pub struct TargetStatus {
     /// What it stores otherwise than it is sent, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub differs: Option<String>,
+    /// How many orphans it had when it was last asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orphans: Option<u64>,
     /// How the mirror that runs stands, or how the last one ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<MirrorReply>,

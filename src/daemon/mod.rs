@@ -24,6 +24,7 @@ mod mirror;
 mod mirror_run;
 mod openers;
 mod openmetrics;
+mod orphans;
 mod pfs;
 mod promote;
 mod run;

@@ -142,6 +142,7 @@ fn target(
         bytes_sent: sender.bytes_sent,
         errors: sender.errors,
         differs: sender.differs.clone(),
+        orphans: sender.orphans,
         mirror: volume.mirror_reply(row, sender)?,
         verify: sender.verify.as_ref().map(|progress| volume.verify_reply(name, progress)),
         last_error: sender.last_error.as_ref().map(last_error),

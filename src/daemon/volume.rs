@@ -419,6 +419,7 @@ impl Volume {
                 _ => Compression::Adaptive,
             },
             rate,
+            orphans: Some(super::orphans::policy(target)),
             forked: match target.adoption {
                 Adoption::Allow => Forked::Compare,
                 Adoption::Refuse => Forked::Refuse,

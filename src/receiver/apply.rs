@@ -10,7 +10,7 @@ use super::positions::Positions;
 use crate::applier::{Applier, ApplyError, Replica};
 use crate::base::{Position, Tid, faults};
 use crate::journal::{ChainEnd, JournalError, SegmentLog};
-use crate::record::{RecordIter, chain};
+use crate::record::{OrphanOrder, RecordIter, chain};
 use crate::sys::Errno;
 use crate::wire::{Ack, Convergence, Message, Need, RefuseCode, Stall};
 
@@ -26,6 +26,8 @@ pub(super) enum Job {
     State { batch: u64, body: Vec<u8> },
     /// State records to compare with.
     Check { batch: u64, body: Vec<u8> },
+    /// What is to become of orphans.
+    Orphans(OrphanOrder),
     /// Someone waits for everything so far to be durable.
     Flush,
     /// What stands against the tree's being a past state of the source.
@@ -204,6 +206,11 @@ impl Worker<'_> {
             Job::Check { batch, body } => {
                 self.check(batch, &body)?;
                 self.taken(batch)
+            }
+            Job::Orphans(order) => {
+                let list = self.applier.orphans(&order)?;
+                let _ = self.out.send(Message::OrphansDone(list));
+                Ok(())
             }
             Job::Flush => self.make_durable(),
             Job::Convergence(state) => self.converge(state),

@@ -28,6 +28,8 @@ pub(super) enum Event {
     Work,
     /// A mirror was begun anew, or held, or goes on.
     Mirror,
+    /// Something is to become of orphans.
+    Orphans,
 }
 
 /// A wake-up that carries nothing.
@@ -38,6 +40,7 @@ pub(super) enum Call {
     Flush,
     Work,
     Mirror,
+    Orphans,
 }
 
 #[derive(Default)]
@@ -50,7 +53,7 @@ pub(super) struct Mailbox {
 #[derive(Default)]
 struct Waiting {
     /// By [`Call`].
-    called: [bool; 5],
+    called: [bool; 6],
     heard: VecDeque<Message>,
     last_heard: Option<Instant>,
     ended: Option<WireError>,
@@ -168,6 +171,7 @@ impl Waiting {
             (Call::Durable, Event::Durable),
             (Call::Work, Event::Work),
             (Call::Mirror, Event::Mirror),
+            (Call::Orphans, Event::Orphans),
             (Call::Flush, Event::Flush),
         ];
         calls.into_iter().find_map(|(call, event)| std::mem::take(&mut self.called[call as usize]).then_some(event))

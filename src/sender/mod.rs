@@ -10,6 +10,7 @@
 mod mailbox;
 mod mirror;
 mod moved;
+mod orphans;
 mod pace;
 mod plan;
 mod session;
@@ -22,6 +23,7 @@ mod verify_desk;
 mod work;
 
 pub use mirror::{Hold, MirrorKind, MirrorProgress, begin_mirror, last_mirror};
+pub use orphans::OrphanPolicy;
 pub use pace::Rate;
 pub use plan::{Cause, Fork, Forked, Ours, Plan, Standing, plan};
 pub use status::{SenderState, SenderStatus};

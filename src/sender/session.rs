@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::mailbox::{Call, Event, Mailbox};
 use super::mirror::{Counter, Hold, Meter, MirrorKind, note_begin};
 use super::moved::moved_by;
+use super::orphans::OrphanDesk;
 use super::pace::Pace;
 use super::plan::{Forked, Ours, Plan, plan};
 use super::standing::{position_at, standing};
@@ -25,6 +26,7 @@ use crate::catchup::TreeView;
 use crate::journal::{
     AWAITED, Journal, JournalError, Level, NewWork, Said, Store, TargetId, TargetRow, WorkKind, WorkReason,
 };
+use crate::record::OrphanList;
 use crate::sys::{self, Errno, Share};
 use crate::wire::{
     Ack, Breaker, Convergence, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, PROTOCOL_VERSION,
@@ -41,6 +43,7 @@ pub(super) struct Parts<'a> {
     pub(super) status: &'a SharedStatus,
     pub(super) verifier: &'a RefCell<Verifier>,
     pub(super) counter: &'a Counter,
+    pub(super) orphans: &'a OrphanDesk,
 }
 
 /// Bytes that may be under way.
@@ -221,6 +224,7 @@ impl<'a> Session<'a> {
                         return Err(SessionError::Protocol("it compared what it was not sent"));
                     }
                 }
+                Message::OrphansDone(list) => self.note_orphans(list),
                 Message::Ping => self.send(&Message::Pong)?,
                 _ => return Err(SessionError::Protocol("unexpected message")),
             },
@@ -229,6 +233,7 @@ impl<'a> Session<'a> {
             Event::Flush => self.send(&Message::Flush)?,
             Event::Work => self.walk.look_again(),
             Event::Mirror => self.begin_mirror_again()?,
+            Event::Orphans => self.ask_about_orphans()?,
             Event::Stop => {
                 let _ = self.send(&Message::Bye);
                 return Ok(false);
@@ -242,7 +247,22 @@ impl<'a> Session<'a> {
         self.walk.begin_again(Hold::of(self.parts.journal.store(), self.target)?)?;
         self.meter = Meter::open(self.parts.journal.store(), self.target)?;
         self.count_bytes((0, 0));
+        self.parts.orphans.policy_is_due();
         Ok(())
+    }
+
+    /// An operator asks about orphans.
+    fn ask_about_orphans(&mut self) -> Result<(), SessionError> {
+        match self.parts.orphans.take() {
+            Some(order) => self.send(&Message::Orphans(order)),
+            None => Ok(()),
+        }
+    }
+
+    fn note_orphans(&mut self, list: OrphanList) {
+        let told = Some(list.left);
+        self.parts.orphans.done(list);
+        self.parts.status.update(|status| status.orphans = told);
     }
 
     /// How long there is nothing to do but listen.
@@ -377,6 +397,12 @@ impl<'a> Session<'a> {
         if last > self.flushed && self.stream.wants_state() {
             self.flushed = last;
             self.send(&Message::Flush)?;
+        }
+        if self.unfinished.is_empty()
+            && self.stream.wants_state()
+            && let Some(order) = self.parts.options.orphans.as_ref().and_then(|policy| self.parts.orphans.due(policy))
+        {
+            self.send(&Message::Orphans(order))?;
         }
         Ok(false)
     }
@@ -563,7 +589,7 @@ fn wait_for_reply(parts: &Parts<'_>) -> Result<HelloReply, SessionError> {
             Some(Event::Heard(_)) => return Err(SessionError::Protocol("it did not say who it is")),
             Some(Event::Ended(error)) => return Err(error.into()),
             Some(Event::Stop) => return Err(SessionError::Protocol("stopped before it answered")),
-            Some(Event::Durable | Event::Flush | Event::Work | Event::Mirror) | None => {}
+            Some(Event::Durable | Event::Flush | Event::Work | Event::Mirror | Event::Orphans) | None => {}
         }
     }
     Err(SessionError::Silent(HANDSHAKE.as_secs()))

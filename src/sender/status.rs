@@ -59,6 +59,8 @@ pub struct SenderStatus {
     pub peer_pid: Option<u32>,
     /// The mirror that runs, or the last one.
     pub mirror: Option<MirrorProgress>,
+    /// How many orphans it had when it said so last.
+    pub orphans: Option<u64>,
     /// The verification that runs, or the last one.
     pub verify: Option<VerifyProgress>,
 }

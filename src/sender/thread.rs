@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::mailbox::{Call, Event, Mailbox};
 use super::mirror::Counter;
+use super::orphans::{OrphanDesk, OrphanPolicy};
 use super::pace::Rate;
 use super::plan::Forked;
 use super::session::Session;
@@ -17,6 +18,7 @@ use super::{SenderState, SenderStatus, SessionError};
 use crate::base::{AtimeMode, Timespec, random_bytes};
 use crate::catchup::TreeView;
 use crate::journal::{Journal, Level, TargetId};
+use crate::record::{OrphanAction, OrphanList};
 use crate::wire::{Compression, Connection, RefuseCode, WireError};
 
 /// Makes a connection to the target.
@@ -36,6 +38,8 @@ pub struct SenderOptions {
     pub compression: Compression,
     /// How fast it may be sent to.
     pub rate: Rate,
+    /// What becomes of its orphans by itself; `None` for nothing.
+    pub orphans: Option<OrphanPolicy>,
     /// What is done with a target that followed another history, when it was defined just now.
     pub forked: Forked,
 }
@@ -43,6 +47,7 @@ pub struct SenderOptions {
 /// A running sender. Dropping it stops the thread and waits for it.
 pub struct SenderThread {
     desk: Arc<VerifyDesk>,
+    orphans: Arc<OrphanDesk>,
     mailbox: Arc<Mailbox>,
     status: Arc<SharedStatus>,
     handle: Option<JoinHandle<()>>,
@@ -68,9 +73,19 @@ impl SenderThread {
         let verifier = RefCell::new(Verifier::new(desk.clone()));
         let counter = Counter::new(view.clone());
         let (mail, shared) = (mailbox.clone(), status.clone());
-        let runner = Runner { journal, view, options, mailbox: mail, status: shared, verifier, counter };
+        let orphans = Arc::new(OrphanDesk::default());
+        let runner = Runner {
+            journal,
+            view,
+            options,
+            mailbox: mail,
+            status: shared,
+            verifier,
+            counter,
+            orphans: orphans.clone(),
+        };
         let handle = std::thread::Builder::new().name("dtfs-sender".into()).spawn(move || runner.run())?;
-        Ok(SenderThread { desk, mailbox, status, handle: Some(handle) })
+        Ok(SenderThread { desk, orphans, mailbox, status, handle: Some(handle) })
     }
 
     /// Where it is.
@@ -93,6 +108,18 @@ impl SenderThread {
         let id = self.desk.ask(request);
         self.mailbox.call(Call::Work);
         id
+    }
+
+    /// Asks for something to become of the target's orphans; returns the number of the order.
+    pub fn orphans(&self, action: OrphanAction, older_than_sec: u64) -> u64 {
+        let number = self.orphans.ask(action, older_than_sec);
+        self.mailbox.call(Call::Orphans);
+        number
+    }
+
+    /// The answer to an order, when it is there.
+    pub fn orphans_done(&self, number: u64) -> Option<OrphanList> {
+        self.orphans.answer(number)
     }
 
     /// A mirror was begun, or held, or is to go on: what was read of work counts no more.
@@ -164,6 +191,7 @@ struct Runner {
     status: Arc<SharedStatus>,
     verifier: RefCell<Verifier>,
     counter: Counter,
+    orphans: Arc<OrphanDesk>,
 }
 
 impl Runner {
@@ -214,6 +242,7 @@ impl Runner {
             status: &self.status,
             verifier: &self.verifier,
             counter: &self.counter,
+            orphans: &self.orphans,
         }
     }
 
