@@ -4,7 +4,7 @@
 Each round runs every workload natively and on the mount on a newly made ext4, in alternating order, so that drift of the
 machine hits both. Printed are medians over the rounds; a ratio above 1 means that dtfs takes longer. `apps` measures
 applications, with and without a target, and beside bindfs and mergerfs; `mirror` measures the initial mirror alone, and
-what it costs in processor time, on the wire and in memory."""
+what it costs in processor time, on the wire and in memory; `replication` what a target takes, and how late it is."""
 
 import argparse
 import contextlib
@@ -383,7 +383,7 @@ def show(title, pairs):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["basic", "apps", "mirror"], default="basic", help="which rows (basic)")
+    parser.add_argument("what", nargs="?", choices=["basic", "apps", "mirror", "replication"], default="basic", help="which rows (basic)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each pair; the median counts (3)")
     parser.add_argument("--mib", type=int, default=512, help="size of the sequential file (512)")
     parser.add_argument("--small", type=int, default=20_000, help="4 KiB writes without fsync (20000)")
@@ -391,6 +391,9 @@ def arguments():
     parser.add_argument("--files", type=int, default=10_000, help="small files (10000)")
     parser.add_argument("--mirror-files", type=int, default=30_000, help="small files of the mirror run (30000)")
     parser.add_argument("--memory-files", type=int, default=100_000, help="files of the memory run (100000)")
+    parser.add_argument("--backlog-mib", type=int, default=1024, help="data that waits for the target (1024)")
+    parser.add_argument("--changes", type=int, default=200, help="single changes whose latency is measured (200)")
+    parser.add_argument("--load-seconds", type=int, default=20, help="how long each load runs (20)")
     parser.add_argument("--tree", type=pathlib.Path, help="the source tree to untar and to mirror")
     parser.add_argument("--tree-mib", type=int, default=80, help="most of the tree that is used (80)")
     parser.add_argument("--dir", type=pathlib.Path, help="measure on this filesystem (the temporary directory)")
@@ -400,7 +403,8 @@ def arguments():
 
 def main():
     options = arguments()
-    tree = real_tree(options) if options.what != "mirror" else None
+    of_tree = options.what in ("basic", "apps")
+    tree = real_tree(options) if of_tree else None
     # Ctrl-C and SIGTERM leave through the same clean-up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory(prefix="dtfs-bench-", dir=options.dir) as name:
@@ -409,6 +413,10 @@ def main():
             import bench_mirror
 
             return bench_mirror.measure(options, scratch)
+        if options.what == "replication":
+            import bench_replication
+
+            return bench_replication.measure(options, scratch)
         options.archive = scratch / "tree.tar"
         count = pack(tree, options)
         size = options.archive.stat().st_size / MIB

@@ -8,10 +8,14 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use dtfs::sys;
+use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use support::host::{Host, is_dtfs};
+use support::process::wait_until;
 use support::scratch::{FileSystem, Scratch, utf8};
+use support::stuck::StuckInExec;
 use support::{mapping, trees};
 
 const WAIT_SECONDS: u32 = 60;
@@ -21,13 +25,26 @@ const REFUSED: i32 = 7;
 /// A volume `data` with one target, not mounted yet.
 struct Pair {
     host: Host,
+    _company: Company,
     source: PathBuf,
     target: PathBuf,
     _scratch: Scratch,
 }
 
+/// A process that cannot be looked into concerns every daemon of the machine: what makes one runs alone.
+static MACHINE: RwLock<()> = RwLock::new(());
+
+enum Company {
+    Others(#[allow(dead_code, reason = "held")] RwLockReadGuard<'static, ()>),
+    Nobody(#[allow(dead_code, reason = "held")] RwLockWriteGuard<'static, ()>),
+}
+
 impl Pair {
     fn new() -> Pair {
+        Pair::beside(Company::Others(MACHINE.read()))
+    }
+
+    fn beside(company: Company) -> Pair {
         let scratch = Scratch::new(FileSystem::Ext4);
         let (source, target) = (scratch.dir("source"), scratch.dir("target"));
         trees::fill(&source.join("files"), 10);
@@ -35,11 +52,20 @@ impl Pair {
         let mut host = Host::new();
         host.define_volume("data", &source);
         host.define_target("data", &target);
-        Pair { host, source, target, _scratch: scratch }
+        Pair { host, _company: company, source, target, _scratch: scratch }
     }
 
     fn mounted() -> Pair {
-        let mut pair = Pair::new();
+        Pair::new().mount()
+    }
+
+    /// With no other test beside it.
+    fn mounted_alone() -> Pair {
+        Pair::beside(Company::Nobody(MACHINE.write())).mount()
+    }
+
+    fn mount(self) -> Pair {
+        let mut pair = self;
         pair.host.start_and_mount();
         pair.host.wait("data", WAIT_SECONDS);
         pair
@@ -218,4 +244,82 @@ fn what_is_held_over_a_lazy_unmount_is_journaled_until_it_is_closed() {
     drop(random);
     holder.close();
     pair.stop_and_compare("held over a lazy unmount and the next mount");
+}
+
+/// Other bytes in a file of the target, with the times that it had: only who compares everything finds it.
+fn tamper(file: &Path) {
+    let file = File::options().read(true).write(true).open(file).unwrap();
+    let before = file.metadata().unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 0).unwrap();
+    file.write_all_at(&[!byte[0]], 0).unwrap();
+    let times = fs::FileTimes::new().set_accessed(before.accessed().unwrap()).set_modified(before.modified().unwrap());
+    file.set_times(times).unwrap();
+}
+
+/// Threads of the daemon that look into other processes.
+fn lookers(host: &Host) -> usize {
+    let tasks = fs::read_dir(format!("/proc/{}/task", host.daemon_pid())).unwrap();
+    let names = tasks.flatten().map(|task| fs::read_to_string(task.path().join("comm")).unwrap_or_default());
+    names.filter(|name| name == "dtfs-holders\n").count()
+}
+
+const LOOK: Duration = Duration::from_secs(50);
+
+#[test]
+fn a_process_that_cannot_be_looked_into_refuses_the_mount_and_holds_up_nobody() {
+    let pair = Pair::mounted_alone();
+    pair.host.must(&["mounts", "unmount", "--all"]);
+    let stuck = StuckInExec::holding(&[]);
+    let not_seen = format!("could not look into pid {} (", stuck.pid());
+    std::thread::scope(|scope| {
+        let mount = scope.spawn(|| pair.host.run(&["mounts", "mount", "--all"]));
+        wait_until("the daemon to look", LOOK, || (lookers(&pair.host) > 0).then_some(()));
+        pair.host.status();
+        assert!(!mount.is_finished(), "status waited for the look, or nobody looked");
+        let answer = mount.join().unwrap();
+        assert_eq!(answer.code, REFUSED, "{answer:#?}");
+        assert!(answer.stdout.contains(&not_seen) && answer.stdout.contains("--allow-open"), "{answer:#?}");
+    });
+    assert!(!is_dtfs(&pair.source));
+    for arguments in [&["mounts", "mount", "--all"][..], &["mounts", "mount", "--all", "--dry-run"]] {
+        let answer = pair.host.run(arguments);
+        assert_eq!(answer.code, REFUSED, "{answer:#?}");
+        assert!(lookers(&pair.host) <= 1, "each look leaves a thread behind");
+    }
+    let told = pair.host.must(&["mounts", "mount", "--all", "--allow-open"]);
+    assert!(told.contains(&not_seen), "{told}");
+    let status = pair.host.status();
+    assert_eq!(status["volumes"][0]["unseen"][0]["pid"], stuck.pid(), "{status:#}");
+    assert!(pair.host.must(&["status"]).contains(&not_seen));
+    let answer = pair.host.run(&["wait", "data", "--timeout", "1"]);
+    assert_eq!(answer.code, 4, "it is not known whether somebody writes behind the mount: {answer:#?}");
+    tamper(&pair.target.join("files/file-00001"));
+    stuck.end();
+    pair.stop_and_compare("everything is compared when an unseen process is gone");
+}
+
+#[test]
+fn a_process_that_cannot_be_looked_into_does_not_keep_the_daemon_from_stopping() {
+    let mut pair = Pair::mounted_alone();
+    pair.host.must(&["mounts", "unmount", "--all"]);
+    let mut stuck = StuckInExec::holding(&[&pair.held()]);
+    let told = pair.host.must(&["mounts", "mount", "--all", "--allow-open"]);
+    assert!(told.contains(&format!("could not look into pid {} (", stuck.pid())), "{told}");
+    pair.host.stop();
+    tamper(&pair.target.join("files/file-00001"));
+    pair.host.start();
+    assert!(!is_dtfs(&pair.source), "refused at the start as well");
+    pair.host.must(&["mounts", "mount", "--all", "--allow-open"]);
+    let (source, target) = (pair.source.join("files/file-00001"), pair.target.join("files/file-00001"));
+    wait_until("what may have been written while the daemon was away to be compared", LOOK, || {
+        (fs::read(&source).unwrap() == fs::read(&target).unwrap()).then_some(())
+    });
+    stuck.let_go();
+    let answer = pair.host.run(&["wait", "data", "--timeout", "1"]);
+    assert_eq!(answer.code, 4, "it holds a file: {answer:#?}");
+    let status = pair.host.status();
+    assert_eq!(status["volumes"][0]["suspects"][0]["pid"], stuck.pid(), "it is seen now: {status:#}");
+    stuck.end();
+    pair.stop_and_compare("a process that was not seen over a restart");
 }

@@ -121,6 +121,34 @@ fn a_wait_includes_what_no_program_synced() {
     back.stop_and_compare("waits");
 }
 
+/// Whether what was written a moment before the daemon was killed is gone; what was synced is there in any case.
+fn unsynced_is_lost(back: &mut Pair, round: usize) -> bool {
+    let path = back.source.join(format!("file-{round}"));
+    let file = File::create(&path).unwrap();
+    file.write_all_at(&[1; 8192], 0).unwrap();
+    file.sync_all().unwrap();
+    file.write_all_at(&[2; 4096], 8192).unwrap();
+    back.host.kill9();
+    // Nobody takes the page any more.
+    drop(file);
+    back.host.start_and_mount();
+    let found = fs::read(&path).unwrap();
+    assert_eq!(found[..8192], [1; 8192]);
+    found.len() == 8192
+}
+
+#[test]
+fn what_was_not_synced_goes_with_the_daemon() {
+    let mut back = pair(FileSystem::Ext4);
+    // The kernel may have handed it over already, where the machine stood still for long.
+    assert!(
+        (0..5).any(|round| unsynced_is_lost(&mut back, round)),
+        "nothing is ever lost: SEMANTICS.md says otherwise"
+    );
+    back.wait();
+    back.stop_and_compare("kills under write-back");
+}
+
 #[test]
 fn a_full_disk_is_told_at_the_sync() {
     let scratch = Scratch::with_size(FileSystem::Ext4, 64);

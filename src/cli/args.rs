@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::{Action, Invocation, Verbosity};
-use crate::base::{Tid, VolumeUuid};
+use crate::base::{Fingerprint, Tid, VolumeUuid};
 use crate::config::{Adoption, ByteSize, Edits, MountOptions, Paths, TargetName, TargetUrl, VolumeName};
 use crate::control::{MirrorAction, PfsVerb, Promotion};
 
@@ -82,10 +82,10 @@ impl ServeArgs {
 /// `dtfs promote ...`.
 #[derive(Args, Clone, Debug)]
 struct PromoteArgs {
-    /// The directory of the copy
+    /// The directory of the copy, or what `define source` calls it
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// The volume's name; otherwise the last component of the directory
+    /// The volume's name; otherwise that of the copy, or the last component of the directory
     #[arg(long = "as", value_name = "NAME")]
     name: Option<VolumeName>,
     /// Give up what was received behind this change
@@ -206,6 +206,9 @@ pub enum OperatorCommand {
     /// What a target's tree held and its source does not have: look at it, move it away, remove it
     #[command(subcommand)]
     Orphans(OrphansCommand),
+    /// Hosts that may call this one, and that it calls: show, add, list, forget
+    #[command(subcommand)]
+    Peer(PeerCommand),
     /// How volumes and targets stand
     Status(StatusArgs),
     /// Compare a target with its source while both are in use
@@ -331,6 +334,24 @@ pub enum DefineCommand {
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
+    /// Let another host write a copy here, over tls://
+    #[command(
+        after_help = "Example:\n  dtfs peer add alpha $(ssh root@alpha dtfs peer show)\n  dtfs define source data alpha /srv/copy"
+    )]
+    Source {
+        /// What the copy is called: tls://THIS-HOST/VOL
+        #[arg(value_name = "VOL")]
+        volume: VolumeName,
+        /// Who may write it, as `dtfs peer list` has it
+        #[arg(value_name = "HOST", value_parser = host)]
+        host: String,
+        /// Where it lies; empty or missing
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Take over a directory that is not empty: it is compared and made equal
+        #[arg(long)]
+        adopt: bool,
+    },
     /// Replicate a volume to a place
     #[command(
         after_help = "Example:\n  dtfs define target data local:/mnt/replica --as cellar\n  dtfs define target data ssh://root@beta/srv/copy"
@@ -351,6 +372,15 @@ pub enum DefineCommand {
     },
 }
 
+/// A name or an address, as a URL may have it.
+fn host(text: &str) -> Result<String, String> {
+    let bracketed = if text.contains(':') { format!("[{text}]") } else { text.to_owned() };
+    match format!("tls://{bracketed}/x").parse::<TargetUrl>() {
+        Ok(TargetUrl::Tls(place)) => Ok(place.host),
+        _ => Err("write a host's name or address".to_owned()),
+    }
+}
+
 /// `dtfs forget ...`.
 #[derive(Subcommand, Clone, Debug)]
 pub enum ForgetCommand {
@@ -360,6 +390,12 @@ pub enum ForgetCommand {
         #[arg(value_name = "VOL")]
         volume: String,
     },
+    /// Let nobody write a copy any more; its tree stays
+    Source {
+        /// What the copy is called
+        #[arg(value_name = "VOL")]
+        volume: VolumeName,
+    },
     /// Forget a target with its place in the journal; its tree stays
     Target {
         /// Volume name, or a path inside it
@@ -368,6 +404,31 @@ pub enum ForgetCommand {
         /// The target
         #[arg(value_name = "NAME")]
         target: TargetName,
+    },
+}
+
+/// `dtfs peer ...`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum PeerCommand {
+    /// Print the fingerprint of this host's key, for the other host's `dtfs peer add`
+    Show,
+    /// Know a host by the fingerprint of its key
+    #[command(after_help = "Example:\n  dtfs peer add beta $(ssh root@beta dtfs peer show)")]
+    Add {
+        /// The host, as it stands in tls://HOST/VOLUME and in `define source VOL HOST`
+        #[arg(value_name = "HOST", value_parser = host)]
+        host: String,
+        /// What `dtfs peer show` prints there
+        #[arg(value_name = "KEY")]
+        fingerprint: Fingerprint,
+    },
+    /// Show the hosts that are known
+    List,
+    /// Forget a host; its sessions end
+    Forget {
+        /// The host
+        #[arg(value_name = "HOST")]
+        host: String,
     },
 }
 
@@ -619,6 +680,7 @@ impl Arguments {
             Command::Daemon => Action::Daemon,
             Command::Serve(args) => Action::Serve(args),
             Command::Demo(args) => Action::Demo(args),
+            Command::Operator(OperatorCommand::Peer(PeerCommand::Show)) => Action::ShowIdentity,
             Command::Promote(args) => Action::Promote(args.into()),
             Command::Pfs(command) => Action::Pfs(command.into()),
             Command::Operator(command) => Action::Operator(command),

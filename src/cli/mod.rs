@@ -16,6 +16,7 @@ mod monitor;
 mod mount_helper;
 mod mounts;
 mod orphans;
+mod peers;
 mod print;
 mod progress;
 mod roles;
@@ -54,6 +55,8 @@ pub enum Action {
     Daemon,
     /// `dtfs serve --stdio`: the receiving end of one session.
     Serve(ServeArgs),
+    /// `dtfs peer show`.
+    ShowIdentity,
     /// `dtfs demo`.
     Demo(DemoArgs),
     /// `dtfs promote`.

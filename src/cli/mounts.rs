@@ -77,8 +77,8 @@ fn print_verdicts(output: &mut dyn Write, reply: &MountReply) -> Result<ExitCode
     }
     for verdict in &reply.verdicts {
         say(output, &format!("{}: {}", verdict.path.display(), verdict.verdict))?;
-        for opener in &verdict.openers {
-            say(output, &format!("  {opener}"))?;
+        for line in verdict.holders.lines() {
+            say(output, &format!("  {line}"))?;
         }
     }
     report_problems(&reply.problems);

@@ -66,10 +66,19 @@ fn print_volumes(output: &mut dyn Write, volumes: &[VolumeStatus]) -> Result<(),
             volume.durable_tid.to_string(),
             journal(volume),
             volume.path.display().to_string(),
-            reason.unwrap_or("").to_owned(),
+            reason.map_or_else(|| bypassed(volume), str::to_owned),
         ]);
     }
     table.print(output)
+}
+
+/// Who can write behind the mount's back, or may.
+fn bypassed(volume: &VolumeStatus) -> String {
+    let who = volume.suspects.iter().map(ToString::to_string).chain(volume.unseen.iter().map(ToString::to_string));
+    match who.collect::<Vec<_>>() {
+        who if who.is_empty() => String::new(),
+        who => format!("bypass-suspect: {}", who.join(", ")),
+    }
 }
 
 fn print_targets(output: &mut dyn Write, volumes: &[VolumeStatus]) -> Result<(), Failure> {

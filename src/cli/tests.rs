@@ -144,6 +144,7 @@ fn status_is_a_table() {
         requests: 0,
         requests_by_kind: Default::default(),
         suspects: Vec::new(),
+        unseen: Vec::new(),
         targets: vec![target],
     };
     let mut output = Vec::new();

@@ -8,7 +8,7 @@ use super::mirror::MirrorAction;
 use super::orphans::{OrphanVerb, OrphansReply};
 use super::status::{StatusReply, VolumeState};
 use super::verify::VerifyReply;
-use super::{Demoted, ExitCode, Failure, MirrorProgress, MirrorRun, OwnVersions, PfsStatus, tid_text};
+use super::{Demoted, ExitCode, Failure, Holders, MirrorProgress, MirrorRun, OwnVersions, PfsStatus, tid_text};
 use crate::base::Tid;
 use crate::config::{MountEntry, MountsFile, TargetName, VolumeName};
 
@@ -222,7 +222,7 @@ impl Selection {
         let find = |path: &PathBuf| {
             mounts.entries().find(|entry| entry.path == *path).ok_or_else(|| {
                 let verdict = Verdict::NotDone(not_an_entry(mounts, path));
-                Box::new(MountVerdict { path: path.clone(), volume: None, verdict, openers: Vec::new() })
+                Box::new(MountVerdict { path: path.clone(), volume: None, verdict, holders: Holders::default() })
             })
         };
         match self {
@@ -387,14 +387,19 @@ pub struct MountVerdict {
     #[serde(flatten)]
     pub verdict: Verdict,
     /// Who holds files open below the path, as far as it matters.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub openers: Vec<Opener>,
+    #[serde(flatten)]
+    pub holders: Holders,
 }
 
 impl MountVerdict {
-    /// A verdict without openers.
+    /// A verdict without holders.
     pub fn of(entry: &MountEntry, verdict: Verdict) -> MountVerdict {
-        MountVerdict { path: entry.path.clone(), volume: Some(entry.volume.clone()), verdict, openers: Vec::new() }
+        MountVerdict {
+            path: entry.path.clone(),
+            volume: Some(entry.volume.clone()),
+            verdict,
+            holders: Holders::default(),
+        }
     }
 }
 
@@ -432,26 +437,6 @@ impl std::fmt::Display for Verdict {
                 None => write!(f, "not done: {failure}"),
             },
         }
-    }
-}
-
-/// A process that holds a file open.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Opener {
-    /// Its process id.
-    pub pid: u32,
-    /// Its command name.
-    pub command: String,
-    /// It can write to the file.
-    pub writes: bool,
-    /// One of the files.
-    pub path: String,
-}
-
-impl std::fmt::Display for Opener {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let how = if self.writes { "writes" } else { "reads" };
-        write!(f, "pid {} ({}) {how} {}", self.pid, self.command, self.path)
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod client;
 mod exit;
+mod holders;
 mod line;
 mod message;
 mod mirror;
@@ -25,9 +26,10 @@ use message::not_an_entry;
 pub use crate::base::printable;
 pub use client::{Client, try_connect};
 pub use exit::{ExitCode, Failure};
+pub use holders::{Hold, Holders, Look, Objects, Opener, Unseen, look_below};
 pub use message::{
-    Access, EventEntry, LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Opener, Problem, Reply, Request,
-    Selection, Verdict,
+    Access, EventEntry, LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Problem, Reply, Request, Selection,
+    Verdict,
 };
 pub use mirror::{MirrorAction, MirrorReply};
 pub use orphans::{OrphanRow, OrphanVerb, OrphansReply};

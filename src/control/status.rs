@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MirrorReply, Opener, VerifyReply, tid_text};
+use super::{MirrorReply, Opener, Unseen, VerifyReply, tid_text};
 use crate::base::{Tid, Timespec};
 use crate::config::{TargetName, VolumeName};
 
@@ -63,6 +63,9 @@ pub struct VolumeStatus {
     /// are closed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub suspects: Vec<Opener>,
+    /// Who may do so as well, because it could not be looked into. No target is consistent until it could, or has ended.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unseen: Vec<Unseen>,
     /// In the order of the volume's file.
     pub targets: Vec<TargetStatus>,
 }
@@ -248,6 +251,7 @@ mod tests {
             requests: 2,
             requests_by_kind: BTreeMap::new(),
             suspects: Vec::new(),
+            unseen: Vec::new(),
             targets: Vec::new(),
         };
         let json = serde_json::to_value(&status).unwrap();

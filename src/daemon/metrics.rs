@@ -124,7 +124,7 @@ fn volume_families(text: &mut Exposition, all: &[Numbers]) {
         ("dtfs_journal_bytes", "Bytes that the journal takes on disk.", |n| Some(n.status.journal_bytes)),
         ("dtfs_journal_limit_bytes", "Bytes that the journal may take on disk.", |n| n.limit_bytes),
         ("dtfs_bypass_openers", "Programs that can write behind the mount's back.", |n| {
-            Some(n.status.suspects.len() as u64)
+            Some((n.status.suspects.len() + n.status.unseen.len()) as u64)
         }),
     ];
     for (name, help, value) in gauges {

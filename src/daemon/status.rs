@@ -63,6 +63,7 @@ fn closed_volume(volumes: &Volumes, entry: &MountEntry) -> VolumeStatus {
         requests: 0,
         requests_by_kind: BTreeMap::new(),
         suspects: Vec::new(),
+        unseen: Vec::new(),
         targets: Vec::new(),
     }
 }
@@ -94,7 +95,8 @@ pub(super) fn volume_status(volume: &Volume) -> Result<VolumeStatus, Failure> {
         journal_cap_bytes: volume.journal.cap_bytes(),
         requests_by_kind: live.mounted.as_ref().map(|mounted| named(mounted.requests())).unwrap_or_default(),
         requests: live.mounted.as_ref().map_or(0, |mounted| mounted.answered()),
-        suspects: live.suspects.values().cloned().collect(),
+        suspects: live.suspects.objects.values().cloned().collect(),
+        unseen: live.suspects.unseen.clone(),
         targets,
     })
 }

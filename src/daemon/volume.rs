@@ -11,7 +11,6 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::bypass::{Bypass, Watch};
 use super::memory::memory_file;
-use super::openers::{holds_below, openers};
 use super::unwatched::{Changes, Suspects};
 use super::watched::Moment;
 use crate::backing::{BackingError, Tree, TreeView};
@@ -20,7 +19,7 @@ use crate::config::{
     AccessTimes, Activity, Adoption, Bandwidth, ByteSize, JournalFull, MountEntry, MountOptions, OpenFiles, Paths,
     Submounts, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
 };
-use crate::control::{ExitCode, Failure, Opener};
+use crate::control::{ExitCode, Failure, Holders, Objects, Opener, look_below};
 use crate::fuse::{MountError, MountedVolume, Unmount, Unmounted};
 use crate::journal::{AWAITED, Journal, JournalError, JournalOptions, LastStop, Level, TargetId, WhenFull};
 use crate::record::MAX_RECORD_BYTES;
@@ -77,18 +76,18 @@ pub(super) enum VolumeError {
     Stack(#[from] StackError),
     #[error(transparent)]
     Mount(#[from] MountError),
-    #[error("{path}: in use by {}", list(.openers))]
+    #[error("{path}: in use by {}", list(.holders))]
     InUse {
         /// The mount point.
         path: PathBuf,
-        openers: Vec<Opener>,
+        holders: Holders,
     },
-    #[error("{path}: files below it are open for writing, and what is written to them would not be seen: {}",
-        list(&writers(.openers)))]
+    #[error("{path}: files below it are open for writing, or may be, and what is written to them would not be seen: {}",
+        list(&writers(.holders)))]
     OpenFiles {
         /// The directory.
         path: PathBuf,
-        openers: Vec<Opener>,
+        holders: Holders,
     },
     #[error("{path} is a copy of another source: what is written here would not be known there")]
     IsCopy {
@@ -110,26 +109,37 @@ pub(super) enum Mounting {
     /// It was there.
     Already,
     /// It is there now; who holds what below the path from before.
-    New { openers: Vec<Opener> },
+    New { holders: Holders },
 }
 
 /// Each process once.
-fn list(openers: &[Opener]) -> String {
-    let names: BTreeMap<u32, &str> = openers.iter().map(|opener| (opener.pid, opener.command.as_str())).collect();
-    let names: Vec<String> = names.iter().map(|(pid, command)| format!("pid {pid} ({command})")).collect();
+fn list(holders: &Holders) -> String {
+    let name = |(pid, command): (u32, &str)| format!("pid {pid} ({command})");
+    let names: BTreeMap<u32, &str> =
+        holders.openers.iter().map(|opener| (opener.pid, opener.command.as_str())).collect();
+    let mut names: Vec<String> = names.into_iter().map(name).collect();
+    names.extend(holders.unseen.iter().map(ToString::to_string));
     if names.is_empty() { "somebody /proc does not show".to_owned() } else { names.join(", ") }
 }
 
-fn writers(openers: &[Opener]) -> Vec<Opener> {
-    openers.iter().filter(|opener| opener.writes).cloned().collect()
+fn writers(holders: &Holders) -> Holders {
+    let mut writers = holders.clone();
+    writers.openers.retain(|opener: &Opener| opener.writes);
+    writers
+}
+
+/// Who holds files at or below `path`.
+pub(super) fn holders_below(path: &Path) -> Holders {
+    let dev = std::fs::symlink_metadata(path).map(|root| std::os::unix::fs::MetadataExt::dev(&root));
+    dev.map(|dev| look_below(dev, path, Objects::Named).holders()).unwrap_or_default()
 }
 
 impl VolumeError {
     /// Who stands in the way.
-    pub(super) fn openers(&self) -> Vec<Opener> {
+    pub(super) fn holders(&self) -> Holders {
         match self {
-            VolumeError::InUse { openers, .. } | VolumeError::OpenFiles { openers, .. } => openers.clone(),
-            _ => Vec::new(),
+            VolumeError::InUse { holders, .. } | VolumeError::OpenFiles { holders, .. } => holders.clone(),
+            _ => Holders::default(),
         }
     }
 }
@@ -153,7 +163,8 @@ impl From<VolumeError> for Failure {
                 failure.with_remedy("end the programs that use it, or unmount with --lazy")
             }
             VolumeError::OpenFiles { .. } => failure.with_remedy(
-                "end these programs, or mount with --allow-open: then the files are compared until they are closed",
+                "end these programs, or mount with --allow-open: then the files are compared until they are closed, and \
+                 everything once when a program that could not be looked into has gone on or ended",
             ),
             VolumeError::Backing(BackingError::InnerMounts { .. }) => failure.with_remedy(
                 "unmount them first, and mount them again on top; or choose submounts=ignore: they stay out",
@@ -214,7 +225,7 @@ impl Volume {
             detached: Vec::new(),
             used: false,
             unwatched,
-            suspects: Suspects::new(),
+            suspects: Suspects::default(),
             bypass: None,
             senders: BTreeMap::new(),
             runs: BTreeSet::new(),
@@ -270,43 +281,63 @@ impl Volume {
 
     /// Mounts the volume. What is open for writing below the path then refuses it, or makes the volume bypass-suspect.
     pub(super) fn mount(&self, file: &VolumeFile, open_files: OpenFiles) -> Result<Mounting, VolumeError> {
+        // Mounts and unmounts come one after the other (`Volumes::changing`), so what is found here holds until the mount.
+        let Some(stack) = self.make_ready(file)? else { return Ok(Mounting::Already) };
+        let before = self.look_behind(&stack);
+        if open_files == OpenFiles::Refuse && before.holders().may_write() {
+            return Err(VolumeError::OpenFiles { path: self.path.clone(), holders: before.holders() });
+        }
+        // From before the mount, so that nothing falls between this and the second look.
+        let watch = Watch::on(&crate::fuse::canonical(&self.path))
+            .inspect_err(|error| tracing::info!(volume = %self.name, %error, "writes past the mount are not watched"))
+            .ok();
+        let mut live = self.live.lock();
+        live.mounted = Some(Arc::new(MountedVolume::mount(stack.clone(), &self.path, self.name.as_str())?));
+        self.look_for_changes(&mut live)?;
+        self.suspect_first(&mut live, before)?;
+        drop(live);
+        // Again: a file that was opened right before the mount was in place.
+        let look = self.look_behind(&stack);
+        let holders = look.holders();
+        self.watch(&stack, watch, &look);
+        self.suspect(&stack, look)?;
+        Ok(Mounting::New { holders })
+    }
+
+    /// The stack for a mount; `None` when the volume is mounted.
+    fn make_ready(&self, file: &VolumeFile) -> Result<Option<Arc<Stack>>, VolumeError> {
         let mut live = self.live.lock();
         if live.mounted.as_ref().is_some_and(|mounted| mounted.is_serving() && mounted.is_in_place()) {
             self.look_for_changes_again(&mut live)?;
-            return Ok(Mounting::Already);
+            return Ok(None);
         }
         // Taken down without our doing: an operator's umount, or an abort.
         let gone = live.mounted.take();
         live.used |= gone.is_some();
         live.detached.extend(gone);
         self.renew_used(&mut live, file)?;
-        let stack = live.stack.clone();
-        let before = openers(&self.holds_behind(&stack));
-        if open_files == OpenFiles::Refuse && before.iter().any(|opener| opener.writes) {
-            return Err(VolumeError::OpenFiles { path: self.path.clone(), openers: before });
-        }
-        // From before the mount, so that nothing falls between this and the second look.
-        let watch = Watch::on(&crate::fuse::canonical(&self.path))
-            .inspect_err(|error| tracing::info!(volume = %self.name, %error, "writes past the mount are not watched"))
-            .ok();
-        live.mounted = Some(Arc::new(MountedVolume::mount(stack.clone(), &self.path, self.name.as_str())?));
-        self.look_for_changes(&mut live)?;
-        drop(live);
-        // Again: a file that was opened right before the mount was in place.
-        let holds = self.holds_behind(&stack);
-        let openers = openers(&holds);
-        self.watch(&stack, watch, &holds);
-        self.suspect(&stack, holds)?;
-        Ok(Mounting::New { openers })
+        Ok(Some(live.stack.clone()))
     }
 
     /// Unmounts the volume; false when it was not mounted. The senders go on.
     pub(super) fn unmount(&self, how: Unmount, file: &VolumeFile) -> Result<bool, VolumeError> {
         self.check_suspects()?;
+        match self.take_down(how, file) {
+            // Who keeps it busy is looked for with no lock held.
+            Err(VolumeError::Mount(MountError::Busy { .. })) => {
+                let path = crate::fuse::canonical(&self.path);
+                let holders = holders_below(&path);
+                Err(VolumeError::InUse { path, holders })
+            }
+            done => done,
+        }
+    }
+
+    fn take_down(&self, how: Unmount, file: &VolumeFile) -> Result<bool, VolumeError> {
         let mut live = self.live.lock();
         let Some(mounted) = &live.mounted else { return Ok(false) };
         let moment = self.last_watched(mounted)?;
-        let left = mounted.unmount(how).map_err(|error| self.explain_busy(error))?;
+        let left = mounted.unmount(how)?;
         self.end_of_watch(&mut live, moment)?;
         let mounted = live.mounted.take();
         live.used = true;
@@ -315,18 +346,6 @@ impl Volume {
         }
         self.renew_used(&mut live, file)?;
         Ok(true)
-    }
-
-    /// Finds who keeps the mount busy.
-    fn explain_busy(&self, error: MountError) -> VolumeError {
-        let path = crate::fuse::canonical(&self.path);
-        match (&error, std::fs::symlink_metadata(&path)) {
-            (MountError::Busy { .. }, Ok(root)) => {
-                let openers = openers(&holds_below(std::os::unix::fs::MetadataExt::dev(&root), &path));
-                VolumeError::InUse { path, openers }
-            }
-            _ => error.into(),
-        }
     }
 
     /// Gives the next mount a stack of its own, unless users of an earlier one are left: they must share its locks.

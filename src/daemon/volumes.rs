@@ -8,14 +8,13 @@ use parking_lot::Mutex;
 
 use super::drain::{Hurry, drain};
 use super::meter::Meter;
-use super::openers::holds_below;
-use super::volume::{Mounting, Volume, VolumeError};
+use super::volume::{Mounting, Volume, VolumeError, holders_below};
 use crate::base::Timespec;
 use crate::config::{
     MountEntry, MountsFile, OpenFiles, Paths, Refusal, VolumeFile, VolumeName, check_entry, check_target_entry,
 };
 use crate::control::{
-    DaemonStatus, ExitCode, Failure, MountReply, MountVerdict, Opener, Problem, Selection, Verdict, VolumeState,
+    DaemonStatus, ExitCode, Failure, Holders, MountReply, MountVerdict, Problem, Selection, Verdict, VolumeState,
     rfc3339,
 };
 use crate::fuse::Unmount;
@@ -116,8 +115,8 @@ impl Volumes {
     }
 
     fn mount_entry(&self, entry: &MountEntry, file: &MountsFile, run: Run, open_files: OpenFiles) -> MountVerdict {
-        let mut openers = Vec::new();
-        let verdict = match self.try_mount(entry, file, run, open_files, &mut openers) {
+        let mut holders = Holders::default();
+        let verdict = match self.try_mount(entry, file, run, open_files, &mut holders) {
             Ok(verdict) => {
                 self.table.lock().refused.remove(&entry.volume);
                 verdict
@@ -130,7 +129,7 @@ impl Volumes {
                 Verdict::NotDone(failure)
             }
         };
-        MountVerdict { openers, ..MountVerdict::of(entry, verdict) }
+        MountVerdict { holders, ..MountVerdict::of(entry, verdict) }
     }
 
     fn try_mount(
@@ -139,7 +138,7 @@ impl Volumes {
         file: &MountsFile,
         run: Run,
         open_files: OpenFiles,
-        openers: &mut Vec<Opener>,
+        holders: &mut Holders,
     ) -> Result<Verdict, Failure> {
         let open = self.find(&entry.volume);
         let mounted = open.as_ref().is_some_and(|volume| super::status::volume_state(volume) == VolumeState::Mounted);
@@ -152,7 +151,7 @@ impl Volumes {
         let settings = self.settings(&entry.volume, file)?;
         let open_files = if entry.options.open_files == OpenFiles::Allow { OpenFiles::Allow } else { open_files };
         if run == Run::Dry {
-            return rehearse(entry, open_files, openers);
+            return rehearse(entry, open_files, holders);
         }
         let volume = match open {
             Some(volume) => volume,
@@ -163,13 +162,13 @@ impl Volumes {
             }
         };
         match volume.mount(&settings, open_files) {
-            Ok(Mounting::New { openers: found }) => {
-                *openers = found;
+            Ok(Mounting::New { holders: found }) => {
+                *holders = found;
                 Ok(Verdict::Mounted)
             }
             Ok(Mounting::Already) => Ok(Verdict::AlreadyMounted),
             Err(error) => {
-                *openers = error.openers();
+                *holders = error.holders();
                 Err(error.into())
             }
         }
@@ -212,15 +211,16 @@ impl Volumes {
             if self.state(&entry.volume) != VolumeState::Mounted {
                 return MountVerdict::of(entry, Verdict::NotMounted);
             }
-            let openers = openers_below(&crate::fuse::canonical(&entry.path));
-            let verdict = match openers.is_empty() {
+            let holders = holders_below(&crate::fuse::canonical(&entry.path));
+            // Of whom it is not known, an unmount tells.
+            let verdict = match holders.openers.is_empty() {
                 true => Verdict::WouldUnmount,
                 false => Verdict::NotDone(
                     Failure::new(ExitCode::Busy, format!("{}: in use", entry.path.display()))
                         .with_remedy("end the programs that use it, or unmount with --lazy"),
                 ),
             };
-            MountVerdict { openers, ..MountVerdict::of(entry, verdict) }
+            MountVerdict { holders, ..MountVerdict::of(entry, verdict) }
         };
         let verdicts = which.resolve(&file).into_iter().map(|found| found.map_or_else(|verdict| *verdict, judge));
         Ok(MountReply { verdicts: verdicts.collect(), problems: Vec::new() })
@@ -230,10 +230,10 @@ impl Volumes {
         let Some(volume) = self.find(&entry.volume) else {
             return MountVerdict::of(entry, take_dead_away(entry).unwrap_or_else(Verdict::NotDone));
         };
-        let mut openers = Vec::new();
+        let mut holders = Holders::default();
         let done = self.settings(&entry.volume, file).and_then(|settings| {
             volume.unmount(how, &settings).map_err(|error| {
-                openers = error.openers();
+                holders = error.holders();
                 Failure::from(error)
             })
         });
@@ -242,7 +242,7 @@ impl Volumes {
             Ok(false) => take_dead_away(entry).unwrap_or_else(Verdict::NotDone),
             Err(failure) => Verdict::NotDone(failure),
         };
-        MountVerdict { openers, ..MountVerdict::of(entry, verdict) }
+        MountVerdict { holders, ..MountVerdict::of(entry, verdict) }
     }
 
     /// What is due every half minute: looks in every volume for what is written behind its mount's back, and writes down
@@ -356,19 +356,13 @@ impl Volumes {
 }
 
 /// What a mount would say of open files.
-fn rehearse(entry: &MountEntry, open_files: OpenFiles, openers: &mut Vec<Opener>) -> Result<Verdict, Failure> {
+fn rehearse(entry: &MountEntry, open_files: OpenFiles, holders: &mut Holders) -> Result<Verdict, Failure> {
     let path = crate::fuse::canonical(&entry.path);
-    *openers = openers_below(&path);
-    match open_files == OpenFiles::Refuse && openers.iter().any(|opener| opener.writes) {
-        true => Err(VolumeError::OpenFiles { path, openers: openers.clone() }.into()),
+    *holders = holders_below(&path);
+    match open_files == OpenFiles::Refuse && holders.may_write() {
+        true => Err(VolumeError::OpenFiles { path, holders: holders.clone() }.into()),
         false => Ok(Verdict::WouldMount),
     }
-}
-
-/// Who holds files at or below `path`.
-fn openers_below(path: &std::path::Path) -> Vec<Opener> {
-    let dev = std::fs::symlink_metadata(path).map(|root| std::os::unix::fs::MetadataExt::dev(&root));
-    dev.map(|dev| super::openers::openers(&holds_below(dev, path))).unwrap_or_default()
 }
 
 /// What is asked for where nothing of ours is mounted: a mount that a crashed daemon left is taken away.

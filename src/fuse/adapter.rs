@@ -16,6 +16,7 @@ use fuser::{
     Request, TimeOrNow, WriteFlags,
 };
 
+use super::follow::Asker;
 use super::readers::{Pace, Watching};
 use super::reply::{
     KEEP, add_plus, attr, caller, error, file, listed_type, node, open_flags, room, send_attr, send_empty, send_entry,
@@ -23,7 +24,7 @@ use super::reply::{
 };
 use super::requests::{Kind, Requests};
 use super::waiting::Waiting;
-use super::{init, worker};
+use super::{follow, init, worker};
 use crate::stack::{AttrChange, MAX_TRANSFER_BYTES, Privileges, Stack, WriteMode, Writer, Writes};
 
 /// A stack as `fuser` wants to see a filesystem.
@@ -35,22 +36,24 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    fn serve(&self, kind: Kind, act: impl FnOnce(&Stack)) {
-        self.serve_at(kind, kind.pace(), act);
+    fn serve(&self, request: &Request, kind: Kind, act: impl FnOnce(&Stack)) {
+        self.serve_at(Asker::of(request.pid(), kind), kind, kind.pace(), act);
     }
 
-    fn serve_at(&self, kind: Kind, pace: Pace, act: impl FnOnce(&Stack)) {
+    fn serve_at(&self, asker: Asker, kind: Kind, pace: Pace, act: impl FnOnce(&Stack)) {
         self.requests.count(kind);
         let _turn = self.watching.readers.begin(pace);
         let began = Instant::now();
         worker::serve(&self.stack, act);
-        self.requests.took(kind, began.elapsed());
+        let ended = Instant::now();
+        self.requests.took(kind, ended - began);
+        follow::served(asker, ended);
     }
 
     /// Runs one request that may wait for a disk.
-    fn change(&self, kind: Kind, act: impl FnOnce(&Stack) + Send + 'static) {
+    fn change(&self, request: &Request, kind: Kind, act: impl FnOnce(&Stack) + Send + 'static) {
         match self.waiting.enter() {
-            Some(_pass) => self.serve(kind, act),
+            Some(_pass) => self.serve(request, kind, act),
             None => self.hand_over(kind, act),
         }
     }
@@ -72,16 +75,16 @@ impl Filesystem for Adapter {
         self.stack.remember_connection(&agreed.to_string())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.serve(Kind::Lookup, |stack| send_looked_up(stack.lookup(node(parent), name.as_bytes()), reply));
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.serve(request, Kind::Lookup, |stack| send_looked_up(stack.lookup(node(parent), name.as_bytes()), reply));
     }
 
-    fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
-        self.serve(Kind::Forget, |stack| stack.forget(node(ino), lookups));
+    fn forget(&self, request: &Request, ino: INodeNo, lookups: u64) {
+        self.serve(request, Kind::Forget, |stack| stack.forget(node(ino), lookups));
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.serve(Kind::Getattr, |stack| send_attr(stack.getattr(node(ino), fh.map(file)), reply));
+    fn getattr(&self, request: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.serve(request, Kind::Getattr, |stack| send_attr(stack.getattr(node(ino), fh.map(file)), reply));
     }
 
     fn setattr(
@@ -104,14 +107,14 @@ impl Filesystem for Adapter {
     ) {
         let change = AttrChange { mode, uid, gid, size, atime: time(atime), mtime: time(mtime) };
         let caller = caller(request, 0);
-        self.change(Kind::Setattr, move |stack| {
+        self.change(request, Kind::Setattr, move |stack| {
             let outcome = stack.setattr(&caller, node(ino), fh.map(file), &change);
             send_attr(outcome, reply);
         });
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
-        self.serve(Kind::Readlink, |stack| match stack.readlink(node(ino)) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        self.serve(request, Kind::Readlink, |stack| match stack.readlink(node(ino)) {
             Ok(text) => reply.data(&text),
             Err(errno) => reply.error(error(errno)),
         });
@@ -128,7 +131,7 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let (caller, name) = (caller(request, umask), name.as_bytes().to_vec());
-        self.change(Kind::Mknod, move |stack| {
+        self.change(request, Kind::Mknod, move |stack| {
             let (parent, name) = (node(parent), &name);
             send_entry(stack.mknod(&caller, parent, name, mode, rdev.into()), reply);
         });
@@ -136,21 +139,21 @@ impl Filesystem for Adapter {
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let (caller, name) = (caller(request, umask), name.as_bytes().to_vec());
-        self.change(Kind::Mkdir, move |stack| {
+        self.change(request, Kind::Mkdir, move |stack| {
             send_entry(stack.mkdir(&caller, node(parent), &name, mode), reply);
         });
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (caller, name) = (caller(request, 0), name.as_bytes().to_vec());
-        self.change(Kind::Unlink, move |stack| {
+        self.change(request, Kind::Unlink, move |stack| {
             send_empty(stack.unlink(&caller, node(parent), &name), reply);
         });
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (caller, name) = (caller(request, 0), name.as_bytes().to_vec());
-        self.change(Kind::Rmdir, move |stack| {
+        self.change(request, Kind::Rmdir, move |stack| {
             send_empty(stack.rmdir(&caller, node(parent), &name), reply);
         });
     }
@@ -158,7 +161,9 @@ impl Filesystem for Adapter {
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let caller = caller(request, 0);
         let (name, text) = (name.as_bytes().to_vec(), target.as_os_str().as_bytes().to_vec());
-        self.change(Kind::Symlink, move |stack| send_entry(stack.symlink(&caller, node(parent), &name, &text), reply));
+        self.change(request, Kind::Symlink, move |stack| {
+            send_entry(stack.symlink(&caller, node(parent), &name, &text), reply)
+        });
     }
 
     fn rename(
@@ -173,7 +178,7 @@ impl Filesystem for Adapter {
     ) {
         let caller = caller(request, 0);
         let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
-        self.change(Kind::Rename, move |stack| {
+        self.change(request, Kind::Rename, move |stack| {
             let (from, to) = ((node(parent), &name[..]), (node(new_parent), &new_name[..]));
             send_empty(stack.rename(&caller, from, to, flags.bits()), reply);
         });
@@ -181,7 +186,7 @@ impl Filesystem for Adapter {
 
     fn link(&self, request: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (caller, name) = (caller(request, 0), name.as_bytes().to_vec());
-        self.change(Kind::Link, move |stack| {
+        self.change(request, Kind::Link, move |stack| {
             let outcome = stack.link(&caller, node(ino), node(parent), &name);
             send_entry(outcome, reply);
         });
@@ -191,14 +196,14 @@ impl Filesystem for Adapter {
         let caller = caller(request, 0);
         let act = move |stack: &Stack| send_opened(stack.open(&caller, node(ino), flags.0), reply);
         match flags.0 & libc::O_TRUNC {
-            0 => self.serve(Kind::Open, act),
-            _ => self.change(Kind::Open, act),
+            0 => self.serve(request, Kind::Open, act),
+            _ => self.change(request, Kind::Open, act),
         }
     }
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -208,7 +213,8 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let size = (size as usize).min(MAX_TRANSFER_BYTES);
-        self.serve(Kind::Read, |stack| {
+        let asker = Asker::of_read(request.pid(), size);
+        self.serve_at(asker, Kind::Read, Kind::Read.pace(), |stack| {
             worker::with_buffer(size, |buffer| match stack.read(node(ino), file(fh), flags.0, offset, buffer) {
                 Ok(len) => reply.data(&buffer[..len]),
                 Err(errno) => reply.error(error(errno)),
@@ -245,19 +251,20 @@ impl Filesystem for Adapter {
         };
         if let Some(_pass) = self.waiting.enter() {
             let pace = if flags.0 & libc::O_SYNC == 0 { Pace::Usual } else { Pace::Slow };
-            return self.serve_at(Kind::Write, pace, |stack| act(stack, data));
+            let asker = Asker::of(request.pid(), Kind::Write);
+            return self.serve_at(asker, Kind::Write, pace, |stack| act(stack, data));
         }
         let data = data.to_vec();
         self.hand_over(Kind::Write, move |stack| act(stack, &data));
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        self.serve(Kind::Flush, |stack| send_empty(stack.flush(file(fh)), reply));
+    fn flush(&self, request: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        self.serve(request, Kind::Flush, |stack| send_empty(stack.flush(file(fh)), reply));
     }
 
     fn release(
         &self,
-        _: &Request,
+        request: &Request,
         _ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
@@ -265,25 +272,25 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.change(Kind::Release, move |stack| {
+        self.change(request, Kind::Release, move |stack| {
             stack.release(file(fh));
             reply.ok();
         });
     }
 
-    fn fsync(&self, _: &Request, ino: INodeNo, fh: FileHandle, data: bool, reply: ReplyEmpty) {
-        self.change(Kind::Fsync, move |stack| send_empty(stack.fsync(node(ino), file(fh), data), reply));
+    fn fsync(&self, request: &Request, ino: INodeNo, fh: FileHandle, data: bool, reply: ReplyEmpty) {
+        self.change(request, Kind::Fsync, move |stack| send_empty(stack.fsync(node(ino), file(fh), data), reply));
     }
 
-    fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.serve(Kind::Opendir, |stack| match stack.opendir(node(ino)) {
+    fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        self.serve(request, Kind::Opendir, |stack| match stack.opendir(node(ino)) {
             Ok(id) => reply.opened(FileHandle(id.0), FopenFlags::empty()),
             Err(errno) => reply.error(error(errno)),
         });
     }
 
-    fn readdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        self.serve(Kind::Readdir, |stack| {
+    fn readdir(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        self.serve(request, Kind::Readdir, |stack| {
             let mut any = false;
             let outcome = stack.readdir(file(fh), node(ino), offset, &mut |listed| {
                 let full = reply.add(
@@ -303,8 +310,8 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn readdirplus(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
-        self.serve(Kind::Readdirplus, |stack| {
+    fn readdirplus(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        self.serve(request, Kind::Readdirplus, |stack| {
             let mut any = false;
             let outcome = stack.readdirplus(file(fh), node(ino), offset, &mut |listed| {
                 let full = add_plus(&mut reply, listed);
@@ -318,19 +325,19 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn releasedir(&self, _: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
-        self.change(Kind::Releasedir, move |stack| {
+    fn releasedir(&self, request: &Request, _: INodeNo, fh: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        self.change(request, Kind::Releasedir, move |stack| {
             stack.releasedir(file(fh));
             reply.ok();
         });
     }
 
-    fn fsyncdir(&self, _: &Request, ino: INodeNo, fh: FileHandle, data: bool, reply: ReplyEmpty) {
-        self.change(Kind::Fsyncdir, move |stack| send_empty(stack.fsyncdir(node(ino), file(fh), data), reply));
+    fn fsyncdir(&self, request: &Request, ino: INodeNo, fh: FileHandle, data: bool, reply: ReplyEmpty) {
+        self.change(request, Kind::Fsyncdir, move |stack| send_empty(stack.fsyncdir(node(ino), file(fh), data), reply));
     }
 
-    fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
-        self.serve(Kind::Statfs, |stack| match stack.statfs() {
+    fn statfs(&self, request: &Request, _: INodeNo, reply: ReplyStatfs) {
+        self.serve(request, Kind::Statfs, |stack| match stack.statfs() {
             Ok(fs) => reply.statfs(
                 fs.blocks,
                 fs.blocks_free,
@@ -357,24 +364,26 @@ impl Filesystem for Adapter {
     ) {
         let (caller, name) = (caller(request, 0), name.as_bytes().to_vec());
         let value = value.to_vec();
-        self.change(Kind::Setxattr, move |stack| {
+        self.change(request, Kind::Setxattr, move |stack| {
             let outcome = stack.setxattr(&caller, node(ino), &name, &value, flags);
             send_empty(outcome, reply);
         });
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.serve(Kind::Getxattr, |stack| send_value(stack.getxattr(node(ino), name.as_bytes()), size, reply));
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.serve(request, Kind::Getxattr, |stack| {
+            send_value(stack.getxattr(node(ino), name.as_bytes()), size, reply)
+        });
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let caller = caller(request, 0);
-        self.serve(Kind::Listxattr, |stack| send_value(stack.listxattr(&caller, node(ino)), size, reply));
+        self.serve(request, Kind::Listxattr, |stack| send_value(stack.listxattr(&caller, node(ino)), size, reply));
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (caller, name) = (caller(request, 0), name.as_bytes().to_vec());
-        self.change(Kind::Removexattr, move |stack| {
+        self.change(request, Kind::Removexattr, move |stack| {
             send_empty(stack.removexattr(&caller, node(ino), &name), reply);
         });
     }
@@ -390,15 +399,17 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let (caller, name) = (caller(request, umask), name.as_bytes().to_vec());
-        self.change(Kind::Create, move |stack| match stack.create(&caller, node(parent), &name, mode, flags) {
-            Ok((entry, opened)) => reply.created(
-                &KEEP,
-                &attr(&entry.stat, entry.node.0),
-                Generation(u64::from(entry.generation)),
-                FileHandle(opened.file.0),
-                open_flags(&opened),
-            ),
-            Err(errno) => reply.error(error(errno)),
+        self.change(request, Kind::Create, move |stack| {
+            match stack.create(&caller, node(parent), &name, mode, flags) {
+                Ok((entry, opened)) => reply.created(
+                    &KEEP,
+                    &attr(&entry.stat, entry.node.0),
+                    Generation(u64::from(entry.generation)),
+                    FileHandle(opened.file.0),
+                    open_flags(&opened),
+                ),
+                Err(errno) => reply.error(error(errno)),
+            }
         });
     }
 
@@ -414,9 +425,11 @@ impl Filesystem for Adapter {
         reply: ReplyIoctl,
     ) {
         let (caller, input) = (caller(request, 0), input.to_vec());
-        self.change(Kind::Ioctl, move |stack| match stack.ioctl(&caller, node(ino), file(fh), command, &input) {
-            Ok(output) => reply.ioctl(0, &output[..output.len().min(out_size as usize)]),
-            Err(errno) => reply.error(error(errno)),
+        self.change(request, Kind::Ioctl, move |stack| {
+            match stack.ioctl(&caller, node(ino), file(fh), command, &input) {
+                Ok(output) => reply.ioctl(0, &output[..output.len().min(out_size as usize)]),
+                Err(errno) => reply.error(error(errno)),
+            }
         });
     }
 
@@ -431,7 +444,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let caller = caller(request, 0);
-        self.change(Kind::Fallocate, move |stack| {
+        self.change(request, Kind::Fallocate, move |stack| {
             let outcome = stack.fallocate(&caller, node(ino), file(fh), mode, offset, len);
             send_empty(outcome, reply);
         });
@@ -439,11 +452,11 @@ impl Filesystem for Adapter {
 
     /// The kernel asks for data without writing back what it holds (fuse_lseek in fs/fuse/file.c). With a cache that is
     /// written back later it must not ask at all: a copying program would take new data for a hole.
-    fn lseek(&self, _: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+    fn lseek(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         if self.stack.writes() == Writes::Back {
-            return self.serve(Kind::Lseek, |_| reply.error(fuser::Errno::ENOSYS));
+            return self.serve(request, Kind::Lseek, |_| reply.error(fuser::Errno::ENOSYS));
         }
-        self.serve(Kind::Lseek, |stack| match stack.lseek(node(ino), file(fh), offset, whence) {
+        self.serve(request, Kind::Lseek, |stack| match stack.lseek(node(ino), file(fh), offset, whence) {
             Ok(at) => reply.offset(at),
             Err(errno) => reply.error(error(errno)),
         });
@@ -465,7 +478,7 @@ impl Filesystem for Adapter {
         let caller = caller(request, 0);
         let from = (node(ino_in), file(fh_in), offset_in);
         let to = (node(ino_out), file(fh_out), offset_out);
-        self.change(Kind::CopyFileRange, move |stack| {
+        self.change(request, Kind::CopyFileRange, move |stack| {
             send_written(stack.copy_file_range(&caller, from, to, len), reply)
         });
     }

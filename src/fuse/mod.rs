@@ -7,6 +7,7 @@
 //!   goes on from a state that is not known.
 
 mod adapter;
+mod follow;
 mod init;
 mod mount;
 mod readers;

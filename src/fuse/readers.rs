@@ -16,9 +16,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::worker;
+use super::{follow, worker};
 
 /// How long no worker may wait for requests before another one is called.
 const TICK: Duration = Duration::from_millis(2);
@@ -139,6 +139,7 @@ impl Readers {
             return;
         }
         state.parked += 1;
+        MutexGuard::unlocked(&mut state, follow::release);
         while state.calls == 0 && state.watch != Watch::Ended {
             self.called.wait(&mut state);
         }

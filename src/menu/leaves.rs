@@ -110,8 +110,8 @@ fn say_verdicts(talk: &mut Talk<'_>, reply: &MountReply) -> Result<ExitCode, Fai
     }
     for verdict in &reply.verdicts {
         talk.say(&format!("  {}: {}", verdict.path.display(), verdict.verdict)).map_err(cannot_write)?;
-        for opener in &verdict.openers {
-            talk.say(&format!("    {opener}")).map_err(cannot_write)?;
+        for line in verdict.holders.lines() {
+            talk.say(&format!("    {line}")).map_err(cannot_write)?;
         }
     }
     for problem in &reply.problems {

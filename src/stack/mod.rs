@@ -15,6 +15,7 @@
 //!
 //! What differs from the backing directory is listed in `SEMANTICS.md`.
 
+mod ahead;
 mod committer;
 mod create;
 mod creds;
@@ -46,6 +47,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
+use self::ahead::Ahead;
 use self::committer::Committer;
 use self::descriptors::Descriptors;
 use self::inodes::Inodes;
@@ -110,6 +112,7 @@ pub struct Stack {
     walk: Mutex<()>,
     opens: OpenTable,
     storm: Storm,
+    ahead: Ahead,
     options: StackOptions,
     failed: AtomicBool,
 }
@@ -150,6 +153,7 @@ impl Stack {
             walk: Mutex::new(()),
             opens: OpenTable::new(u32::from_le_bytes(random_bytes())),
             storm: Storm::new(),
+            ahead: Ahead::default(),
             options,
             failed: AtomicBool::new(false),
         }))

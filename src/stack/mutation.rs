@@ -85,7 +85,7 @@ impl<T: Copy + PartialEq> Few<T> {
 }
 
 impl Touch {
-    fn key(self) -> ObjectKey {
+    pub(super) fn key(self) -> ObjectKey {
         match self {
             Touch::Entries(key) | Touch::Attributes(key) | Touch::Size(key) | Touch::Name(key) => key,
             Touch::Data { key, .. } => key,
@@ -221,6 +221,9 @@ impl<'s> Reserved<'s> {
     /// EIO when they cannot be.
     pub(super) fn announce(&mut self, touched: &Touched<'_>) -> Result<()> {
         self.stack.storm.wait();
+        if self.stack.storm.rages() {
+            touched.touches.iter().for_each(|touch| self.stack.expect_beside(*touch));
+        }
         let intents = touched.intents(self.stack);
         self.reservation.announce(intents.as_slice()).map_err(|error| error.errno())
     }

@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::{Finding, Severity};
 use crate::config::{MountEntry, MountsFile, Paths, TargetUrl, VolumeFile, VolumeName};
-use crate::control::Failure;
 use crate::control::ops::check;
+use crate::control::{Failure, Objects, look_below};
 use crate::sys;
 
 /// The first kernel with every feature that a mount asks for.
@@ -146,38 +146,20 @@ fn bare_directory(entry: &MountEntry) -> Vec<Finding> {
             "unmount them before, and give each an entry of its own; or submounts=ignore",
         ));
     }
-    let writers = writers_below(path);
-    if !writers.is_empty() {
-        let what = format!("{volume}: files below {} are open for writing: {}", path.display(), writers.join(", "));
-        findings.push(Finding::new(
-            "open-files",
-            Severity::Warning,
-            what,
-            "end these programs before the mount; or --allow-open",
-        ));
-    }
+    findings.extend(open_files(volume, path));
     findings
 }
 
-/// Processes that hold files below `path` open for writing.
-fn writers_below(path: &Path) -> Vec<String> {
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter(|pid| writes_below(*pid, path))
-        .map(|pid| {
-            let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            format!("pid {pid} ({})", command.trim_end())
-        })
-        .collect()
-}
-
-fn writes_below(pid: u32, path: &Path) -> bool {
-    let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    files.into_iter().any(|file| {
-        let below = fs::read_link(file.path()).is_ok_and(|to| to.starts_with(path));
-        // The link's own mode says how the descriptor may be used (proc_pid_fd(5)).
-        below && file.metadata().is_ok_and(|link| link.permissions().mode() & 0o200 != 0)
-    })
+/// Processes that hold files below `path` open for writing, or may.
+fn open_files(volume: &VolumeName, path: &Path) -> Option<Finding> {
+    let dev = fs::symlink_metadata(path).ok()?.dev();
+    let mut holders = look_below(dev, path, Objects::Named).holders();
+    holders.openers.retain(|opener| opener.writes);
+    let writers: Vec<String> = holders.lines().collect();
+    let what =
+        format!("{volume}: files below {} are open for writing, or may be: {}", path.display(), writers.join(", "));
+    let fix = "end these programs before the mount; or --allow-open";
+    (!writers.is_empty()).then(|| Finding::new("open-files", Severity::Warning, what, fix))
 }
 
 fn journal_space(paths: &Paths, entry: &MountEntry) -> Vec<Finding> {

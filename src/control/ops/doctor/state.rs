@@ -67,6 +67,15 @@ fn of_volume(volume: &VolumeStatus) -> Vec<Finding> {
             "restart these programs",
         ));
     }
+    if !volume.unseen.is_empty() {
+        let who: Vec<String> = volume.unseen.iter().map(ToString::to_string).collect();
+        findings.push(Finding::new(
+            "bypass-unseen",
+            Severity::Warning,
+            format!("{name}: whether somebody writes behind the mount is not known: {}", who.join(", ")),
+            "end these processes, or what they wait for; then everything is compared once",
+        ));
+    }
     let fill = volume.journal_bytes * 100 / volume.journal_cap_bytes.max(1);
     if volume.journal_cap_bytes > 0 && fill >= 60 {
         findings.push(Finding::new(
