@@ -307,3 +307,70 @@ fn what_moves_while_a_target_is_verified_is_met() {
     let found = |path: &Path| rows.iter().any(|row| row["path"] == utf8(path) && row["what"] == "content");
     assert!(found(&first.join("f1")) && found(&first.join("moved")), "{json:#}");
 }
+
+fn orphans(pair: &Pair, args: &[&str]) -> Value {
+    let answer = pair.host.must(&[&["orphans"], args, &["data", "target", "--json"]].concat());
+    serde_json::from_str(&answer).unwrap()
+}
+
+fn paths(reply: &Value) -> Vec<&str> {
+    let mut paths: Vec<&str> =
+        reply["orphans"].as_array().unwrap().iter().map(|row| row["path"].as_str().unwrap()).collect();
+    paths.sort_unstable();
+    paths
+}
+
+/// What the source does not have is set aside with its path, and becomes what is asked for; what is in use of the volume is
+/// never removed with it.
+#[test]
+fn orphans_are_told_moved_and_removed() {
+    let pair = Pair::mirrored(FileSystem::Ext4, |source| fill(source));
+    assert_eq!(orphans(&pair, &["scan"])["count"], 0);
+    let litter = |name: &str| {
+        let dir = pair.target.join("dir").join(name);
+        fs::create_dir_all(dir.join("deep/er")).unwrap();
+        fs::write(dir.join("deep/er/file"), name).unwrap();
+        fs::write(pair.target.join("many").join(name), name).unwrap();
+    };
+    litter("one");
+    start(&pair, "--checksum");
+    pair.wait();
+    let found = orphans(&pair, &["scan"]);
+    assert_eq!(paths(&found), ["dir/one", "many/one"], "{found:#}");
+    assert_eq!(orphans(&pair, &["delete", "--older-than", "1h"])["count"], 0, "they are young");
+    assert_eq!(pair.host.run(&["orphans", "move", "data", "target", "--to", "../out"]).code, 2);
+    assert_eq!(pair.host.run(&["orphans", "move", "data", "target", "--to", "park"]).code, 8);
+    let moved = orphans(&pair, &["move", "--to", "found"]);
+    assert_eq!((&moved["count"], &moved["left"]), (&2.into(), &0.into()), "{moved:#}");
+    let kept = pair.target.join(".dtfs/found");
+    assert_eq!(fs::read_to_string(kept.join("dir/one/deep/er/file")).unwrap(), "one");
+    assert_eq!(fs::read_to_string(kept.join("many/one")).unwrap(), "one");
+    litter("two");
+    // A directory of another that has got hold of objects of the volume.
+    fs::rename(pair.target.join("dir/sub"), pair.target.join("dir/two/deep/sub")).unwrap();
+    fs::rename(pair.target.join("dir/mode"), pair.target.join("dir/two/deep/mode")).unwrap();
+    start(&pair, "--checksum");
+    pair.wait();
+    let removed = orphans(&pair, &["delete"]);
+    assert_eq!((paths(&removed), &removed["left"]), (vec!["dir/two", "many/two"], &0.into()), "{removed:#}");
+    assert_eq!(fs::read_dir(pair.target.join(".dtfs/orphans")).unwrap().count(), 0);
+    // By what the file says.
+    litter("three");
+    let file = pair.host.root().join("etc/dtfs/mounts.d/data.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.clone() + "orphans = \"delete\"\norphans_older_than = \"1s\"\n").unwrap();
+    pair.host.must(&["reload"]);
+    start(&pair, "--checksum");
+    // The policy is done at the beginning of a session: as soon as they are old enough they are gone.
+    wait_until("the orphans to be removed", PATIENCE, || {
+        pair.host.must(&["replication", "pause", "data", "target"]);
+        pair.host.must(&["replication", "resume", "data", "target"]);
+        pair.wait();
+        let status = wait_until("the policy to be done", PATIENCE, || {
+            Some(pair.host.target("data")["orphans"].clone()).filter(|orphans| !orphans.is_null())
+        });
+        (status == 0).then_some(())
+    });
+    assert_eq!(orphans(&pair, &["scan"])["count"], 0);
+    pair.stop_and_compare("with orphans");
+}
