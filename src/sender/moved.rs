@@ -56,7 +56,7 @@ impl Listed {
 
     /// Whether the object may have been met nowhere: it is not sure that it was in its directory when that was read.
     pub(super) fn may_miss(&self, moved: &Moved) -> bool {
-        !moved.from.is_some_and(|from| self.0.get(&from).is_some_and(|stamp| *stamp < moved.tid))
+        moved.from.is_none_or(|from| self.0.get(&from).is_none_or(|stamp| *stamp >= moved.tid))
     }
 }
 
