@@ -61,6 +61,7 @@ fn hello() -> Message {
         access_times: AtimeMode::AtClose,
         label: "data".into(),
         epochs: Vec::new(),
+        delay_seconds: 0,
     })
 }
 
@@ -366,6 +367,7 @@ impl Source {
             compression: Compression::Off,
             rate: Box::new(|| None),
             orphans: None,
+            delay_seconds: 0,
             forked: Forked::Refuse,
         };
         let sender = SenderThread::spawn(journal, stack.clone(), options).unwrap();

@@ -157,6 +157,7 @@ fn reason(target: &TargetStatus) -> String {
         (None, None) => match &target.mirror {
             Some(mirror) if mirror.progress == "paused" => "its mirror is paused".to_owned(),
             Some(mirror) if mirror.progress == "stopped" => "its mirror was given up".to_owned(),
+            _ if target.delay_seconds > 0 => format!("stays {} behind", duration(target.delay_seconds as f64)),
             _ => target.differs.clone().unwrap_or_default(),
         },
     }

@@ -102,6 +102,7 @@ fn targets_and_volumes_keep_apart() {
         bandwidth: None,
         orphans: None,
         orphans_older_than: None,
+        delay: None,
         activity: Default::default(),
     };
     let volume = VolumeName::new("a").unwrap();

@@ -184,6 +184,7 @@ mod tests {
             bandwidth: None,
             orphans: None,
             orphans_older_than: None,
+            delay: None,
             activity: Activity::Running,
         }
     }

@@ -71,6 +71,7 @@ fn find_target(volumes: &Volumes, volume: &VolumeName, text: &str) -> Result<Tar
         bandwidth: None,
         orphans: None,
         orphans_older_than: None,
+        delay: None,
         activity: Activity::Running,
     };
     check_target_entry(&volumes.paths, volume, &entry, &mounts)?;

@@ -40,6 +40,8 @@ pub struct SenderOptions {
     pub rate: Rate,
     /// What becomes of its orphans by itself; `None` for nothing.
     pub orphans: Option<OrphanPolicy>,
+    /// How long the target stays behind on purpose, in seconds.
+    pub delay_seconds: u64,
     /// What is done with a target that followed another history, when it was defined just now.
     pub forked: Forked,
 }

@@ -276,6 +276,7 @@ impl Pair {
             compression: Compression::Zstd { level: 1, max_bytes: 64 << 10 },
             rate: Box::new(|| None),
             orphans: None,
+            delay_seconds: 0,
             forked: self.forked,
         };
         let stack = self.stack().clone();

@@ -53,6 +53,7 @@ fn complete(new: NewTarget) -> Result<TargetEntry, Failure> {
             bandwidth: None,
             orphans: None,
             orphans_older_than: None,
+            delay: None,
             activity: Activity::Running,
         }),
         None => Err(Failure::new(ExitCode::Usage, format!("{url} gives no name for the target"))
