@@ -13,7 +13,7 @@ use super::positions::Positions;
 use crate::applier::{Applier, ApplyError, Replica};
 use crate::base::{EpochId, Position, Tid, faults};
 use crate::journal::{ChainEnd, JournalError, SegmentLog};
-use crate::record::{RecordIter, chain};
+use crate::record::{OrphanOrder, RecordIter, chain};
 use crate::sys::Errno;
 use crate::wire::{Ack, Convergence, Message, Need, RefuseCode, Stall};
 use hold::Hold;
@@ -32,6 +32,8 @@ pub(super) enum Job {
     State { batch: u64, body: Vec<u8> },
     /// State records to compare with.
     Check { batch: u64, body: Vec<u8> },
+    /// What is to become of orphans.
+    Orphans(OrphanOrder),
     /// Someone waits for everything so far to be durable.
     Flush,
     /// The inbox has no room.
@@ -47,6 +49,9 @@ const IDLE: Duration = Duration::from_millis(20);
 /// A source that reads from a busy disk pauses too. Where making durable takes long, a stream counts as idle only after
 /// twice that time, or the target would sync between any two batches; but never later than this.
 const IDLE_MOST: Duration = Duration::from_millis(250);
+/// State comes in a long row, from a source that reads as fast as its disk lets it and says when it has no more: a pause
+/// between two readings is no reason to sync.
+const IDLE_STATE: Duration = Duration::from_secs(1);
 /// How long and how much may be performed before it is made durable.
 const DURABLE_EVERY: Duration = Duration::from_secs(5);
 const DURABLE_BYTES: usize = 64 << 20;
@@ -155,6 +160,7 @@ fn perform(
         pending_bytes: 0,
         pending_since: None,
         idle: IDLE,
+        in_state: false,
         started: false,
         keep: None,
         retried: Instant::now(),
@@ -186,6 +192,8 @@ struct Worker<'a> {
     pending_since: Option<Instant>,
     /// How long the stream may pause before everything is made durable.
     idle: Duration,
+    /// What came last was state.
+    in_state: bool,
     /// Until the source has said how it begins nothing is made durable: it compares what this copy says of itself with what
     /// it remembers, and writes down what it finds before it says so.
     started: bool,
@@ -235,6 +243,7 @@ impl Worker<'_> {
     }
 
     fn job(&mut self, job: Job) -> Result<(), PerformError> {
+        self.in_state = matches!(job, Job::State { .. });
         match job {
             Job::Start => self.start(),
             Job::Keep { epoch } => {
@@ -260,6 +269,11 @@ impl Worker<'_> {
                 self.catch_up("objects came to be compared")?;
                 self.check(batch, &body)?;
                 self.taken(batch)
+            }
+            Job::Orphans(order) => {
+                let list = self.applier.orphans(&order)?;
+                let _ = self.out.send(Message::OrphansDone(list));
+                Ok(())
             }
             Job::Flush => self.make_durable(),
             Job::MakeRoom => self.make_room(),
@@ -413,15 +427,13 @@ impl Worker<'_> {
     }
 
     fn patience(&self) -> Duration {
-        if !self.hold.is_on() {
-            self.replay()?;
-        }
-        self.applier.end_keeping_when_settled()?;
-        match self.is_holding() {
-            // What is parked may get a name by what waits; to ask for it would end the waiting.
-            true => Ok(self.applier.ask_for_objects()?),
-            false => Ok(self.applier.ask_for_incomplete()?),
-        }
+        let patience = match self.pending_since {
+            _ if self.saying == Saying::Goes => ASK_AGAIN,
+            Some(_) if self.in_state => IDLE_STATE,
+            Some(_) => self.idle,
+            None => DURABLE_EVERY,
+        };
+        self.hold.patience().map_or(patience, |wait| wait.min(patience))
     }
 
     fn make_durable_if_dirty(&mut self) -> Result<(), PerformError> {

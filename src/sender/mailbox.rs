@@ -36,6 +36,10 @@ pub(super) enum Event {
     Work,
     /// The operator has decided something: no session is to be waited for.
     Retry,
+    /// A mirror was begun anew, or held, or goes on.
+    Mirror,
+    /// Something is to become of orphans.
+    Orphans,
 }
 
 /// A wake-up that carries nothing.
@@ -46,6 +50,8 @@ pub(super) enum Call {
     Flush,
     Work,
     Retry,
+    Mirror,
+    Orphans,
 }
 
 #[derive(Default)]
@@ -60,7 +66,7 @@ pub(super) struct Mailbox {
 #[derive(Default)]
 struct Waiting {
     /// By [`Call`].
-    called: [bool; 5],
+    called: [bool; 7],
     heard: VecDeque<Message>,
     last_heard: Option<Instant>,
     ended: Option<WireError>,
@@ -196,8 +202,10 @@ impl Waiting {
         let calls = [
             (Call::Durable, Event::Durable),
             (Call::Work, Event::Work),
-            (Call::Flush, Event::Flush),
             (Call::Retry, Event::Retry),
+            (Call::Mirror, Event::Mirror),
+            (Call::Orphans, Event::Orphans),
+            (Call::Flush, Event::Flush),
         ];
         calls.into_iter().find_map(|(call, event)| std::mem::take(&mut self.called[call as usize]).then_some(event))
     }
