@@ -272,7 +272,7 @@ impl Worker<'_> {
             }
             Job::Orphans(order) => {
                 let list = self.applier.orphans(&order)?;
-                let _ = self.out.send(Message::OrphansDone(list));
+                self.out.send(Message::OrphansDone(list));
                 Ok(())
             }
             Job::Flush => self.make_durable(),
@@ -533,6 +533,7 @@ mod tests {
             pending_bytes: 0,
             pending_since: None,
             idle: IDLE,
+            in_state: false,
             started: true,
             keep: None,
             retried: Instant::now().checked_sub(RETRY_BLOCKED).unwrap(),
