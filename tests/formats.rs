@@ -228,6 +228,7 @@ fn every_message() -> Vec<(&'static str, Message)> {
                 access_times,
                 label,
                 epochs: vec![position],
+                delay_seconds: 3600,
             }),
         ),
         ("hello-reply", Message::HelloReply(reply)),

@@ -167,6 +167,7 @@ fn reason(target: &TargetStatus) -> String {
     match (target.state.parts().1, &target.last_error) {
         (Some(reason), _) => reason.to_owned(),
         (None, Some(error)) => format!("{}: {}", error.time, error.message),
+        (None, None) if target.delay_seconds > 0 => format!("stays {} behind", duration(target.delay_seconds as f64)),
         (None, None) => target.differs.clone().unwrap_or_default(),
     }
 }

@@ -120,6 +120,7 @@ fn status_is_a_table() {
         lag_changes: 1,
         lag_bytes: 2048,
         lag_seconds: 75.0,
+        delay_seconds: 0,
         rate_bytes: 10240,
         work_seconds: None,
         work_left: 0,

@@ -34,7 +34,7 @@ pub use check::{
 };
 pub use daemon_file::{DaemonFile, LogFormat, LogLevel, Seconds};
 pub use error::ConfigError;
-pub use every::VerifyEvery;
+pub use every::{Delay, VerifyEvery};
 pub use mount_options::{AccessTimes, MountOptions, OpenFiles, OptionProblem, Submounts, Writes};
 pub use mounts_file::{MountEntry, MountsFile};
 pub use names::{NameProblem, TargetName, VolumeName};

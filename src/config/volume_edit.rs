@@ -182,6 +182,7 @@ mod tests {
             url: format!("local:/t/{name}").parse().unwrap(),
             adoption: Adoption::Refuse,
             bandwidth: None,
+            delay: None,
             activity: Activity::Running,
         }
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Bandwidth, ByteSize, ConfigError, Paths, TargetName, TargetUrl, VerifyEvery, VolumeName, atomic, toml_text,
+    Bandwidth, ByteSize, ConfigError, Delay, Paths, TargetName, TargetUrl, VerifyEvery, VolumeName, atomic, toml_text,
 };
 
 /// The part this host plays for a volume.
@@ -54,6 +54,9 @@ pub struct TargetEntry {
     /// How fast it may be sent to; `None` is as fast as it goes.
     #[serde(default)]
     pub bandwidth: Option<Bandwidth>,
+    /// How long it stays behind on purpose; `None` is not at all.
+    #[serde(default)]
+    pub delay: Option<Delay>,
     /// Whether it is sent to at all for now.
     #[serde(default, rename = "paused")]
     pub activity: Activity,
@@ -212,7 +215,7 @@ impl VolumeFile {
 mod tests {
     use super::*;
 
-    const SAMPLE: &str = "# data\nrole = \"master\"\njournal_cap = \"8G\"\n\n[[target]]\nname = \"one\"\nurl = \"local:/one\"\nadopt = true\n";
+    const SAMPLE: &str = "# data\nrole = \"master\"\njournal_cap = \"8G\"\n\n[[target]]\nname = \"one\"\nurl = \"local:/one\"\nadopt = true\ndelay = \"6h\"\n";
 
     fn parse(text: &str) -> Result<VolumeFile, ConfigError> {
         VolumeFile::parse(Path::new("data.toml"), text.as_bytes())
@@ -223,6 +226,7 @@ mod tests {
         let file = parse(SAMPLE).unwrap();
         assert_eq!(file.journal_cap, Some(ByteSize(8 << 30)));
         assert_eq!(file.targets[0].adoption, Adoption::Allow);
+        assert_eq!(file.targets[0].delay.map(Delay::seconds), Some(6 * 3600));
         assert_eq!(parse("").unwrap(), VolumeFile::default());
     }
 

@@ -140,9 +140,12 @@ pub struct TargetStatus {
     /// About how many bytes of journal these changes are.
     #[serde(default)]
     pub lag_bytes: u64,
-    /// How long ago the oldest of them was made, in seconds; 0 when there is none.
+    /// How long ago the oldest of them was made, beyond the delay, in seconds; 0 when there is none.
     #[serde(default)]
     pub lag_seconds: f64,
+    /// How long it stays behind on purpose, in seconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub delay_seconds: u64,
     /// Bytes sent in a second, on the average of the last ten.
     #[serde(default)]
     pub rate_bytes: u64,
@@ -168,6 +171,10 @@ pub struct TargetStatus {
     pub verify: Option<VerifyReply>,
     /// The last thing that went wrong, also when it was overcome.
     pub last_error: Option<LastError>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What a target does now. In JSON the key `state`, with `reason` beside it where there is one.

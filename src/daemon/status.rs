@@ -6,7 +6,7 @@ use super::volume::Volume;
 use super::volumes::Volumes;
 use crate::applier::Replica;
 use crate::base::{Tid, Timespec};
-use crate::config::{MountEntry, Paths, TargetName, VolumeFile, VolumeName};
+use crate::config::{Delay, MountEntry, Paths, TargetName, VolumeFile, VolumeName};
 use crate::control::{
     CopyStatus, Failure, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339,
 };
@@ -92,7 +92,9 @@ pub(super) fn volume_status(volume: &Volume) -> Result<VolumeStatus, Failure> {
     let mut targets = Vec::new();
     for (name, sender) in &live.senders {
         if let Some(row) = volume.journal.store().target(name.as_str()).map_err(super::volume::VolumeError::from)? {
-            targets.push(target(volume, name, &row, (&sender.status(), live.sees_all()))?);
+            let status = target(volume, name, &row, (&sender.status(), live.sees_all()))?;
+            let delay = live.entries.get(name).and_then(|entry| entry.delay);
+            targets.push(TargetStatus { delay_seconds: delay.map_or(0, Delay::seconds), ..status });
         }
     }
     for name in &live.paused {
@@ -153,6 +155,7 @@ fn target(
         lag_changes: volume.journal.last_tid().0.saturating_sub(row.applied.0),
         lag_bytes: volume.journal.bytes_after(row.applied),
         lag_seconds: 0.0,
+        delay_seconds: 0,
         rate_bytes: 0,
         work_seconds: None,
         work_left,

@@ -144,7 +144,7 @@ impl Intake {
         while self.inbox.bytes_used() + bytes > self.cap_bytes && self.inbox.last_tid() > self.inbox.oldest_kept() {
             if !std::mem::replace(&mut asked, true) {
                 // What is durable in the tree leaves the inbox.
-                self.hand_over(Job::Flush)?;
+                self.hand_over(Job::MakeRoom)?;
             }
             if self.inbox.bytes_used() + bytes <= self.cap_bytes || self.positions.has_applied_all() {
                 return Ok(());

@@ -117,6 +117,7 @@ impl<'a> Session<'a> {
             access_times: parts.options.access_times,
             label: parts.options.label.clone(),
             epochs: parts.journal.history()?.epochs,
+            delay_seconds: parts.options.delay_seconds,
         }))?;
         let reply = wait_for_reply(&parts)?;
         let differs = note_times(&parts, &reply)?;

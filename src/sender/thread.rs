@@ -35,6 +35,8 @@ pub struct SenderOptions {
     pub compression: Compression,
     /// How fast it may be sent to.
     pub rate: Rate,
+    /// How long the target stays behind on purpose, in seconds.
+    pub delay_seconds: u64,
     /// What is done with a target that followed another history, when it was defined just now.
     pub forked: Forked,
 }

@@ -25,6 +25,8 @@ pub struct Hello {
     pub label: String,
     /// The volume's epochs, oldest first; the last one is `epoch`.
     pub epochs: Vec<Position>,
+    /// How many seconds old a record is to be when the target performs it.
+    pub delay_seconds: u64,
 }
 
 /// What the target's tree is.
@@ -346,6 +348,7 @@ impl Hello {
         out.short_bytes(clip(&self.label));
         let epochs: Vec<u8> = self.epochs.iter().flat_map(|epoch| epoch.to_bytes()).collect();
         out.short_bytes(&epochs);
+        out.u64(self.delay_seconds);
     }
 
     fn decode(r: &mut FieldReader<'_>) -> Result<Hello, DecodeError> {
@@ -361,6 +364,7 @@ impl Hello {
             },
             label: text(r)?,
             epochs: epochs(r)?,
+            delay_seconds: r.u64("delay")?,
         })
     }
 }
@@ -555,6 +559,7 @@ mod tests {
                 access_times: AtimeMode::EachRead,
                 label: "data".into(),
                 epochs: vec![Position { epoch: EpochId([2; 16]), tid: Tid(7), digest: ChainDigest([8; 8]) }],
+                delay_seconds: 3600,
             }),
             Message::HelloReply(HelloReply {
                 version: 1,
