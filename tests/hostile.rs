@@ -366,6 +366,7 @@ impl Source {
             connect: Box::new(connect),
             compression: Compression::Off,
             rate: Box::new(|| None),
+            orphans: None,
             delay_seconds: 0,
             forked: Forked::Refuse,
         };

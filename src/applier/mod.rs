@@ -19,6 +19,7 @@ mod fresh;
 mod listing;
 mod names;
 mod objects;
+mod orphans;
 mod park;
 mod replica;
 mod roles;
@@ -103,6 +104,14 @@ enum Trouble {
 }
 
 impl Trouble {
+    /// The errno, where that is all.
+    fn errno(self) -> Outcome<Errno> {
+        match self {
+            Trouble::Errno(errno) | Trouble::Object(errno) => Ok(errno),
+            trouble @ Trouble::Catalog(_) => Err(trouble),
+        }
+    }
+
     /// Whether it lies with one object and would come again at every try, so that the stream goes on without that object.
     fn lies_with_one_object(&self) -> bool {
         match self {

@@ -144,6 +144,11 @@ fn journal(volume: &VolumeStatus) -> String {
 
 /// What is left, and when that ends.
 fn work(target: &TargetStatus) -> String {
+    if let Some(mirror) = target.mirror.as_ref().filter(|mirror| mirror.is_running()) {
+        let total = mirror.total_objects.map(|total| format!(" of {total}")).unwrap_or_default();
+        let left = mirror.seconds_left.map(|left| format!(" (about {})", duration(left as f64))).unwrap_or_default();
+        return format!("{}{total} objects{left}", mirror.objects);
+    }
     match target.work_seconds {
         Some(seconds) => format!("{} (about {})", target.work_left, duration(seconds as f64)),
         None => target.work_left.to_string(),
@@ -167,8 +172,12 @@ fn reason(target: &TargetStatus) -> String {
     match (target.state.parts().1, &target.last_error) {
         (Some(reason), _) => reason.to_owned(),
         (None, Some(error)) => format!("{}: {}", error.time, error.message),
-        (None, None) if target.delay_seconds > 0 => format!("stays {} behind", duration(target.delay_seconds as f64)),
-        (None, None) => target.differs.clone().unwrap_or_default(),
+        (None, None) => match &target.mirror {
+            Some(mirror) if mirror.progress == "paused" => "its mirror is paused".to_owned(),
+            Some(mirror) if mirror.progress == "stopped" => "its mirror was given up".to_owned(),
+            _ if target.delay_seconds > 0 => format!("stays {} behind", duration(target.delay_seconds as f64)),
+            _ => target.differs.clone().unwrap_or_default(),
+        },
     }
 }
 

@@ -128,6 +128,8 @@ fn status_is_a_table() {
         bytes_sent: 1536,
         errors: 0,
         differs: None,
+        orphans: None,
+        mirror: None,
         verify: None,
         last_error: Some(LastError { time: "2026-01-01T00:00:00.000Z".into(), message: "cut".into() }),
     };

@@ -182,6 +182,8 @@ mod tests {
             url: format!("local:/t/{name}").parse().unwrap(),
             adoption: Adoption::Refuse,
             bandwidth: None,
+            orphans: None,
+            orphans_older_than: None,
             delay: None,
             activity: Activity::Running,
         }

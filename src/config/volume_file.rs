@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Bandwidth, ByteSize, ConfigError, Delay, Paths, TargetName, TargetUrl, VerifyEvery, VolumeName, atomic, toml_text,
+    Bandwidth, ByteSize, ConfigError, Delay, Orphans, Paths, TargetName, TargetUrl, VerifyEvery, VolumeName, atomic,
+    toml_text,
 };
 
 /// The part this host plays for a volume.
@@ -54,6 +55,12 @@ pub struct TargetEntry {
     /// How fast it may be sent to; `None` is as fast as it goes.
     #[serde(default)]
     pub bandwidth: Option<Bandwidth>,
+    /// What becomes of its orphans; without it they are told where it took over a tree, and removed where it did not.
+    #[serde(default)]
+    pub orphans: Option<Orphans>,
+    /// How long orphans are kept before that; without it seven days.
+    #[serde(default)]
+    pub orphans_older_than: Option<VerifyEvery>,
     /// How long it stays behind on purpose; `None` is not at all.
     #[serde(default)]
     pub delay: Option<Delay>,

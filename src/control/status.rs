@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Opener, Unseen, VerifyReply, tid_text};
+use super::{MirrorReply, Opener, Unseen, VerifyReply, tid_text};
 use crate::base::{Tid, Timespec};
 use crate::config::{TargetName, VolumeName};
 
@@ -166,6 +166,12 @@ pub struct TargetStatus {
     /// What it stores otherwise than it is sent, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub differs: Option<String>,
+    /// How many orphans it had when it was last asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orphans: Option<u64>,
+    /// How the mirror that runs stands, or how the last one ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<MirrorReply>,
     /// How the verification that runs stands, or how the last one since the daemon started ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<VerifyReply>,

@@ -69,6 +69,8 @@ fn find_target(volumes: &Volumes, volume: &VolumeName, text: &str) -> Result<Tar
         url,
         adoption: Adoption::Refuse,
         bandwidth: None,
+        orphans: None,
+        orphans_older_than: None,
         delay: None,
         activity: Activity::Running,
     };

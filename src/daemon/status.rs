@@ -130,7 +130,8 @@ fn target(
     let failed = super::volume::VolumeError::from;
     let work_left = store.work_count(row.id).map_err(failed)?;
     let oldest = store.work_next(row.id, 0, 1).map_err(failed)?;
-    let mirroring = oldest.first().is_some_and(|work| work.reason == WorkReason::Mirror);
+    let bulk = |reason| matches!(reason, WorkReason::Mirror | WorkReason::Difference);
+    let mirroring = oldest.first().is_some_and(|work| bulk(work.reason));
     let settled = row.applied >= sender.high_water && !sender.unsettled;
     let consistent = sees_all && row.mirrored && work_left == 0 && sender.blocked == 0 && settled;
     let state = match &sender.state {
@@ -163,6 +164,8 @@ fn target(
         bytes_sent: sender.bytes_sent,
         errors: sender.errors,
         differs: sender.differs.clone(),
+        orphans: sender.orphans,
+        mirror: volume.mirror_reply(row, sender)?,
         verify: sender.verify.as_ref().map(|progress| volume.verify_reply(name, progress)),
         last_error: sender.last_error.as_ref().map(last_error),
     })

@@ -438,6 +438,7 @@ impl Volume {
                 _ => Compression::Adaptive,
             },
             rate,
+            orphans: Some(super::orphans::policy(target)),
             delay_seconds: target.delay.map_or(0, Delay::seconds),
             forked: match target.adoption {
                 Adoption::Allow => Forked::Compare,

@@ -12,7 +12,7 @@ use super::positions::Positions;
 use crate::applier::{Applier, ApplyError, Replica};
 use crate::base::{Position, Tid, faults};
 use crate::journal::{ChainEnd, JournalError, SegmentLog};
-use crate::record::{RecordIter, chain};
+use crate::record::{OrphanOrder, RecordIter, chain};
 use crate::sys::Errno;
 use crate::wire::{Ack, Convergence, Message, Need, RefuseCode, Stall};
 use hold::Hold;
@@ -29,6 +29,8 @@ pub(super) enum Job {
     State { batch: u64, body: Vec<u8> },
     /// State records to compare with.
     Check { batch: u64, body: Vec<u8> },
+    /// What is to become of orphans.
+    Orphans(OrphanOrder),
     /// Someone waits for everything so far to be durable.
     Flush,
     /// The inbox has no room.
@@ -44,6 +46,9 @@ const IDLE: Duration = Duration::from_millis(20);
 /// A source that reads from a busy disk pauses too. Where making durable takes long, a stream counts as idle only after
 /// twice that time, or the target would sync between any two batches; but never later than this.
 const IDLE_MOST: Duration = Duration::from_millis(250);
+/// State comes in a long row, from a source that reads as fast as its disk lets it and says when it has no more: a pause
+/// between two readings is no reason to sync.
+const IDLE_STATE: Duration = Duration::from_secs(1);
 /// How long and how much may be performed before it is made durable.
 const DURABLE_EVERY: Duration = Duration::from_secs(5);
 const DURABLE_BYTES: usize = 64 << 20;
@@ -150,6 +155,7 @@ fn perform(
         pending_bytes: 0,
         pending_since: None,
         idle: IDLE,
+        in_state: false,
         started: false,
         retried: Instant::now(),
     };
@@ -176,6 +182,8 @@ struct Worker<'a> {
     pending_since: Option<Instant>,
     /// How long the stream may pause before everything is made durable.
     idle: Duration,
+    /// What came last was state.
+    in_state: bool,
     /// Until the source has said how it begins nothing is made durable: it compares what this copy says of itself with what
     /// it remembers, and writes down what it finds before it says so.
     started: bool,
@@ -209,6 +217,7 @@ impl Worker<'_> {
     }
 
     fn job(&mut self, job: Job) -> Result<(), PerformError> {
+        self.in_state = matches!(job, Job::State { .. });
         match job {
             Job::Start => self.start(),
             Job::Jump { after } => self.jump(after),
@@ -230,6 +239,11 @@ impl Worker<'_> {
                 self.catch_up("objects came to be compared")?;
                 self.check(batch, &body)?;
                 self.taken(batch)
+            }
+            Job::Orphans(order) => {
+                let list = self.applier.orphans(&order)?;
+                let _ = self.out.send(Message::OrphansDone(list));
+                Ok(())
             }
             Job::Flush => self.make_durable(),
             Job::MakeRoom => self.make_room(),
@@ -378,7 +392,11 @@ impl Worker<'_> {
     }
 
     fn patience(&self) -> Duration {
-        let patience = if self.pending_since.is_some() { self.idle } else { DURABLE_EVERY };
+        let patience = match self.pending_since {
+            Some(_) if self.in_state => IDLE_STATE,
+            Some(_) => self.idle,
+            None => DURABLE_EVERY,
+        };
         self.hold.patience().map_or(patience, |wait| wait.min(patience))
     }
 

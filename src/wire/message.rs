@@ -4,7 +4,7 @@ use crate::base::{
     AtimeMode, ChainDigest, Commit, EpochId, History, Oid, Position, Spaces, StoredTimes, Tid, VolumeUuid,
     is_unprintable,
 };
-use crate::record::{DecodeError, Difference, FieldReader, FieldWriter};
+use crate::record::{DecodeError, Difference, FieldReader, FieldWriter, OrphanList, OrphanOrder};
 
 /// What the source says first.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -193,6 +193,10 @@ pub enum Message {
     Convergence(Convergence),
     /// Target: this tree is no target any more, it was promoted. Where its history went.
     Superseded(History),
+    /// Source: what is to become of the objects in the target's tree that the source does not have.
+    Orphans(OrphanOrder),
+    /// Target: what became of them.
+    OrphansDone(OrphanList),
     /// Source: state records to compare with what the target has; they change nothing.
     Check { batch: u64, body: Vec<u8> },
     /// Target: what differs from the records of a check; `more` differences found no place.
@@ -239,6 +243,8 @@ impl Message {
             Message::Superseded(_) => 31,
             Message::Check { .. } => 12,
             Message::Checked { .. } => 13,
+            Message::Orphans(_) => 14,
+            Message::OrphansDone(_) => 15,
         }
     }
 
@@ -279,6 +285,8 @@ impl Message {
             Message::Flush | Message::Ping | Message::Pong | Message::Bye => {}
             Message::Convergence(state) => out.u8(*state as u8),
             Message::Superseded(history) => out.0.extend_from_slice(&history.to_bytes()),
+            Message::Orphans(order) => order.encode(&mut out),
+            Message::OrphansDone(list) => list.encode(&mut out),
             Message::Checked { batch, more, found } => {
                 out.u64(*batch);
                 out.u64(*more);
@@ -320,6 +328,8 @@ impl Message {
             9 => Message::Ping,
             10 => Message::Pong,
             11 => Message::Bye,
+            14 => Message::Orphans(OrphanOrder::decode(&mut r)?),
+            15 => Message::OrphansDone(OrphanList::decode(&mut r)?),
             30 => Message::Convergence(convergence(&mut r)?),
             31 => return superseded(&body),
             13 => {
