@@ -9,7 +9,7 @@ use super::print::{print_json, say};
 use super::table::Table;
 use crate::config::Paths;
 use crate::control::ops::{self, resolve_volume};
-use crate::control::{ExitCode, Failure, StatusReply, TargetStatus, VolumeStatus};
+use crate::control::{CopyStatus, ExitCode, Failure, StatusReply, TargetStatus, VolumeStatus};
 
 /// How often `--watch` shows it again.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
@@ -44,8 +44,17 @@ fn watch(output: &mut dyn Write, show: &dyn Fn(&mut dyn Write) -> Result<(), Fai
 }
 
 pub(super) fn print(output: &mut dyn Write, status: &StatusReply) -> Result<(), Failure> {
-    if status.volumes.is_empty() {
+    if status.volumes.is_empty() && status.copies.is_empty() {
         return say(output, "no volumes; make one with: dtfs define volume VOL DIR");
+    }
+    if !status.copies.is_empty() {
+        print_copies(output, &status.copies)?;
+    }
+    if status.volumes.is_empty() {
+        return Ok(());
+    }
+    if !status.copies.is_empty() {
+        say(output, "")?;
     }
     print_volumes(output, &status.volumes)?;
     if status.volumes.iter().any(|volume| !volume.targets.is_empty()) {
@@ -53,6 +62,15 @@ pub(super) fn print(output: &mut dyn Write, status: &StatusReply) -> Result<(), 
         print_targets(output, &status.volumes)?;
     }
     Ok(())
+}
+
+fn print_copies(output: &mut dyn Write, copies: &[CopyStatus]) -> Result<(), Failure> {
+    let mut table = Table::new(&["COPY", "WRITTEN BY", "APPLIED TID", "PATH"]);
+    for copy in copies {
+        let path = copy.path.display().to_string();
+        table.row([copy.name.to_string(), copy.host.clone(), copy.applied_tid.to_string(), path]);
+    }
+    table.print(output)
 }
 
 fn print_volumes(output: &mut dyn Write, volumes: &[VolumeStatus]) -> Result<(), Failure> {

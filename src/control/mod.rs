@@ -36,7 +36,9 @@ pub use orphans::{OrphanRow, OrphanVerb, OrphansReply};
 pub use pfs::{MirrorMode, MirrorProgress, MirrorRun, PfsRole, PfsStatus, PfsVerb};
 pub use roles::{Demoted, OwnVersions, Promotion};
 pub use server::{Handler, ReplySink, Server, Stopper, parse_request};
-pub use status::{DaemonStatus, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
+pub use status::{
+    CopyStatus, DaemonStatus, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339,
+};
 pub use verify::{DifferenceRow, VerifyReply};
 
 /// Version of the protocol and of every `--json` output. Fields may be added within a version, never change meaning.

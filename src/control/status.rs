@@ -17,6 +17,23 @@ pub struct StatusReply {
     pub daemon: DaemonStatus,
     /// In the order of `dtfs_mounts`.
     pub volumes: Vec<VolumeStatus>,
+    /// Copies that other hosts write here over tls://, by name; none when one volume was asked for.
+    #[serde(default)]
+    pub copies: Vec<CopyStatus>,
+}
+
+/// A copy of another host's volume, as `define source` made it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// What it is called here.
+    pub name: VolumeName,
+    /// Who may write it.
+    pub host: String,
+    /// Its directory.
+    pub path: PathBuf,
+    /// The newest change that is durable in its tree; 0 before the first session, and when it cannot be read.
+    #[serde(with = "tid_text")]
+    pub applied_tid: Tid,
 }
 
 /// The daemon that answered.

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use super::volume::Volume;
 use super::volumes::Volumes;
+use crate::applier::Replica;
 use crate::base::{Tid, Timespec};
-use crate::config::{Delay, MountEntry, TargetName, VolumeName};
-use crate::control::{Failure, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
+use crate::config::{Delay, MountEntry, Paths, TargetName, VolumeFile, VolumeName};
+use crate::control::{
+    CopyStatus, Failure, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339,
+};
 use crate::journal::{TargetRow, WorkReason};
 use crate::sender::{SenderState, SenderStatus};
 
@@ -46,8 +49,22 @@ pub(super) fn status(volumes: &Volumes, only: Option<&VolumeName>) -> Result<Sta
     }
     match (only, reply.volumes.is_empty()) {
         (Some(name), true) => volumes.need(name).map(|_| reply),
-        _ => Ok(reply),
+        (Some(_), false) => Ok(reply),
+        (None, _) => Ok(StatusReply { copies: copies(&volumes.paths)?, ..reply }),
     }
+}
+
+/// The copies that other hosts write here.
+fn copies(paths: &Paths) -> Result<Vec<CopyStatus>, Failure> {
+    let files = VolumeFile::load_all(paths)?.into_iter();
+    let sources = files.filter_map(|named| Some((named.volume, named.file.ok()?.source?)));
+    Ok(sources
+        .map(|(name, source)| {
+            let about = Replica::describe(&source.dir, &paths.replicas_dir()).ok().flatten();
+            let applied_tid = about.map_or(Tid::ZERO, |about| about.applied.tid);
+            CopyStatus { name, host: source.host, path: source.dir, applied_tid }
+        })
+        .collect())
 }
 
 fn closed_volume(volumes: &Volumes, entry: &MountEntry) -> VolumeStatus {
