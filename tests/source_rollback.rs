@@ -23,6 +23,9 @@ use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// Content by path.
+type Files = BTreeMap<PathBuf, Vec<u8>>;
+
 /// A disk of which an image can be kept and put back.
 struct Disk {
     kind: FileSystem,
@@ -167,16 +170,12 @@ impl Rig {
     }
 
     /// Regular files of the target.
-    fn target(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+    fn target(&self) -> Files {
         files(&self.pair.target())
     }
 
     /// What the target had `before`, the source had too, or it is in the target's tree still, under whatever name, or was kept.
-    fn assert_nothing_is_lost(
-        &self,
-        (before, source): (&BTreeMap<PathBuf, Vec<u8>>, &BTreeMap<PathBuf, Vec<u8>>),
-        context: &str,
-    ) -> usize {
+    fn assert_nothing_is_lost(&self, (before, source): (&Files, &Files), context: &str) -> usize {
         let now: BTreeSet<Vec<u8>> = self.target().into_values().chain(source.values().cloned()).collect();
         let forks = forks(&self.pair.target());
         // A path may have been kept more than once, each time in a fork of its own.
@@ -190,7 +189,7 @@ impl Rig {
     }
 }
 
-fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+fn files(dir: &Path) -> Files {
     let mut found = BTreeMap::new();
     let mut todo = vec![dir.to_owned()];
     while let Some(at) = todo.pop() {
