@@ -1,5 +1,6 @@
 //! The grammar of the command line.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -325,6 +326,13 @@ pub enum DefineCommand {
         #[arg(value_name = "DIR")]
         dir: PathBuf,
     },
+    /// Say in a volume's file that this host is its source, which every volume is from the start
+    #[command(after_help = "Example:\n  dtfs define master data")]
+    Master {
+        /// Volume name, or a path inside it
+        #[arg(value_name = "VOL")]
+        volume: String,
+    },
     /// Replicate a volume to a place
     #[command(
         after_help = "Example:\n  dtfs define target data local:/mnt/replica --as cellar\n  dtfs define target data ssh://root@beta/srv/copy"
@@ -342,6 +350,9 @@ pub enum DefineCommand {
         /// Take over a directory that is not empty: it is compared and made equal
         #[arg(long)]
         adopt: bool,
+        /// Leave it alone for so many seconds after each delivery; otherwise it follows every change
+        #[arg(short, long, value_name = "SEC", value_parser = seconds)]
+        period: Option<NonZeroU32>,
     },
 }
 
@@ -502,6 +513,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     let number = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten();
     let duration = number.and_then(|n| n.checked_mul(ms)).map(Duration::from_millis);
     duration.ok_or_else(|| "write a time such as 90s, 5m or 1h".to_owned())
+}
+
+/// Whole seconds, at least one.
+fn seconds(text: &str) -> Result<NonZeroU32, String> {
+    text.parse().map_err(|_| "write whole seconds, at least 1".to_owned())
 }
 
 /// Seconds with an optional fraction, as milliseconds.

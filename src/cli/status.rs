@@ -144,13 +144,15 @@ pub(super) fn duration(seconds: f64) -> String {
     }
 }
 
-/// Why it is in its state; otherwise the last thing that went wrong, with its time; otherwise how it differs.
+/// Why it is in its state; otherwise the last thing that went wrong, with its time; otherwise how it differs. A clock that is
+/// wrong is always said.
 fn reason(target: &TargetStatus) -> String {
-    match (target.state.parts().1, &target.last_error) {
-        (Some(reason), _) => reason.to_owned(),
-        (None, Some(error)) => format!("{}: {}", error.time, error.message),
-        (None, None) => target.differs.clone().unwrap_or_default(),
-    }
+    let reason = match (target.state.parts().1, &target.last_error) {
+        (Some(reason), _) => Some(reason.to_owned()),
+        (None, Some(error)) => Some(format!("{}: {}", error.time, error.message)),
+        (None, None) => target.differs.clone(),
+    };
+    reason.into_iter().chain(target.clock_skew()).collect::<Vec<_>>().join("; ")
 }
 
 /// A number of bytes in the largest unit that leaves at least one, with one decimal.

@@ -126,6 +126,7 @@ fn status_is_a_table() {
         consistent_at: Some(Tid(4)),
         bytes_sent: 1536,
         errors: 0,
+        clock_offset_seconds: None,
         differs: None,
         verify: None,
         last_error: Some(LastError { time: "2026-01-01T00:00:00.000Z".into(), message: "cut".into() }),

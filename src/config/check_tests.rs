@@ -100,6 +100,7 @@ fn targets_and_volumes_keep_apart() {
         url: crate::config::TargetUrl::Local(place.top.join("c/new")),
         adoption: Adoption::Refuse,
         bandwidth: None,
+        period: None,
         activity: Default::default(),
     };
     let volume = VolumeName::new("a").unwrap();

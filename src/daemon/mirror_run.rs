@@ -64,7 +64,14 @@ fn find_target(volumes: &Volumes, volume: &VolumeName, text: &str) -> Result<Tar
     if file.target(&name).is_some() {
         return Err(usage(format!("the volume {volume} has another target that is called {name}")));
     }
-    let entry = TargetEntry { name, url, adoption: Adoption::Refuse, bandwidth: None, activity: Activity::Running };
+    let entry = TargetEntry {
+        name,
+        url,
+        adoption: Adoption::Refuse,
+        bandwidth: None,
+        period: None,
+        activity: Activity::Running,
+    };
     check_target_entry(&volumes.paths, volume, &entry, &mounts)?;
     Ok(entry)
 }

@@ -142,6 +142,7 @@ fn target(
         consistent_at: consistent.then_some(row.applied),
         bytes_sent: sender.bytes_sent,
         errors: sender.errors,
+        clock_offset_seconds: sender.clock_offset_micros.map(|micros| micros as f64 / 1e6),
         differs: sender.differs.clone(),
         verify: sender.verify.as_ref().map(|progress| volume.verify_reply(name, progress)),
         last_error: sender.last_error.as_ref().map(last_error),

@@ -438,6 +438,7 @@ impl Volume {
                 _ => Compression::Adaptive,
             },
             rate,
+            period: target.period.map(|seconds| Duration::from_secs(seconds.get().into())),
             forked: match target.adoption {
                 Adoption::Allow => Forked::Compare,
                 Adoption::Refuse => Forked::Refuse,

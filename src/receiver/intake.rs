@@ -56,9 +56,9 @@ impl Intake {
                 }
                 Message::Flush => self.hand_over(Job::Flush)?,
                 Message::Convergence(state) => self.hand_over(Job::Convergence(state))?,
-                Message::Ping => drop(self.out.send(Message::Pong)),
+                Message::Ping => drop(self.out.send(Message::pong())),
                 Message::Bye => return Ok(()),
-                Message::Pong => {}
+                Message::Pong { .. } => {}
                 _ => return Err(ServeError::NoHello),
             }
         }

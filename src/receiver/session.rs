@@ -260,7 +260,7 @@ fn speak<W: Write>(mut writer: FrameWriter<W>, messages: &Receiver<Message>, gon
     loop {
         let message = match messages.recv_timeout(SILENCE) {
             Ok(message) => message,
-            Err(RecvTimeoutError::Timeout) => Message::Pong,
+            Err(RecvTimeoutError::Timeout) => Message::pong(),
             Err(RecvTimeoutError::Disconnected) => return,
         };
         if writer.send(&message).is_err() {

@@ -35,6 +35,9 @@ pub struct SenderOptions {
     pub compression: Compression,
     /// How fast it may be sent to.
     pub rate: Rate,
+    /// How long nothing is sent, unless somebody waits for it, once the target has been sent everything; `None` for not at
+    /// all.
+    pub period: Option<Duration>,
     /// What is done with a target that followed another history, when it was defined just now.
     pub forked: Forked,
 }

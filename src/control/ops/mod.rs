@@ -23,7 +23,7 @@ pub use doctor::{Finding, Severity, doctor};
 pub use entries::{Detach, MountHow, Rehearsal, add_entry, list_entries, mount, remove_entry, unmount};
 pub use roles::demote;
 pub use targets::{NewTarget, define_target, forget_target, set_activity};
-pub use volumes::{define_volume, forget_volume};
+pub use volumes::{define_master, define_volume, forget_volume};
 pub use which::{Which, find_entry, resolve_volume};
 
 /// Whether a daemon heard of a change.

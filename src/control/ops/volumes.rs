@@ -1,7 +1,7 @@
 //! Volumes: defined and forgotten.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::entries::{refuse_mounted, write_entry};
 use super::{Told, tell};
@@ -27,6 +27,23 @@ pub fn define_volume(paths: &Paths, name: &VolumeName, dir: &Path) -> Result<(Mo
     let entry = write_entry(&lock, paths, dir, &options)?;
     drop(lock);
     Ok((entry, tell(paths, &Request::Reload)?))
+}
+
+/// Writes down that this host is the source of `volume`. Returns where its tree is.
+///
+/// # Errors
+/// Code 2 when it has no entry, or its file cannot be understood.
+pub fn define_master(paths: &Paths, volume: &VolumeName) -> Result<(PathBuf, Told), Failure> {
+    let lock = EditLock::take(paths)?;
+    let mounts = MountsFile::load(paths)?;
+    let Some(entry) = mounts.find_volume(volume) else {
+        let message = format!("the volume {volume} has no entry in {}", mounts.file().display());
+        return Err(Failure::new(ExitCode::Usage, message)
+            .with_remedy(format!("define it first: dtfs define volume {volume} DIR")));
+    };
+    create_volume_file(&lock, paths, volume)?;
+    drop(lock);
+    Ok((entry.path.clone(), tell(paths, &Request::Reload)?))
 }
 
 fn refuse_taken(mounts: &MountsFile, name: &VolumeName) -> Result<(), Failure> {
