@@ -11,7 +11,7 @@ DTFS_NEEDS_TEST=(
   rsync:rsync python3:python3 git:git setpriv:util-linux ip:iproute2
   smbd:samba smbclient:smbclient smbtorture:samba-testsuite "$DTFS_LIBS/samba/vfs/acl_xattr.so:samba-vfs-modules"
   ganesha.nfsd:nfs-ganesha "$DTFS_LIBS/ganesha/libfsalvfs.so:nfs-ganesha-vfs" rpcbind:rpcbind nfs-ls:libnfs-utils
-  pg_createcluster:postgresql sshd:openssh-server ssh:openssh-client nft:nftables
+  pg_createcluster:postgresql sshd:openssh-server ssh:openssh-client nft:nftables openssl:openssl
   groff:groff-base man:man-db systemd-analyze:systemd unshare:util-linux
 )
 # What these packages would run from now on, also after the next start of the system. The tests start servers of their own.

@@ -27,6 +27,7 @@ fn run() -> anyhow::Result<control::ExitCode> {
         Action::Operator(command) => return Ok(cli::run(&paths, verbosity, command)),
         Action::Daemon => daemon::run(&paths),
         Action::Serve(args) => daemon::serve(&paths, &args.dir, args.adoption()),
+        Action::ShowIdentity => daemon::show_identity(&paths, &mut std::io::stdout()),
         Action::Promote(wanted) => daemon::promote(&paths, wanted, &mut std::io::stdout()),
         Action::Pfs(verb) => daemon::pfs(&paths, verb, &mut std::io::stdout()),
         Action::Demo(args) => daemon::demo(if args.keep { Keep::Yes } else { Keep::No }, &mut std::io::stdout()),

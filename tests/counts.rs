@@ -139,6 +139,28 @@ fn a_write_is_one_request_and_one_record() {
 }
 
 #[test]
+fn a_worker_that_serves_a_change_does_so_itself() {
+    let m = Mounted::new();
+    let file = File::create(m.at.join("f")).unwrap();
+    // All workers are called, and parked again behind a change.
+    std::thread::scope(|scope| {
+        for number in 0..16 {
+            let file = File::create(m.at.join(format!("f{number}"))).unwrap();
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    file.write_all_at(&[1; 4096], 0).unwrap();
+                    file.sync_all().unwrap();
+                }
+            });
+        }
+    });
+    (0..200).for_each(|_| file.write_all_at(&[1; 4096], 0).unwrap());
+    let before = m.volume.handed_over();
+    (0..1000).for_each(|_| file.write_all_at(&[2; 4096], 0).unwrap());
+    assert_eq!(m.volume.handed_over() - before, 0, "writes were handed over, though nobody waits for a disk");
+}
+
+#[test]
 fn taking_a_name_away_takes_two_requests_at_most() {
     let m = Mounted::new();
     m.count(FILES, || m.files().for_each(|path| fs::write(path, b"x").unwrap()));

@@ -1,11 +1,11 @@
-//! A target on another network, over ssh, while the cable is cut, slow, or open in one direction only, and while either end is
+//! A target on another network, over ssh and over tls, while the cable is cut, slow, or open in one direction only, and while either end is
 //! killed. Afterwards the trees are equal, and what was mirrored once is not mirrored again.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics with the reason")]
 
 mod support;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -31,8 +31,7 @@ fn workload_worker() {
 /// The fields are dropped in this order.
 struct Rig {
     host: Host,
-    sshd: Sshd,
-    _far_host: Host,
+    far: Far,
     source: PathBuf,
     target: PathBuf,
     link: Link,
@@ -41,25 +40,71 @@ struct Rig {
     seed: u64,
 }
 
+/// The other host: who starts its `dtfs serve` processes.
+enum Far {
+    /// The fields are dropped in this order.
+    Ssh {
+        sshd: Sshd,
+        _host: Host,
+    },
+    Tls(Host),
+}
+
+#[derive(Clone, Copy)]
+enum Way {
+    Ssh,
+    Tls,
+}
+
+impl Far {
+    /// Runs on the far network and lets `near` write `target`; returns where that is.
+    fn start(way: Way, link: &Link, near: &Host, target: &Path) -> (Far, String) {
+        let mut host = Host::new();
+        match way {
+            Way::Ssh => {
+                let sshd = Sshd::start(&link.far, FAR, host.root(), &Key::Free);
+                sshd.write_client_config(&near.root().join("etc/dtfs/ssh_config"));
+                (Far::Ssh { sshd, _host: host }, format!("ssh://root@{FAR}:2222{}", utf8(target)))
+            }
+            Way::Tls => {
+                host.put_on_network(link.far.keeper());
+                fs::create_dir_all(host.root().join("etc/dtfs")).unwrap();
+                fs::write(host.root().join("etc/dtfs/dtfs.toml"), format!("listen = \"{FAR}:6320\"\n")).unwrap();
+                host.must(&["peer", "add", "near", near.must(&["peer", "show"]).trim()]);
+                near.must(&["peer", "add", FAR, host.must(&["peer", "show"]).trim()]);
+                host.must(&["define", "source", "copy", "near", utf8(target)]);
+                host.start();
+                (Far::Tls(host), format!("tls://{FAR}/copy"))
+            }
+        }
+    }
+
+    fn servers(&self) -> Vec<i32> {
+        match self {
+            Far::Ssh { sshd, .. } => sshd.servers(),
+            Far::Tls(host) => host.servers(),
+        }
+    }
+}
+
 impl Rig {
-    fn new() -> Rig {
+    fn new(way: Way) -> Rig {
         let scratch = Scratch::with_size(FileSystem::Ext4, 2048);
         let (source, target) = (scratch.dir("source"), scratch.path().join("target"));
         let mut ballast = vec![0; BALLAST_BYTES];
         blake3::Hasher::new().finalize_xof().fill(&mut ballast);
         fs::write(source.join("ballast"), &ballast).unwrap();
         let link = Link::new();
-        let (mut host, far_host) = (Host::new(), Host::new());
+        let mut host = Host::new();
         host.put_on_network(link.near.keeper());
-        let sshd = Sshd::start(&link.far, FAR, far_host.root(), &Key::Free);
-        sshd.write_client_config(&host.root().join("etc/dtfs/ssh_config"));
+        let (far, url) = Far::start(way, &link, &host, &target);
         host.define_volume("data", &source);
         host.start_and_mount();
-        host.must(&["define", "target", "data", &format!("ssh://root@{FAR}:2222{}", utf8(&target)), "--as", "far"]);
+        host.must(&["define", "target", "data", &url, "--as", "far"]);
         host.wait("data", 300);
         let mirrored = host.bytes_sent("data");
         assert!(mirrored > BALLAST_BYTES as u64, "noise does not shrink: a second mirror would show");
-        Rig { host, sshd, _far_host: far_host, source, target, link, _scratch: scratch, mirrored, seed: 100 }
+        Rig { host, far, source, target, link, _scratch: scratch, mirrored, seed: 100 }
     }
 
     fn work(&mut self, ops: u64) -> Workload {
@@ -77,7 +122,7 @@ impl Rig {
     }
 
     fn kill_servers(&self) {
-        for pid in self.sshd.servers() {
+        for pid in self.far.servers() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
@@ -91,14 +136,23 @@ impl Rig {
 
     fn finish(mut self, context: &str) {
         self.host.stop();
-        wait_until("the other end to stop", LIMIT, || self.sshd.servers().is_empty().then_some(()));
+        wait_until("the other end to stop", LIMIT, || self.far.servers().is_empty().then_some(()));
         trees::assert_equal(&self.source, &self.target, context);
     }
 }
 
 #[test]
 fn a_cable_that_is_cut_under_load() {
-    let mut rig = Rig::new();
+    cut(Way::Ssh);
+}
+
+#[test]
+fn a_cable_that_is_cut_under_load_over_tls() {
+    cut(Way::Tls);
+}
+
+fn cut(way: Way) {
+    let mut rig = Rig::new(way);
     for round in 0..3 {
         let before = rig.host.bytes_sent("data");
         let load = rig.work(500);
@@ -116,7 +170,16 @@ fn a_cable_that_is_cut_under_load() {
 
 #[test]
 fn a_way_that_is_open_in_one_direction_only() {
-    let mut rig = Rig::new();
+    one_way(Way::Ssh);
+}
+
+#[test]
+fn a_way_that_is_open_in_one_direction_only_over_tls() {
+    one_way(Way::Tls);
+}
+
+fn one_way(way: Way) {
+    let mut rig = Rig::new(way);
     let before = rig.host.bytes_sent("data");
     rig.link.lose_what_is_sent();
     rig.work(500).finish();
@@ -128,7 +191,16 @@ fn a_way_that_is_open_in_one_direction_only() {
 
 #[test]
 fn a_slow_link_another_mtu_and_kills_of_both_ends() {
-    let mut rig = Rig::new();
+    slow_and_killed(Way::Ssh);
+}
+
+#[test]
+fn a_slow_link_another_mtu_and_kills_of_both_ends_over_tls() {
+    slow_and_killed(Way::Tls);
+}
+
+fn slow_and_killed(way: Way) {
+    let mut rig = Rig::new(way);
     let before = rig.host.bytes_sent("data");
     rig.link.slow_down();
     let load = rig.work(300);

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use dtfs::config::{MountsFile, VolumeFile, VolumeName};
+use dtfs::config::{DaemonFile, MountsFile, VolumeFile, VolumeName};
 
 fn sample(name: &str) -> (PathBuf, Vec<u8>) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("mounts.d").join(name);
@@ -28,7 +28,7 @@ fn the_sample_of_a_volume_file_is_read_also_with_its_comments_taken_away() {
     let file = VolumeFile::parse(&path, &bytes).unwrap();
     assert_eq!(file.targets.len(), 1);
     let text = String::from_utf8(bytes).unwrap();
-    let commented = ["# [[target]]", "# name =", "# url =", "# adopt =", "# bandwidth =", "# paused ="];
+    let commented = ["# [[target]]", "# name =", "# url =", "# adopt =", "# bandwidth =", "# period =", "# paused ="];
     let uncomment = |line: &str| match commented.iter().any(|start| line.starts_with(start)) {
         true => line[2..].to_owned(),
         false => line.to_owned(),
@@ -36,6 +36,16 @@ fn the_sample_of_a_volume_file_is_read_also_with_its_comments_taken_away() {
     let all = text.lines().map(uncomment).collect::<Vec<_>>().join("\n");
     let file = VolumeFile::parse(&path, all.as_bytes()).unwrap();
     assert_eq!(file.targets.len(), 3, "what is commented out is right too");
+}
+
+#[test]
+fn the_sample_of_the_daemons_file_is_read_also_with_its_comments_taken_away() {
+    let (path, bytes) = sample("dtfs.toml");
+    assert_eq!(DaemonFile::parse(&path, &bytes).unwrap().listen, None, "nobody may call unless it is asked for");
+    let text = String::from_utf8(bytes).unwrap();
+    let all = text.replace("# metrics =", "metrics =").replace("# listen =", "listen =");
+    let file = DaemonFile::parse(&path, all.as_bytes()).unwrap();
+    assert!(file.metrics.is_some() && file.listen.is_some_and(|address| address.port() == 6320));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{ArgAction, Args, Parser, Subcommand};
 
 use super::{Action, Invocation, Verbosity};
-use crate::base::{Tid, VolumeUuid};
+use crate::base::{Fingerprint, Tid, VolumeUuid};
 use crate::config::{Adoption, ByteSize, Edits, MountOptions, Paths, TargetName, TargetUrl, VolumeName};
 use crate::control::{PfsVerb, Promotion};
 
@@ -45,10 +45,13 @@ pub(super) struct Arguments {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Mount every entry, serve targets and answer commands until stopped
+    #[command(after_help = "Examples:\n  dtfs daemon &\n  systemctl start dtfs")]
     Daemon,
     /// The receiving end of one session; started by the source
+    #[command(after_help = "Example:\n  ssh root@beta dtfs serve --stdio /srv/copy")]
     Serve(ServeArgs),
     /// Replicate a real tree between two directories of this host, check it, and clean up
+    #[command(after_help = "Examples:\n  dtfs demo\n  dtfs demo --keep")]
     Demo(DemoArgs),
     /// Make a copy on this host a master volume: its source is gone
     #[command(after_help = "Example:\n  dtfs promote /mnt/replica --as data")]
@@ -83,10 +86,10 @@ impl ServeArgs {
 /// `dtfs promote ...`.
 #[derive(Args, Clone, Debug)]
 struct PromoteArgs {
-    /// The directory of the copy
+    /// The directory of the copy, or what `define source` calls it
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// The volume's name; otherwise the last component of the directory
+    /// The volume's name; otherwise that of the copy, or the last component of the directory
     #[arg(long = "as", value_name = "NAME")]
     name: Option<VolumeName>,
     /// Give up what was received behind this change
@@ -141,7 +144,7 @@ enum PfsCommand {
         shared: VolumeUuid,
     },
     /// Show what a volume or a copy is
-    #[command(name = "pfs-status")]
+    #[command(name = "pfs-status", after_help = "Example:\n  dtfs pfs-status data")]
     Status {
         /// Volume name, a path inside it, or the directory of a copy
         #[arg(value_name = "VOL")]
@@ -201,7 +204,11 @@ pub enum OperatorCommand {
     /// Stop sending to a target for a while, or go on; it keeps its place
     #[command(subcommand)]
     Replication(ReplicationCommand),
+    /// Hosts that may call this one, and that it calls: show, add, list, forget
+    #[command(subcommand)]
+    Peer(PeerCommand),
     /// How volumes and targets stand
+    #[command(after_help = "Examples:\n  dtfs status\n  dtfs status data --watch\n  dtfs status --json")]
     Status(StatusArgs),
     /// Compare a target with its source while both are in use
     Verify(VerifyArgs),
@@ -213,6 +220,7 @@ pub enum OperatorCommand {
         files: Vec<PathBuf>,
     },
     /// Make the daemon read its files again, and show what changed
+    #[command(after_help = "Examples:\n  dtfs reload --dry-run\n  dtfs reload")]
     Reload,
     /// What happened: losses of power, full disks, targets that cannot follow
     #[command(after_help = "Examples:\n  dtfs events\n  dtfs events data --follow --json")]
@@ -221,6 +229,7 @@ pub enum OperatorCommand {
     #[command(after_help = "Example:\n  dtfs monitor --warn-lag 1m --max-lag 5m")]
     Monitor(MonitorArgs),
     /// Look for what stands in the way of replication; exit code 6 when something is found
+    #[command(after_help = "Example:\n  dtfs doctor")]
     Doctor {
         /// For programs
         #[arg(long)]
@@ -229,12 +238,14 @@ pub enum OperatorCommand {
     /// Wait until targets are consistent
     Wait(WaitArgs),
     /// A barrier: print a TID up to which every change is durable in the journal
+    #[command(after_help = "Example:\n  dtfs wait data --tid $(dtfs synctid data)")]
     Synctid {
         /// Volume name, or a path inside it
         #[arg(value_name = "VOL")]
         volume: String,
     },
     /// Show the records of a volume's journal
+    #[command(after_help = "Examples:\n  dtfs log data --from 0x0000000000000100\n  dtfs log data --follow --json")]
     Log(LogArgs),
     /// Make a master volume a copy that another source brings up to date: after a failover, or before one
     Demote(DemoteArgs),
@@ -264,6 +275,7 @@ pub enum OperatorCommand {
 #[derive(Subcommand, Clone, Debug)]
 pub enum MountsCommand {
     /// Show the entries
+    #[command(after_help = "Example:\n  dtfs mounts list")]
     List {
         /// For programs
         #[arg(long)]
@@ -279,11 +291,13 @@ pub enum MountsCommand {
         options: MountOptions,
     },
     /// Remove an entry; files, journal and targets stay
+    #[command(after_help = "Example:\n  dtfs mounts remove /srv/data")]
     Remove {
         /// The directory
         path: PathBuf,
     },
     /// Mount entries now
+    #[command(after_help = "Examples:\n  dtfs mounts mount --all\n  dtfs mounts mount /srv/data --allow-open")]
     Mount {
         #[command(flatten)]
         which: WhichArgs,
@@ -292,6 +306,7 @@ pub enum MountsCommand {
         allow_open: bool,
     },
     /// Unmount entries; the daemon stays
+    #[command(after_help = "Examples:\n  dtfs mounts unmount /srv/data\n  dtfs mounts unmount --all --lazy")]
     Unmount {
         #[command(flatten)]
         which: WhichArgs,
@@ -333,6 +348,24 @@ pub enum DefineCommand {
         #[arg(value_name = "VOL")]
         volume: String,
     },
+    /// Let another host write a copy here, over tls://
+    #[command(
+        after_help = "Example:\n  dtfs peer add alpha $(ssh root@alpha dtfs peer show)\n  dtfs define source data alpha /srv/copy"
+    )]
+    Source {
+        /// What the copy is called: tls://THIS-HOST/VOL
+        #[arg(value_name = "VOL")]
+        volume: VolumeName,
+        /// Who may write it, as `dtfs peer list` has it
+        #[arg(value_name = "HOST", value_parser = host)]
+        host: String,
+        /// Where it lies; empty or missing
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Take over a directory that is not empty: it is compared and made equal
+        #[arg(long)]
+        adopt: bool,
+    },
     /// Replicate a volume to a place
     #[command(
         after_help = "Example:\n  dtfs define target data local:/mnt/replica --as cellar\n  dtfs define target data ssh://root@beta/srv/copy"
@@ -356,16 +389,34 @@ pub enum DefineCommand {
     },
 }
 
+/// A name or an address, as a URL may have it.
+fn host(text: &str) -> Result<String, String> {
+    let bracketed = if text.contains(':') { format!("[{text}]") } else { text.to_owned() };
+    match format!("tls://{bracketed}/x").parse::<TargetUrl>() {
+        Ok(TargetUrl::Tls(place)) => Ok(place.host),
+        _ => Err("write a host's name or address".to_owned()),
+    }
+}
+
 /// `dtfs forget ...`.
 #[derive(Subcommand, Clone, Debug)]
 pub enum ForgetCommand {
     /// Forget a volume with its journal and its targets; the trees stay
+    #[command(after_help = "Example:\n  dtfs forget volume data")]
     Volume {
         /// Volume name, or a path inside it
         #[arg(value_name = "VOL")]
         volume: String,
     },
+    /// Let nobody write a copy any more; its tree stays
+    #[command(after_help = "Example:\n  dtfs forget source data")]
+    Source {
+        /// What the copy is called
+        #[arg(value_name = "VOL")]
+        volume: VolumeName,
+    },
     /// Forget a target with its place in the journal; its tree stays
+    #[command(after_help = "Example:\n  dtfs forget target data beta")]
     Target {
         /// Volume name, or a path inside it
         #[arg(value_name = "VOL")]
@@ -376,12 +427,42 @@ pub enum ForgetCommand {
     },
 }
 
+/// `dtfs peer ...`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum PeerCommand {
+    /// Print the fingerprint of this host's key, for the other host's `dtfs peer add`
+    #[command(after_help = "Example:\n  dtfs peer show")]
+    Show,
+    /// Know a host by the fingerprint of its key
+    #[command(after_help = "Example:\n  dtfs peer add beta $(ssh root@beta dtfs peer show)")]
+    Add {
+        /// The host, as it stands in tls://HOST/VOLUME and in `define source VOL HOST`
+        #[arg(value_name = "HOST", value_parser = host)]
+        host: String,
+        /// What `dtfs peer show` prints there
+        #[arg(value_name = "KEY")]
+        fingerprint: Fingerprint,
+    },
+    /// Show the hosts that are known
+    #[command(after_help = "Example:\n  dtfs peer list")]
+    List,
+    /// Forget a host; its sessions end
+    #[command(after_help = "Example:\n  dtfs peer forget beta")]
+    Forget {
+        /// The host
+        #[arg(value_name = "HOST")]
+        host: String,
+    },
+}
+
 /// `dtfs replication ...`.
 #[derive(Subcommand, Clone, Debug)]
 pub enum ReplicationCommand {
     /// Send nothing until it is resumed, also after a restart
+    #[command(after_help = "Example:\n  dtfs replication pause data beta")]
     Pause(TargetArgs),
     /// Go on where it stopped
+    #[command(after_help = "Example:\n  dtfs replication resume data beta")]
     Resume(TargetArgs),
 }
 
@@ -541,6 +622,7 @@ impl Arguments {
             Command::Daemon => Action::Daemon,
             Command::Serve(args) => Action::Serve(args),
             Command::Demo(args) => Action::Demo(args),
+            Command::Operator(OperatorCommand::Peer(PeerCommand::Show)) => Action::ShowIdentity,
             Command::Promote(args) => Action::Promote(args.into()),
             Command::Pfs(command) => Action::Pfs(command.into()),
             Command::Operator(command) => Action::Operator(command),

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::args::{LogArgs, OperatorCommand, WaitArgs};
 use super::print::{print_json, say};
-use super::{Verbosity, define, manual, mirror, monitor, mounts, roles, status, verify, watch};
+use super::{Verbosity, define, manual, mirror, monitor, mounts, peers, roles, status, verify, watch};
 use crate::config::{Edits, Paths};
 use crate::control::ops::{self, LogRange, WaitFor, resolve_volume};
 use crate::control::{ExitCode, Failure, LogEntry, MirrorMode};
@@ -24,6 +24,7 @@ pub(super) fn run(
         OperatorCommand::Mounts(command) => mounts::run(paths, verbosity, command, output),
         OperatorCommand::Define(command) => define::define(paths, verbosity, command, output),
         OperatorCommand::Forget(command) => define::forget(paths, verbosity, command, output),
+        OperatorCommand::Peer(command) => peers::run(paths, verbosity, command, output),
         OperatorCommand::Replication(command) => define::replication(paths, verbosity, command, output),
         OperatorCommand::Status(args) => status::run(paths, args, output),
         OperatorCommand::Verify(args) => verify::run(paths, verbosity, args, output),

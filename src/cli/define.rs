@@ -23,6 +23,11 @@ pub(super) fn define(
             let line = format!("defined the volume {volume} at {path}; mount it with: dtfs mounts mount {path}");
             say_done(output, verbosity, &line, &told)
         }
+        DefineCommand::Source { volume, host, dir, adopt } => {
+            let (source, told) = ops::define_source(paths, volume, host, dir, (*adopt).into())?;
+            let line = format!("defined the copy {volume} at {}, written by {host}", source.dir.display());
+            say_done(output, verbosity, &line, &told)
+        }
         DefineCommand::Master { volume } => {
             let volume = resolve_volume(paths, volume)?;
             let (path, told) = ops::define_master(paths, &volume)?;
@@ -67,6 +72,10 @@ pub(super) fn forget(
             let mut notes = ops::forget_volume(paths, &volume)?;
             notes.push(format!("forgot the volume {volume}; its files and its targets' trees are untouched"));
             notes
+        }
+        ForgetCommand::Source { volume } => {
+            ops::forget_source(paths, volume)?;
+            vec![format!("nobody writes the copy {volume} any more; its tree is untouched")]
         }
         ForgetCommand::Target { volume, target } => {
             let volume = resolve_volume(paths, volume)?;

@@ -14,6 +14,7 @@ mod mirror;
 mod monitor;
 mod mount_helper;
 mod mounts;
+mod peers;
 mod print;
 mod progress;
 mod roles;
@@ -52,6 +53,8 @@ pub enum Action {
     Daemon,
     /// `dtfs serve --stdio`: the receiving end of one session.
     Serve(ServeArgs),
+    /// `dtfs peer show`.
+    ShowIdentity,
     /// `dtfs demo`.
     Demo(DemoArgs),
     /// `dtfs promote`.

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use super::refusal::Relation;
-use super::{MountEntry, MountsFile, Paths, Refusal, TargetEntry, VolumeFile, VolumeName};
+use super::{MountEntry, MountsFile, Paths, Refusal, SourceEntry, TargetEntry, VolumeFile, VolumeName};
 
 /// Filesystems that show the kernel's state and hold no files of users.
 const PSEUDO: [&str; 21] = [
@@ -103,6 +103,19 @@ pub fn check_target_dir(paths: &Paths, dir: &Path, mounts: &MountsFile) -> Resul
     check_replica(paths, dir, mounts, None)
 }
 
+/// Checks the directory of a `[source]` again: the same rules as [`check_target_dir`], where it is no conflict itself.
+///
+/// # Errors
+/// The first rule that it breaks.
+pub fn check_source_entry(
+    paths: &Paths,
+    volume: &VolumeName,
+    source: &SourceEntry,
+    mounts: &MountsFile,
+) -> Result<(), Refusal> {
+    check_replica(paths, &source.dir, mounts, Some(Own::Source(volume))).map(drop)
+}
+
 /// Checks a target of a volume's file again before it is used: the same rules as [`check_target_dir`], where the
 /// target itself is no conflict.
 ///
@@ -115,18 +128,20 @@ pub fn check_target_entry(
     mounts: &MountsFile,
 ) -> Result<(), Refusal> {
     match target.url.local_dir() {
-        Some(dir) => check_replica(paths, dir, mounts, Some((volume, target))).map(drop),
+        Some(dir) => check_replica(paths, dir, mounts, Some(Own::Target(volume, target))).map(drop),
         // The other host checks what lies there.
         None => Ok(()),
     }
 }
 
-fn check_replica(
-    paths: &Paths,
-    dir: &Path,
-    mounts: &MountsFile,
-    own: Option<(&VolumeName, &TargetEntry)>,
-) -> Result<PathBuf, Refusal> {
+/// What is being checked, and so no conflict.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Own<'a> {
+    Target(&'a VolumeName, &'a TargetEntry),
+    Source(&'a VolumeName),
+}
+
+fn check_replica(paths: &Paths, dir: &Path, mounts: &MountsFile, own: Option<Own<'_>>) -> Result<PathBuf, Refusal> {
     let dir = resolved(dir)?;
     match fs::metadata(&dir) {
         Ok(meta) if !meta.is_dir() => return Err(Refusal::NotDirectory(dir)),
@@ -260,10 +275,13 @@ fn check_against_volumes(dir: &Path, mounts: &MountsFile, own: Option<&MountEntr
 }
 
 /// `own` is no conflict. A volume file that cannot be read does not stop the check: its volume does not run either.
-fn check_against_targets(paths: &Paths, dir: &Path, own: Option<(&VolumeName, &TargetEntry)>) -> Result<(), Refusal> {
+fn check_against_targets(paths: &Paths, dir: &Path, own: Option<Own<'_>>) -> Result<(), Refusal> {
     for named in VolumeFile::load_all(paths)? {
         let Ok(file) = named.file else { continue };
-        for target in file.targets.iter().filter(|target| own != Some((&named.volume, *target))) {
+        if let Some(source) = file.source.as_ref().filter(|_| own != Some(Own::Source(&named.volume))) {
+            refuse_overlap(dir, &resolved(&source.dir)?, &named.volume)?;
+        }
+        for target in file.targets.iter().filter(|target| own != Some(Own::Target(&named.volume, target))) {
             if let Some(other) = target.url.local_dir() {
                 refuse_overlap(dir, &resolved(other)?, &named.volume)?;
             }

@@ -17,6 +17,9 @@ pub struct DaemonFile {
     /// At the stop, how long targets that answer may take for what they lack; `None` is the built-in default.
     #[serde(default)]
     pub drain: Option<Seconds>,
+    /// Where sources may call, as `0.0.0.0:6320`; `None` lets nobody. Read when the daemon starts.
+    #[serde(default)]
+    pub listen: Option<SocketAddr>,
     /// Where numbers for Prometheus are served, an address of this host's loopback; `None` serves none.
     #[serde(default)]
     pub metrics: Option<SocketAddr>,

@@ -17,6 +17,7 @@ mod mount_options;
 mod mounts_file;
 mod names;
 mod paths;
+mod peers;
 mod refusal;
 mod size;
 mod suggest;
@@ -28,7 +29,8 @@ mod volume_file;
 pub use atomic::EditLock;
 pub use bandwidth::{Bandwidth, BandwidthProblem};
 pub use check::{
-    check_entry, check_mounted_entry, check_store_dir, check_target_dir, check_target_entry, check_volume_dir,
+    check_entry, check_mounted_entry, check_source_entry, check_store_dir, check_target_dir, check_target_entry,
+    check_volume_dir,
 };
 pub use daemon_file::{DaemonFile, LogFormat, LogLevel, Seconds};
 pub use error::ConfigError;
@@ -37,9 +39,12 @@ pub use mount_options::{AccessTimes, MountOptions, OpenFiles, OptionProblem, Sub
 pub use mounts_file::{MountEntry, MountsFile};
 pub use names::{NameProblem, TargetName, VolumeName};
 pub use paths::{Edits, Paths};
+pub use peers::{Peers, set_peer};
 pub use refusal::{Refusal, RefusalKind, Relation};
 pub use size::ByteSize;
 pub use suggest::nearest;
 pub use target_url::{DEFAULT_PORT, SshPlace, TargetUrl, TlsPlace};
-pub use volume_edit::{add_target, create_volume_file, pause_target, remove_target, remove_volume_file};
-pub use volume_file::{Activity, Adoption, JournalFull, NamedVolumeFile, Role, TargetEntry, VolumeFile};
+pub use volume_edit::{
+    add_target, create_volume_file, pause_target, remove_target, remove_volume_file, retire_source, set_source,
+};
+pub use volume_file::{Activity, Adoption, JournalFull, NamedVolumeFile, Role, SourceEntry, TargetEntry, VolumeFile};

@@ -81,6 +81,16 @@ impl Paths {
         self.config_dir().join("ssh_config")
     }
 
+    /// `etc/dtfs/peers.toml`: the hosts that are known.
+    pub fn peers_file(&self) -> PathBuf {
+        self.config_dir().join("peers.toml")
+    }
+
+    /// `var/lib/dtfs/.identity/identity.pem`: this host's key, where no volume's state can lie: a name does not begin with a dot.
+    pub fn identity_file(&self) -> PathBuf {
+        self.state_dir().join(".identity/identity.pem")
+    }
+
     /// `var/lib/dtfs`: the state of every volume and replica.
     pub fn state_dir(&self) -> PathBuf {
         self.root.join("var/lib/dtfs")

@@ -5,7 +5,8 @@ use std::path::Path;
 use toml_edit::{ArrayOfTables, DocumentMut, Item, Table, value};
 
 use super::{
-    Activity, Adoption, ConfigError, EditLock, Paths, TargetEntry, TargetName, VolumeFile, VolumeName, atomic,
+    Activity, Adoption, ConfigError, EditLock, Paths, SourceEntry, TargetEntry, TargetName, VolumeFile, VolumeName,
+    atomic,
 };
 
 /// Makes the file of a master volume; an existing one is left as it is.
@@ -79,6 +80,45 @@ pub fn pause_target(
             (Some(table), Activity::Paused) => drop(table.insert("paused", value(true))),
             (Some(table), Activity::Running) => drop(table.remove("paused")),
         }
+        Outcome::Changed
+    })
+}
+
+/// Writes who may write the copy `volume` and where it lies; `None` takes that out.
+///
+/// # Errors
+/// When the file cannot be understood or written.
+pub fn set_source(
+    lock: &EditLock,
+    paths: &Paths,
+    volume: &VolumeName,
+    source: Option<&SourceEntry>,
+) -> Result<(), ConfigError> {
+    edit(lock, paths, volume, |document| {
+        match source {
+            None => drop(document.remove("source")),
+            Some(source) => {
+                let mut table = Table::new();
+                table.insert("host", value(source.host.as_str()));
+                table.insert("dir", value(source.dir.display().to_string()));
+                if source.adoption == Adoption::Allow {
+                    table.insert("adopt", value(true));
+                }
+                document.insert("source", Item::Table(table));
+            }
+        }
+        Outcome::Changed
+    })
+}
+
+/// The copy `volume` was promoted: its source is a former one.
+///
+/// # Errors
+/// When the file cannot be understood or written.
+pub fn retire_source(lock: &EditLock, paths: &Paths, volume: &VolumeName, host: &str) -> Result<(), ConfigError> {
+    edit(lock, paths, volume, |document| {
+        document.remove("source");
+        document.insert("former_source", value(host));
         Outcome::Changed
     })
 }

@@ -1,7 +1,7 @@
 //! `mounts.d/VOLUME.toml`: what is done with one volume.
 
 use std::num::NonZeroU32;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +63,19 @@ pub struct TargetEntry {
     pub activity: Activity,
 }
 
+/// `[source]`: a tree of this host that another one may write, through the daemon.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceEntry {
+    /// The host, as `peers.toml` calls it.
+    pub host: String,
+    /// The tree. Absolute.
+    pub dir: PathBuf,
+    /// Whether a directory that is not empty may be taken over.
+    #[serde(default, rename = "adopt")]
+    pub adoption: Adoption,
+}
+
 /// Whether a target is being sent to. One that is not keeps its place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(from = "bool", into = "bool")]
@@ -113,6 +126,12 @@ pub struct VolumeFile {
     /// How often each target is compared with the source; `None` for never.
     #[serde(default)]
     pub verify: Option<VerifyEvery>,
+    /// For a copy of another host's volume: who writes it, and where it lies.
+    #[serde(default)]
+    pub source: Option<SourceEntry>,
+    /// For a copy that was promoted: the host that wrote it. It may ask over tls:// and is told what became of the copy.
+    #[serde(default)]
+    pub former_source: Option<String>,
     /// Where changes are sent.
     #[serde(default, rename = "target")]
     pub targets: Vec<TargetEntry>,

@@ -11,7 +11,7 @@ use crate::config::VolumeName;
 /// What `promote` is asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Promotion {
-    /// The directory of the copy.
+    /// The directory of the copy, or what `define source` calls it.
     pub dir: PathBuf,
     /// The volume's name; `None` is the last component of the directory.
     pub name: Option<VolumeName>,

@@ -198,9 +198,6 @@ impl TargetStatus {
 }
 
 impl TargetState {
-    /// Every word that [`TargetState::parts`] gives.
-    pub const WORDS: [&str; 7] = ["new", "mirroring", "converging", "replicating", "stalled", "offline", "refused"];
-
     /// The word and the reason, for tables.
     pub fn parts(&self) -> (&'static str, Option<&str>) {
         match self {

@@ -4,8 +4,8 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
 
-use crate::config::{Adoption, Paths, TargetEntry, TargetUrl};
-use crate::wire::{Connection, SshWay, connect_local, connect_ssh};
+use crate::config::{Adoption, Paths, Peers, TargetEntry, TargetUrl};
+use crate::wire::{Connection, SshWay, connect_local, connect_ssh, connect_tls};
 
 /// Connects to the target.
 pub(super) fn connect(paths: &Paths, target: &TargetEntry) -> io::Result<Connection> {
@@ -22,12 +22,19 @@ pub(super) fn connect(paths: &Paths, target: &TargetEntry) -> io::Result<Connect
             let way = SshWay { user: place.user.as_deref(), host: &place.host, port: place.port, config };
             connect_ssh(&way, &place.dir, extra)
         }
-        other => Err(io::Error::new(io::ErrorKind::Unsupported, format!("{other}: no way there is known"))),
+        TargetUrl::Tls(place) => {
+            let host = place.host.as_str();
+            let expected = Peers::load(paths).map_err(io::Error::other)?.get(host).ok_or_else(|| {
+                let text = format!("the key of {host} is not known: dtfs peer add {host} KEY (there: dtfs peer show)");
+                io::Error::new(io::ErrorKind::NotFound, text)
+            })?;
+            connect_tls(super::identity::identity(paths)?, (host, place.port), expected, place.volume.as_str())
+        }
     }
 }
 
 /// What a process of ours must be told to find the same files.
-fn global(paths: &Paths) -> Vec<&OsStr> {
+pub(super) fn global(paths: &Paths) -> Vec<&OsStr> {
     match paths.root() {
         Some(root) => vec!["--root".as_ref(), root.as_os_str()],
         None => Vec::new(),

@@ -15,6 +15,8 @@ mod demote;
 mod drain;
 mod events;
 mod handler;
+mod identity;
+mod listener;
 mod log;
 mod logs;
 mod memory;
@@ -36,6 +38,7 @@ mod volumes;
 mod watched;
 
 pub use demo::{Keep, demo};
+pub use identity::show_identity;
 pub use logs::log_to_stderr;
 pub use pfs::pfs;
 pub use promote::promote;

@@ -4,7 +4,7 @@
 //! volume's, and only what reminds of a copy is left to be taken away.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::volume::journal_options;
@@ -22,8 +22,9 @@ use crate::receiver::{self, Force, RaiseError, Raised};
 /// Code 7 while it is converging, unless that does not matter; code 5 while a session is using it; code 2 when the name is
 /// taken.
 pub fn promote(paths: &Paths, wanted: &Promotion, out: &mut dyn Write) -> Result<(), Failure> {
-    let dir = wanted.dir.canonicalize().map_err(|error| failed(&format!("{}: {error}", wanted.dir.display())))?;
-    let name = name_of(wanted, &dir)?;
+    let dir = place_of(paths, wanted)?;
+    let copy = ops::copy_in(paths, &dir)?.map(|(copy, _)| copy);
+    let name = name_of(wanted, copy.as_ref(), &dir)?;
     refuse_taken(paths, &name, &dir)?;
     let force = if wanted.even_converging { Force::Yes } else { Force::No };
     let raised = raise(paths, &dir, wanted.at, force).map_err(|error| refused(&dir, error))?;
@@ -34,6 +35,9 @@ pub fn promote(paths: &Paths, wanted: &Promotion, out: &mut dyn Write) -> Result
     let epoch = Journal::found(&store, &options, &founding).map_err(cannot_found)?;
     let text = told(&name, &dir, &raised, &epoch.to_string());
     raised.leave().map_err(|error| failed(&format!("{} is a master, but its id is left: {error}", dir.display())))?;
+    if let Some(copy) = &copy {
+        ops::promote_copy(paths, copy, &name)?;
+    }
     ops::define_volume(paths, &name, &dir)?;
     mount(paths, &dir)?;
     writeln!(out, "{text}").map_err(|error| failed(&format!("cannot write the result: {error}")))
@@ -56,8 +60,19 @@ fn raise(paths: &Paths, dir: &Path, at: Option<Tid>, force: Force) -> Result<Rai
     }
 }
 
-fn name_of(wanted: &Promotion, dir: &Path) -> Result<VolumeName, Failure> {
-    match &wanted.name {
+/// The directory that was named, or that of the copy of that name.
+fn place_of(paths: &Paths, wanted: &Promotion) -> Result<PathBuf, Failure> {
+    let named = wanted.dir.to_str().filter(|text| !text.contains('/')).and_then(|text| VolumeName::new(text).ok());
+    let source = match named {
+        Some(name) => VolumeFile::load(paths, &name)?.source,
+        None => None,
+    };
+    let dir = source.map_or_else(|| wanted.dir.clone(), |source| source.dir);
+    dir.canonicalize().map_err(|error| failed(&format!("{}: {error}", dir.display())))
+}
+
+fn name_of(wanted: &Promotion, copy: Option<&VolumeName>, dir: &Path) -> Result<VolumeName, Failure> {
+    match wanted.name.as_ref().or(copy) {
         Some(name) => Ok(name.clone()),
         None => Ok(VolumeName::new(dir.file_name().and_then(|name| name.to_str()).unwrap_or_default())?),
     }

@@ -53,13 +53,18 @@ impl Adapter {
     /// Runs one request that may wait for a disk.
     fn change(&self, request: &Request, kind: Kind, act: impl FnOnce(&Stack) + Send + 'static) {
         match self.waiting.enter() {
-            Some(_pass) => self.serve(request, kind, act),
+            // Given back with the answer: a worker that is parked afterwards must not keep it.
+            Some(pass) => self.serve(request, kind, move |stack| {
+                let _pass = pass;
+                act(stack);
+            }),
             None => self.hand_over(kind, act),
         }
     }
 
     fn hand_over(&self, kind: Kind, act: impl FnOnce(&Stack) + Send + 'static) {
         self.requests.count(kind);
+        self.requests.count_handed_over();
         let _turn = self.watching.readers.begin(Pace::Quick);
         let (stack, requests, began) = (Arc::clone(&self.stack), Arc::clone(&self.requests), Instant::now());
         self.waiting.hand_over(Box::new(move || {
@@ -249,10 +254,13 @@ impl Filesystem for Adapter {
         let act = move |stack: &Stack, data: &[u8]| {
             send_written(stack.write(&caller, node(ino), file(fh), offset, data, mode), reply);
         };
-        if let Some(_pass) = self.waiting.enter() {
+        if let Some(pass) = self.waiting.enter() {
             let pace = if flags.0 & libc::O_SYNC == 0 { Pace::Usual } else { Pace::Slow };
             let asker = Asker::of(request.pid(), Kind::Write);
-            return self.serve_at(asker, Kind::Write, pace, |stack| act(stack, data));
+            return self.serve_at(asker, Kind::Write, pace, move |stack| {
+                let _pass = pass;
+                act(stack, data);
+            });
         }
         let data = data.to_vec();
         self.hand_over(Kind::Write, move |stack| act(stack, &data));

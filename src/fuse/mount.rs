@@ -147,6 +147,11 @@ impl MountedVolume {
         self.requests.all()
     }
 
+    /// How many of them no worker served itself, because all that may wait for a disk were waiting.
+    pub fn handed_over(&self) -> u64 {
+        self.requests.handed_over()
+    }
+
     /// How long the requests of each kind took so far.
     pub fn times(&self) -> Vec<OpTimes> {
         self.requests.times()

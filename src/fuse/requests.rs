@@ -116,6 +116,7 @@ struct Times {
 pub(super) struct Requests {
     counts: [AtomicU64; NAMES.len()],
     times: [Times; NAMES.len()],
+    handed_over: AtomicU64,
 }
 
 impl Default for Requests {
@@ -123,6 +124,7 @@ impl Default for Requests {
         Requests {
             counts: std::array::from_fn(|_| AtomicU64::new(0)),
             times: std::array::from_fn(|_| Times::default()),
+            handed_over: AtomicU64::new(0),
         }
     }
 }
@@ -130,6 +132,14 @@ impl Default for Requests {
 impl Requests {
     pub(super) fn count(&self, kind: Kind) {
         self.counts[kind as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_handed_over(&self) {
+        self.handed_over.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn handed_over(&self) -> u64 {
+        self.handed_over.load(Ordering::Relaxed)
     }
 
     /// One request was served in `time`.

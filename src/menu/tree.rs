@@ -177,7 +177,8 @@ static MAIN: [Node; 6] = [
     note(
         "5",
         "Failover, failback, restore",
-        "Failing over is not in this menu: dtfs help lists what this version can do, and dtfs status shows what a target holds.",
+        "Failing over is not in this menu. On the host of the copy: dtfs promote; on the old source, when it is back: dtfs demote. \
+         man dtfs, FAILOVER AND FAILBACK, has both step by step.",
     ),
     menu("6", "Documentation and troubleshooting", &HELP),
 ];

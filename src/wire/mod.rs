@@ -12,14 +12,17 @@ mod frame;
 mod local;
 mod message;
 mod patient;
+mod pump;
 mod squeeze;
 mod ssh;
+mod tls;
 
 pub use frame::{Compression, FrameReader, FrameWriter, WireError, refuse};
 pub use local::{Breaker, Connection, Peer, connect_local};
 pub use message::{Ack, Convergence, Hello, HelloReply, Message, Need, RefuseCode, ReplicaState, Stall};
 pub use patient::PatientReader;
 pub use ssh::{SshWay, connect_ssh, remote_command};
+pub use tls::{Guest, Identity, connect_tls, welcome};
 
 /// First line each side sends, so that a person who connects by hand sees what answers.
 pub const BANNER: &[u8] = b"dtfs replication protocol 1\n";

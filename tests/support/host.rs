@@ -271,6 +271,17 @@ impl Host {
         read("out").unwrap_or_default() + &read("err").unwrap_or_default()
     }
 
+    /// What `dtfs --root ROOT args...` prints to somebody who types `input`; it must succeed.
+    pub(crate) fn types(&self, args: &[&str], input: &str) -> String {
+        let mut given = tempfile::tempfile().expect("a temporary file");
+        std::io::Write::write_all(&mut given, input.as_bytes()).expect("the input");
+        std::io::Seek::rewind(&mut given).expect("the input");
+        let output = self.command(args).stdin(given).output().expect("dtfs runs");
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{args:?}: {shown}\n{}", String::from_utf8_lossy(&output.stderr));
+        shown
+    }
+
     /// As [`Host::run`]; panics unless it succeeds.
     pub(crate) fn must(&self, args: &[&str]) -> String {
         let answer = self.run(args);

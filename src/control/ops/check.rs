@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::{
-    ConfigError, MountsFile, Paths, Refusal, VolumeFile, VolumeName, check_entry, check_mounted_entry,
-    check_target_entry,
+    ConfigError, MountsFile, Paths, Peers, Refusal, SourceEntry, VolumeFile, VolumeName, check_entry,
+    check_mounted_entry, check_source_entry, check_target_entry,
 };
 use crate::control::{ExitCode, Failure, Problem};
 
@@ -46,7 +46,9 @@ fn check_volume(
     mounts: &MountsFile,
 ) -> Vec<Problem> {
     let mut problems = Vec::new();
-    if mounts.find_volume(volume).is_none() {
+    if let Some(source) = &settings.source {
+        problems.extend(check_source(paths, file, volume, source, mounts));
+    } else if mounts.find_volume(volume).is_none() {
         let message = format!("{}: no line of {} is the volume {volume}", file.display(), mounts.file().display());
         let remedy = format!("add one: dtfs mounts add PATH -o volume={volume}; or remove the file");
         problems.push(Problem { message, remedy: Some(remedy) });
@@ -56,6 +58,43 @@ fn check_volume(
             let message = format!("{}: target {}: {refusal}", file.display(), target.name);
             problems.push(Problem { message, remedy: Some(refusal.remedy()) });
         }
+    }
+    problems
+}
+
+/// A copy that another host writes is no volume here, its host is known, and it lies where targets may.
+fn check_source(
+    paths: &Paths,
+    file: &Path,
+    volume: &VolumeName,
+    source: &SourceEntry,
+    mounts: &MountsFile,
+) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut add = |what: String, remedy: String| {
+        problems.push(Problem { message: format!("{}: {what}", file.display()), remedy: Some(remedy) });
+    };
+    if let Some(entry) = mounts.find_volume(volume) {
+        let what = format!(
+            "{} writes this copy, but {}:{} makes it a volume of this host",
+            source.host,
+            mounts.file().display(),
+            entry.line
+        );
+        add(what, format!("dtfs forget source {volume}, or dtfs mounts remove {}", entry.path.display()));
+    } else if let Err(refusal) = check_source_entry(paths, volume, source, mounts) {
+        add(format!("source: {refusal}"), refusal.remedy());
+    }
+    match Peers::load(paths) {
+        Err(error) => problems.push((&error).into()),
+        Ok(peers) if peers.get(&source.host).is_none() => {
+            let what = format!("the key of {} is not known: it cannot call", source.host.escape_debug());
+            problems.push(Problem {
+                message: format!("{}: {what}", file.display()),
+                remedy: Some(format!("dtfs peer add {} KEY (there: dtfs peer show)", source.host.escape_debug())),
+            });
+        }
+        Ok(_) => {}
     }
     problems
 }

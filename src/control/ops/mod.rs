@@ -7,6 +7,7 @@ mod ask;
 mod check;
 mod doctor;
 mod entries;
+mod peers;
 mod roles;
 mod targets;
 mod volumes;
@@ -21,6 +22,7 @@ pub use ask::{
 pub use check::{check, check_files};
 pub use doctor::{Finding, Severity, doctor};
 pub use entries::{Detach, MountHow, Rehearsal, add_entry, list_entries, mount, remove_entry, unmount};
+pub use peers::{add_peer, copy_in, define_source, forget_peer, forget_source, list_peers, promote_copy};
 pub use roles::demote;
 pub use targets::{NewTarget, define_target, forget_target, set_activity};
 pub use volumes::{define_master, define_volume, forget_volume};
