@@ -189,6 +189,51 @@ fn one_way(way: Way) {
     rig.finish("one way only");
 }
 
+/// How far the source's clock is from the true one, by the newest change in its journal, in hours.
+fn hours_ahead(host: &Host) -> i64 {
+    let log = host.must(&["log", "data", "--json"]);
+    let newest: serde_json::Value = serde_json::from_str(log.lines().last().expect("a change")).unwrap();
+    let time: jiff::Timestamp = newest["time"].as_str().expect("a time").parse().unwrap();
+    (time.as_second() - jiff::Timestamp::now().as_second() + 1800).div_euclid(3600)
+}
+
+/// Both clocks jump by a day in mid-stream, forwards and backwards, and go back to the truth over a restart, while what was
+/// changed behind the mount's back has a time before the stop.
+#[test]
+fn clocks_that_jump_by_a_day() {
+    let mut rig = Rig::new(Way::Tls);
+    for (round, (near, far, hours)) in [
+        ("clock.ahead=skip@100+", "clock.behind=skip@2+", 24),
+        ("", "", 0),
+        ("clock.behind=skip@100+", "clock.ahead=skip@2+", -24),
+        ("", "clock.ahead=skip@2+", 0),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        rig.host.stop();
+        fs::write(rig.source.join(format!("unwatched-{round}")), b"when nobody looked").unwrap();
+        if let Far::Tls(host) = &mut rig.far {
+            host.stop();
+            host.start_with_faults(far);
+        }
+        rig.host.start_with_faults(near);
+        rig.host.must(&["mounts", "mount", "--all"]);
+        rig.work(400).finish();
+        // The counter begins at 0 with each daemon.
+        rig.settle(0, &format!("round {round}"));
+        rig.host.must(&["verify", "data", "far"]);
+        fs::write(rig.source.join("newest"), near).unwrap();
+        rig.host.tid("data");
+        assert_eq!(hours_ahead(&rig.host), hours, "round {round}: the clock did what it should");
+    }
+    rig.host.wait("data", 300);
+    for round in 0..4 {
+        assert!(rig.target.join(format!("unwatched-{round}")).exists(), "round {round}");
+    }
+    rig.finish("clocks");
+}
+
 #[test]
 fn a_slow_link_another_mtu_and_kills_of_both_ends() {
     slow_and_killed(Way::Ssh);

@@ -2,6 +2,10 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::faults;
+
+const DAY_SECONDS: i64 = 86_400;
+
 /// Seconds and nanoseconds since 1970, as in `struct timespec`: `nsec` counts forward even before 1970.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Timespec {
@@ -12,9 +16,11 @@ pub struct Timespec {
 }
 
 impl Timespec {
-    /// Now, by CLOCK_REALTIME.
+    /// Now, by CLOCK_REALTIME. A `skip` at the fault points `clock.ahead` and `clock.behind` makes it a day later or earlier.
     pub fn now() -> Timespec {
-        SystemTime::now().into()
+        let now = Timespec::from(SystemTime::now());
+        let days = i64::from(faults::skipped("clock.ahead")) - i64::from(faults::skipped("clock.behind"));
+        Timespec { sec: now.sec + days * DAY_SECONDS, ..now }
     }
 
     /// Nanoseconds since 1970, saturating (an i64 ends in the year 2262).
