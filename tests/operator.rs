@@ -360,7 +360,7 @@ fn the_menu_works_on_a_terminal_from_start_to_end() {
     host.adopt_volume(&data);
     host.start();
     let typed = format!(
-        "1\n3\n1\n1\n{}\nn\n3\n0\n0\n6\n1\ndata\nlocal:{}\n0\n0\n4\n1\n2\n0\n6\n2\n0\n1.3.2\n1.3.1.4\n1.3.1.2\n1\nq\n",
+        "1\n3\n1\n1\n{}\nn\n3\n0\n0\n6\n1\ndata\nlocal:{}\n0\n0\n4\n1\n2\n0\n6\n2\n0\n1.3.2.1\n1.3.1.4\n1.3.1.2\n1\nq\n",
         utf8(&data),
         utf8(&scratch.path().join("copy")),
     );
@@ -399,7 +399,7 @@ fn a_target_with_a_period_is_left_alone_until_somebody_waits() {
     let (mut host, scratch) = defined();
     let (data, slow) = (scratch.path().join("data"), scratch.path().join("slow"));
     host.must(&["define", "target", "data", &format!("local:{}", utf8(&slow)), "-p", "3600"]);
-    assert_eq!(host.must(&["define", "master", "data"]).lines().count(), 1);
+    assert!(host.must(&["define", "master", "data"]).contains("data is a master"));
     host.start_and_mount();
     host.wait("data", 60);
     for round in 0..3 {
