@@ -238,20 +238,9 @@ fn mount_with_helper(host: &Host, helpers: &Path, fstab: &str, arguments: &str) 
     command.output().expect("unshare")
 }
 
-/// As [`mount_with_helper`], for umount(8).
-fn umount_with_helper(host: &Host, helpers: &Path, dir: &str) -> std::process::Output {
-    let script = format!(
-        "mount -t overlay overlay -o lowerdir={}:$(readlink -f /sbin) $(readlink -f /sbin) && exec umount {dir}",
-        utf8(helpers)
-    );
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "sh", "-c", &script]).env("DTFS_ROOT", host.root());
-    command.output().expect("unshare")
-}
-
 fn helpers(scratch: &Scratch) -> PathBuf {
     let dir = scratch.dir("helpers");
-    for name in ["mount.dtfs", "mount.fuse.dtfs", "umount.fuse.dtfs"] {
+    for name in ["mount.dtfs", "mount.fuse.dtfs"] {
         std::os::unix::fs::symlink(PROGRAM, dir.join(name)).unwrap();
     }
     dir
@@ -306,18 +295,6 @@ fn mount_takes_both_forms_of_fstab() {
         host.must(&["mounts", "mount", &old]);
     }
     assert_eq!(host.config(), before);
-
-    // umount(8) has the daemon do it, which says who is in the way.
-    let held = fs::File::open(format!("{old}/file")).unwrap();
-    let busy = umount_with_helper(&host, &helpers, &old);
-    assert_eq!(busy.status.code(), Some(32), "{busy:?}");
-    assert!(
-        String::from_utf8_lossy(&busy.stderr).contains(&format!("in use by pid {}", std::process::id())),
-        "{busy:?}"
-    );
-    drop(held);
-    must(umount_with_helper(&host, &helpers, &old), "umount");
-    assert!(!is_dtfs(Path::new(&old)));
     host.stop();
 }
 

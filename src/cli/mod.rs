@@ -11,9 +11,11 @@ mod completion;
 mod define;
 mod manual;
 mod mirror;
+mod mirror_start;
 mod monitor;
 mod mount_helper;
 mod mounts;
+mod orphans;
 mod peers;
 mod print;
 mod progress;
@@ -103,10 +105,6 @@ pub fn parse() -> Invocation {
             let args: Vec<String> = args.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
             std::process::exit(mount_helper::run(&args).into())
         }
-        Called::UmountHelper => {
-            let args: Vec<String> = args.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
-            std::process::exit(mount_helper::run_umount(&args).into())
-        }
         Called::Setup => args.splice(..1, ["dtfs".into(), "setup".into()]).for_each(drop),
         Called::Dtfs => {}
     }
@@ -123,15 +121,12 @@ enum Called {
     Setup,
     /// `mount.dtfs` or `mount.fuse.dtfs`.
     MountHelper,
-    /// `umount.fuse.dtfs`.
-    UmountHelper,
 }
 
 fn called_as(program: Option<&OsString>) -> Called {
     let name = program.and_then(|program| Path::new(program).file_name()).unwrap_or_default();
     match name.to_str() {
         Some("DTSetup") => Called::Setup,
-        Some("umount.fuse.dtfs" | "umount.dtfs") => Called::UmountHelper,
         Some("mount.dtfs" | "mount.fuse.dtfs") => Called::MountHelper,
         _ => Called::Dtfs,
     }

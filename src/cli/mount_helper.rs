@@ -1,18 +1,15 @@
-//! `mount.dtfs`: what mount(8) calls for a line of fstab(5); `umount.fuse.dtfs`: what umount(8) calls for a mount of ours.
+//! `mount.dtfs`: what mount(8) calls for a line of fstab(5).
 //!
 //! Both forms are understood: `dtfs DIR dtfs OPTIONS` and `DIR DIR fuse.dtfs OPTIONS`. The daemon mounts; this asks it to,
 //! and returns when it has. A directory without an entry gets one with the options of the line; one whose entry says
 //! something else is refused, because only one of the two can be meant.
 
-use std::ffi::CString;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::print::report;
 use crate::config::{MountEntry, MountOptions, MountsFile, OpenFiles, Paths, VolumeName};
-use crate::control::ops::{self, Detach, MountHow, Rehearsal, Which};
+use crate::control::ops::{self, MountHow, Rehearsal, Which};
 use crate::control::{ExitCode, Failure, MountReply, Verdict};
-use crate::sys;
 
 /// The exit codes of mount(8).
 const INVOCATION: u8 = 1;
@@ -69,59 +66,6 @@ enum Verbose {
 enum Unknown {
     Refused,
     Skipped,
-}
-
-const UMOUNT_USAGE: &str = "usage: umount.fuse.dtfs DIR [-flnrv] [-t TYPE]";
-
-/// Does what umount(8) wants: has the daemon take the mount down, so that it knows until when it saw everything, and says
-/// who uses it. Without a daemon, and for a mount that is no entry's any more, it is the system call. `args` are those
-/// behind the program's name; returns the code to end with.
-pub(super) fn run_umount(args: &[String]) -> u8 {
-    let paths = Paths::new(std::env::var_os("DTFS_ROOT").map(Into::into));
-    match read_umount(args).and_then(|(dir, detach)| umount(&paths, dir, detach)) {
-        Ok(()) => 0,
-        Err(failure) => {
-            report(&failure);
-            if failure.code == ExitCode::Usage { INVOCATION } else { MOUNT_FAILURE }
-        }
-    }
-}
-
-fn read_umount(args: &[String]) -> Result<(&Path, Detach), Failure> {
-    let (mut dir, mut detach) = (None, Detach::WhenUnused);
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        match arg.strip_prefix('-') {
-            None if dir.is_none() => dir = Some(Path::new(arg)),
-            Some("t" | "N" | "o") => drop(args.next()),
-            Some(flags) if flags.chars().all(|flag| "flnrvi".contains(flag)) => {
-                detach = if flags.contains('l') { Detach::Lazy } else { detach };
-            }
-            _ => return Err(wrong(format!("umount.fuse.dtfs does not know {arg}"), UMOUNT_USAGE)),
-        }
-    }
-    dir.map(|dir| (dir, detach)).ok_or_else(|| wrong("a directory is needed", UMOUNT_USAGE))
-}
-
-fn umount(paths: &Paths, dir: &Path, detach: Detach) -> Result<(), Failure> {
-    let mounts = MountsFile::load(paths)?;
-    let entry = mounts.entries().find(|entry| entry.path == dir);
-    let told = match (entry, crate::control::try_connect(paths)?) {
-        (Some(entry), Some(_)) => verdict(ops::unmount(paths, &Which::Paths(vec![entry.path.clone()]), detach)?)?,
-        _ => Verdict::NotMounted,
-    };
-    match told {
-        Verdict::NotDone(failure) => Err(failure),
-        Verdict::NotMounted => umount_directly(dir, detach),
-        _ => Ok(()),
-    }
-}
-
-fn umount_directly(dir: &Path, detach: Detach) -> Result<(), Failure> {
-    let flags = if detach == Detach::Lazy { libc::MNT_DETACH } else { 0 };
-    let text = CString::new(dir.as_os_str().as_bytes()).map_err(|_| wrong("a directory is needed", UMOUNT_USAGE))?;
-    sys::unmount(&text, flags | libc::UMOUNT_NOFOLLOW)
-        .map_err(|errno| Failure::new(ExitCode::Failed, format!("{}: {errno}", dir.display())))
 }
 
 /// Does what mount(8) wants; `args` are those behind the program's name. Returns the code to end with.
@@ -288,19 +232,6 @@ mod tests {
             line("/level1 /level1 -o rw,_netdev,x-systemd.requires=dtfs.service,norepatime -t fuse.dtfs").unwrap();
         assert_eq!(old, new);
         assert_eq!(old.words, "norepatime");
-    }
-
-    #[test]
-    fn what_umount_passes_on_is_understood() {
-        let read = |text: &str| {
-            let args: Vec<String> = text.split(' ').map(str::to_owned).collect();
-            read_umount(&args).map(|(dir, detach)| (dir.to_owned(), detach))
-        };
-        assert_eq!(read("/a -t fuse.dtfs"), Ok(("/a".into(), Detach::WhenUnused)));
-        assert_eq!(read("/a -nl -v"), Ok(("/a".into(), Detach::Lazy)));
-        for bad in ["-l", "/a /b", "/a -x"] {
-            assert_eq!(read(bad).unwrap_err().code, ExitCode::Usage, "{bad}");
-        }
     }
 
     #[test]
