@@ -56,10 +56,7 @@ fn mirrored(kind: FileSystem, seed: u64) -> Two {
     }
     fs::hard_link(tree_a.join("changed-by-b"), tree_a.join("many/second-name")).unwrap();
     let (mut a, b) = (Host::new(), Host::new());
-    let state = |host: &Host| host.root().join("var/lib/dtfs");
-    fs::create_dir_all(state(&a).join("replicas")).unwrap();
-    fs::create_dir_all(state(&b)).unwrap();
-    symlink(state(&a).join("replicas"), state(&b).join("replicas")).unwrap();
+    share_copies(&a, &b);
     a.define_volume("data", &tree_a);
     a.start_and_mount();
     a.define_target("data", &tree_b);
@@ -67,6 +64,14 @@ fn mirrored(kind: FileSystem, seed: u64) -> Two {
     // Whoever was told that it is consistent can promote it, even if the source is lost right then.
     assert!(!state_of_copy(&a).join("converging").exists());
     Two { a, b, tree_a, tree_b, scratch }
+}
+
+/// Processes of `a` serve the copies of both.
+fn share_copies(a: &Host, b: &Host) {
+    let state = |host: &Host| host.root().join("var/lib/dtfs");
+    fs::create_dir_all(state(a).join("replicas")).unwrap();
+    fs::create_dir_all(state(b)).unwrap();
+    symlink(state(a).join("replicas"), state(b).join("replicas")).unwrap();
 }
 
 /// Where the state of the only copy is that processes of `host` serve.
@@ -262,5 +267,158 @@ fn a_failover_in_a_storm_with_kills() {
         two.b.wait("data", WAIT_SECONDS);
         two.b.stop();
         trees::assert_equal_but_holes(&two.tree_b, &two.tree_a, &context);
+    }
+}
+
+/// A volume with four targets: `then` is paused and `now` is not; `late-1` and `late-2` will stay behind.
+struct Delayed {
+    host: Host,
+    source: PathBuf,
+    copies: Vec<PathBuf>,
+    _scratch: Scratch,
+}
+
+const COPIES: [&str; 4] = ["then", "now", "late-1", "late-2"];
+
+impl Delayed {
+    fn new() -> Delayed {
+        let scratch = Scratch::with_size(FileSystem::Ext4, 512);
+        let source = scratch.dir("source");
+        trees::fill(&source.join("many"), 100);
+        for name in ["changed-by-both", "changed-by-a", "removed-by-a"] {
+            fs::write(source.join(name), format!("{name} as it was\n")).unwrap();
+        }
+        fs::create_dir(source.join("work")).unwrap();
+        let mut host = Host::new();
+        host.define_volume("data", &source);
+        host.start_and_mount();
+        let copies: Vec<PathBuf> = COPIES.iter().map(|name| scratch.dir(name)).collect();
+        copies.iter().for_each(|dir| host.define_target("data", dir));
+        host.wait("data", WAIT_SECONDS);
+        fs::write(source.join("first"), b"so that there is a place to go back to").unwrap();
+        fs::remove_file(source.join("many/file-00001")).unwrap();
+        host.wait("data", WAIT_SECONDS);
+        host.must(&["replication", "pause", "data", "then"]);
+        Delayed { host, source, copies, _scratch: scratch }
+    }
+
+    /// Edits the volume's file, as an operator would.
+    fn set_delay(&self, delay: Option<&str>) {
+        let path = self.host.root().join("etc/dtfs/mounts.d/data.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        let mut lines: Vec<String> =
+            text.lines().filter(|line| !line.starts_with("delay")).map(str::to_owned).collect();
+        for name in ["late-1", "late-2"] {
+            let at = lines.iter().position(|line| *line == format!("name = \"{name}\"")).unwrap();
+            lines.splice(at + 1..at + 1, delay.map(|delay| format!("delay = \"{delay}\"")));
+        }
+        fs::write(&path, lines.join("\n") + "\n").unwrap();
+        self.host.must(&["reload"]);
+    }
+
+    fn target(&self, name: &str) -> serde_json::Value {
+        let status = self.host.status();
+        let targets = status["volumes"][0]["targets"].as_array().unwrap();
+        targets.iter().find(|target| target["name"] == name).unwrap().clone()
+    }
+
+    /// Waits until both late targets have received everything up to now, durable in their inboxes.
+    fn wait_received(&self) {
+        self.host.must(&["wait", "data", "now", "--timeout", "180"]);
+        let last = dtfs::base::Tid(self.host.tid("data")).to_string();
+        wait_until("the late targets to have it", PATIENCE, || {
+            let has = |name| self.target(name)["received_tid"] == last.as_str();
+            (has("late-1") && has("late-2")).then_some(())
+        });
+    }
+
+    /// The late targets are where `then` was paused, and say so.
+    fn assert_behind(&self) {
+        for name in ["late-1", "late-2"] {
+            let target = self.target(name);
+            assert_eq!(
+                (&target["state"], &target["delay_seconds"]),
+                (&"replicating".into(), &3600.into()),
+                "{target:#}"
+            );
+            assert_eq!(target["consistent_at"], target["applied_tid"], "a past state: {target:#}");
+            assert!(target["lag_changes"].as_u64().unwrap() > 0 && target["lag_seconds"] == 0.0, "{target:#}");
+            trees::assert_equal(&self.copies[0], self.copy(name), name);
+        }
+    }
+
+    fn copy(&self, name: &str) -> &Path {
+        &self.copies[COPIES.iter().position(|copy| *copy == name).unwrap()]
+    }
+}
+
+#[test]
+fn a_late_copy_is_promoted_to_where_it_is_or_to_all_it_has() {
+    let mut prng = Prng::new(seed());
+    let mut rig = Delayed::new();
+    rig.set_delay(Some("1h"));
+    let disasters: [&dyn Fn(&mut Delayed); 3] = [
+        &|rig| work_as_a(&rig.source),
+        &|rig| {
+            rig.host.kill9_servers();
+            fs::remove_dir_all(rig.source.join("many")).unwrap();
+        },
+        &|rig| {
+            // Each with a session of its own.
+            rig.host.must(&["replication", "pause", "data", "late-1"]);
+            rig.host.must(&["replication", "resume", "data", "late-1"]);
+            fs::write(rig.source.join("after"), b"after").unwrap();
+        },
+    ];
+    for disaster in disasters {
+        disaster(&mut rig);
+        Workload::start(&rig.source.join("work"), prng.next(), 2, 200).finish();
+        rig.wait_received();
+        rig.assert_behind();
+    }
+    rig.host.kill9_and_wait();
+
+    let heir = Host::new();
+    share_copies(&rig.host, &heir);
+    let late = rig.copy("late-1").to_owned();
+    let refused = heir.run(&["promote", utf8(&late), "--as", "one", "--at", "0x1"]);
+    assert_eq!(refused.code, 7, "{refused:?}");
+    let (_, rest) = refused.stderr.split_once("its tree is at ").unwrap_or_else(|| panic!("{refused:?}"));
+    let place = rest.split(' ').next().unwrap();
+    let told = heir.must(&["promote", utf8(&late), "--as", "one", "--at", place]);
+    assert!(told.contains("received and given up") && told.contains(place), "{told}");
+    trees::assert_equal(rig.copy("then"), &late, "given up");
+    assert!(late.join("many/file-00042").exists());
+
+    let late = rig.copy("late-2").to_owned();
+    heir.must(&["promote", utf8(&late), "--as", "two"]);
+    trees::assert_equal(rig.copy("now"), &late, "everything");
+    assert_eq!(fs::read(late.join("after")).unwrap(), b"after");
+}
+
+#[test]
+fn a_delay_passes_also_through_kills() {
+    let mut prng = Prng::new(seed());
+    let mut rig = Delayed::new();
+    rig.set_delay(Some("3s"));
+    let began = std::time::Instant::now();
+    fs::write(rig.source.join("live"), b"live").unwrap();
+    let arrived = |name: &str| rig.copy(name).join("live").exists().then_some(());
+    wait_until("the change to be old enough", PATIENCE, || arrived("late-1"));
+    assert!(began.elapsed() >= Duration::from_secs(3), "{:?}", began.elapsed());
+    for _ in 0..4 {
+        Workload::start(&rig.source.join("work"), prng.next(), 2, 150).finish();
+        rig.host.kill9_servers();
+    }
+    Workload::start(&rig.source.join("work"), prng.next(), 2, 150).finish();
+    rig.host.must(&["wait", "data", "late-1", "--timeout", "180"]);
+    Workload::start(&rig.source.join("work"), prng.next(), 2, 150).finish();
+    rig.set_delay(None);
+    for name in ["late-1", "late-2"] {
+        rig.host.must(&["wait", "data", name, "--timeout", "180"]);
+    }
+    rig.host.stop();
+    for name in ["now", "late-1", "late-2"] {
+        trees::assert_equal_but_holes(&rig.source, rig.copy(name), name);
     }
 }

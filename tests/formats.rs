@@ -14,7 +14,8 @@ use dtfs::base::{
     VolumeUuid,
 };
 use dtfs::record::{
-    Attrs, Difference, DifferenceKind, DirItem, Draft, Fate, Op, Record, RecordIter, Replaced, Shape, Slot, Xattr,
+    Attrs, Difference, DifferenceKind, DirItem, Draft, Fate, Op, Orphan, OrphanAction, OrphanList, OrphanOrder, Record,
+    RecordIter, Replaced, Shape, Slot, Xattr,
 };
 use dtfs::sys::InodeFlags;
 use dtfs::wire::{
@@ -68,7 +69,7 @@ fn every_flag() -> InodeFlags {
 /// One op of each kind with its payload.
 fn every_op() -> Vec<(Op, &'static [u8])> {
     let (file, dir, attrs) = (Shape::plain(libc::S_IFREG), Shape::plain(libc::S_IFDIR), attrs());
-    let (after, size) = (attrs, 4096);
+    let (after, size, alike) = (attrs, 4096, file.clone());
     let item = |text, ino, shape: &Shape| DirItem { name: name(text), oid: oid(ino), shape: shape.clone() };
     let replaced = Some(Replaced { oid: oid(9), fate: Fate::Gone });
     let plain: &[u8] = b"";
@@ -138,6 +139,7 @@ fn every_op() -> Vec<(Op, &'static [u8])> {
         (Op::StateEnd { attrs }, plain),
         (Op::StateGone, plain),
         (Op::StateAttrs { attrs, xattrs: vec![xattr("user.d")], flags: every_flag() }, plain),
+        (Op::StateAlike { shape: alike, attrs, xattrs: vec![xattr("user.e")], flags: every_flag() }, plain),
     ]
 }
 
@@ -228,6 +230,7 @@ fn every_message() -> Vec<(&'static str, Message)> {
                 access_times,
                 label,
                 epochs: vec![position],
+                delay_seconds: 3600,
             }),
         ),
         ("hello-reply", Message::HelloReply(reply)),
@@ -243,6 +246,22 @@ fn every_message() -> Vec<(&'static str, Message)> {
         ("convergence", Message::Convergence(Convergence::Converging)),
         ("superseded", Message::Superseded(History { volume, epochs: vec![position] })),
         ("check", Message::Check { batch: 3, body: encode(&[(Op::StateGone, b"")]) }),
+        (
+            "orphans",
+            Message::Orphans(OrphanOrder { number: 3, action: OrphanAction::Move(name("found")), older_than_sec: 60 }),
+        ),
+        (
+            "orphans-done",
+            Message::OrphansDone(OrphanList {
+                number: 3,
+                count: 2,
+                bytes: 9,
+                failed: 1,
+                left: 4,
+                errno: 16,
+                orphans: vec![Orphan { path: b"a/b".to_vec(), is_dir: true, size: 9, since_sec: 1_700_000_000 }],
+            }),
+        ),
         ("checked", Message::Checked { batch: 3, more: 5, found: differences }),
     ]
 }

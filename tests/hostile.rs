@@ -61,6 +61,7 @@ fn hello() -> Message {
         access_times: AtimeMode::AtClose,
         label: "data".into(),
         epochs: Vec::new(),
+        delay_seconds: 0,
     })
 }
 
@@ -366,6 +367,8 @@ impl Source {
             connect: Box::new(connect),
             compression: Compression::Off,
             rate: Box::new(|| None),
+            orphans: None,
+            delay_seconds: 0,
             forked: Forked::Refuse,
         };
         let sender = SenderThread::spawn(journal, stack.clone(), options).unwrap();

@@ -162,7 +162,7 @@ impl Rig {
         let Some((oid, mut walk)) = self.walk.take() else { return };
         let reading = walk.next_part(&*self.stack).unwrap();
         let body = reading.records.iter().flat_map(|record| record.bytes().to_vec()).collect();
-        self.todo.extend(reading.children.iter().map(|child| Item::Object(child.oid, 0)));
+        self.todo.extend(reading.children.iter().map(|child| Item::Object(child.item.oid, 0)));
         self.stream.push(Step { body, tid: None, item: Some(Item::Object(oid, 0)) });
         self.walk = reading.more.then_some((oid, walk));
     }

@@ -152,6 +152,10 @@ fn two_hosts_over_tls() {
     pair.knows(Alpha, "dtfs peer add beta FINGERPRINT");
     pair.types(Alpha, "dtfs define target data tls://beta/data");
     replicated_lost_and_back(&pair);
+    let (shown, tid) = (pair.types(Beta, "dtfs status"), pair.alpha.tid("data"));
+    assert!(shown.contains("WRITTEN BY") && shown.contains(NEAR), "{shown}");
+    pair.types(Alpha, "dtfs wait data");
+    pair.status_says(Beta, &dtfs::base::Tid(tid).to_string());
 
     lose_alpha(&mut pair, "dtfs promote data");
     pair.listens(Alpha);

@@ -53,7 +53,8 @@ fn xattrs(op: &Op) -> impl Iterator<Item = &Xattr> {
         Op::Create { xattrs, .. }
         | Op::StateDir { xattrs, .. }
         | Op::StateObject { xattrs, .. }
-        | Op::StateAttrs { xattrs, .. } => xattrs,
+        | Op::StateAttrs { xattrs, .. }
+        | Op::StateAlike { xattrs, .. } => xattrs,
         Op::SetXattr { xattr, .. } => std::slice::from_ref(xattr),
         _ => &[],
     };

@@ -82,6 +82,7 @@ fn converse(scratch: &Path, messages: &[Message]) -> Result<(), dtfs::receiver::
         access_times: AtimeMode::AtClose,
         label: "fuzz".into(),
         epochs: Vec::new(),
+        delay_seconds: 0,
     });
     let mut input = BANNER.to_vec();
     for message in [&hello].into_iter().chain(messages) {

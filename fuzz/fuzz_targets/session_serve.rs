@@ -61,6 +61,7 @@ fn conversation(data: &[u8]) -> Vec<u8> {
         access_times: dtfs::base::AtimeMode::AtClose,
         label: "fuzz".into(),
         epochs: Vec::new(),
+        delay_seconds: 0,
     });
     let mut out = [BANNER, &dtfs_fuzz::frame(hello.kind(), &hello.encode())].concat();
     let mut source = Source::default();

@@ -51,7 +51,7 @@ impl Applier {
             // Also when nothing can be said of this part: the next one may be looked at.
             self.checked.note(*first, items);
         }
-        if matches!(op, Op::StateGone | Op::StateEnd { .. } | Op::StateAttrs { .. }) {
+        if matches!(op, Op::StateGone | Op::StateEnd { .. } | Op::StateAttrs { .. } | Op::StateAlike { .. }) {
             return Ok(());
         }
         let Some(row) = self.row_to_check(oid, found)? else { return Ok(()) };

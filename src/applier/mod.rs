@@ -19,6 +19,7 @@ mod fresh;
 mod listing;
 mod names;
 mod objects;
+mod orphans;
 mod park;
 mod replica;
 mod roles;
@@ -103,6 +104,14 @@ enum Trouble {
 }
 
 impl Trouble {
+    /// The errno, where that is all.
+    fn errno(self) -> Outcome<Errno> {
+        match self {
+            Trouble::Errno(errno) | Trouble::Object(errno) => Ok(errno),
+            trouble @ Trouble::Catalog(_) => Err(trouble),
+        }
+    }
+
     /// Whether it lies with one object and would come again at every try, so that the stream goes on without that object.
     fn lies_with_one_object(&self) -> bool {
         match self {
@@ -172,6 +181,8 @@ pub struct Applier {
     doubt: DoubtFile,
     /// Where the state of this copy lies.
     state: PathBuf,
+    /// The last TID that may be in the tree, as it is written down.
+    reach: Option<Tid>,
     /// Room for the catalog on a full disk.
     ballast: Ballast,
     /// Keeps every other process from this replica.
@@ -189,6 +200,7 @@ impl Applier {
     /// [`ApplyError`] when the park cannot be read.
     pub fn new(replica: Replica, high_water: Tid) -> Result<Applier, ApplyError> {
         let coarse_times = replica.stored_times() == StoredTimes::Coarse;
+        let reach = replica.reach()?;
         let Replica { tree, catalog, park, doubt, ballast, lock, state, .. } = replica;
         let plain = park.is_plain(&tree);
         let mut applier = Applier {
@@ -208,6 +220,7 @@ impl Applier {
             high_water,
             doubt,
             state,
+            reach,
             ballast,
             _lock: lock,
         };
@@ -343,6 +356,15 @@ impl Applier {
     /// # Errors
     /// [`ApplyError::Catalog`], or the park cannot be read.
     pub fn ask_for_incomplete(&mut self) -> Result<(), ApplyError> {
+        self.ask_for_objects()?;
+        self.ask_for_parked()
+    }
+
+    /// As [`Applier::ask_for_incomplete`], but for nothing that is parked.
+    ///
+    /// # Errors
+    /// [`ApplyError::Catalog`].
+    pub fn ask_for_objects(&mut self) -> Result<(), ApplyError> {
         self.ask_again().map_err(|cause| self.explain("start", Oid::ROOT, Tid::ZERO, cause))
     }
 
@@ -376,9 +398,6 @@ impl Applier {
                 }
                 _ => self.need(oid),
             }
-        }
-        for oid in self.park.oids()? {
-            self.need(oid);
         }
         Ok(())
     }

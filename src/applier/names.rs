@@ -342,6 +342,7 @@ impl Applier {
         let label = format!("{}-{:x}", occupant.key.ino, occupant.key.generation);
         let label = Name::new(label.as_bytes()).map_err(|_| Errno::EINVAL)?;
         tracing::warn!(%name, %label, "an object that is not of the volume was moved to .dtfs/orphans");
+        self.note_orphan(dir, name, occupant);
         let orphans = self.park.orphans();
         match self.tree.mutate().rename(dir, name, orphans, &label, libc::RENAME_NOREPLACE) {
             // Another name of the same object: it is kept under the first.

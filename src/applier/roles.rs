@@ -16,7 +16,7 @@ use super::park::{DISPLACED_XATTR, OID_XATTR, Park};
 use super::replica::{self, Origin, Replica, ReplicaError, ReplicaLock};
 use super::{Adopt, Applier, ApplyError, Outcome, Trouble, park};
 use crate::backing::{Found, Tree};
-use crate::base::{History, Name, ObjectKey, Oid, Position, Spaces, VolumeUuid, faults};
+use crate::base::{History, Name, ObjectKey, Oid, Position, Spaces, Tid, VolumeUuid, faults};
 use crate::record::{RESERVED_DIR, RESERVED_XATTR_PREFIX};
 use crate::sys::{self, Errno, FileFlags};
 
@@ -24,6 +24,8 @@ use crate::sys::{self, Errno, FileFlags};
 const CONVERGING: &str = "converging";
 /// While it is there the source has not heard that this copy was a source itself.
 const REJOINED: &str = "rejoined";
+/// The last TID that was ever performed, while what was received waits in the inbox. Without it everything may have been.
+const REACH: &str = "reach";
 /// The source's history, as it was told last.
 const HISTORY: &str = "history";
 
@@ -72,6 +74,19 @@ impl Replica {
         self.origin == Origin::Existing && self.state.join(REJOINED).exists()
     }
 
+    /// The last TID that can have been performed, when that is known: everything received may have been otherwise.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn reach(&self) -> Result<Option<Tid>, ReplicaError> {
+        let path = self.state.join(REACH);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(bytes.try_into().ok().map(|bytes| Tid(u64::from_le_bytes(bytes)))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(cause) => Err(ReplicaError::Io { path, cause }),
+        }
+    }
+
     /// Whose objects the catalog knows.
     pub fn spaces(&self) -> &Spaces {
         self.catalog.spaces()
@@ -98,6 +113,27 @@ impl Applier {
     /// When that cannot be written down.
     pub fn settle_rejoined(&self) -> Result<(), ApplyError> {
         Ok(set_marker(&self.state, REJOINED, false)?)
+    }
+
+    /// Records up to `reach` may be in the tree from now on, and none behind it. Durable when it returns.
+    ///
+    /// # Errors
+    /// When that cannot be written down.
+    pub fn raise_reach(&mut self, reach: Tid) -> Result<(), ApplyError> {
+        if self.reach.is_none_or(|known| known < reach) {
+            write_whole(&self.state, REACH, &reach.0.to_le_bytes())?;
+            self.reach = Some(reach);
+        }
+        Ok(())
+    }
+
+    /// Everything that is received may be in the tree from now on.
+    ///
+    /// # Errors
+    /// When that cannot be written down.
+    pub fn forget_reach(&mut self) -> Result<(), ApplyError> {
+        self.reach = None;
+        Ok(set_marker(&self.state, REACH, false)?)
     }
 
     /// How many objects are not all here, as far as this side knows.
@@ -366,14 +402,19 @@ fn copy(tree: &Tree, mut from: File, to: &Path) -> io::Result<()> {
 }
 
 fn write_history(state: &Path, history: &History) -> Result<(), ReplicaError> {
-    let path = state.join(HISTORY);
     let bytes = history.to_bytes();
-    if fs::read(&path).is_ok_and(|stored| stored == bytes) {
-        return Ok(());
+    match fs::read(state.join(HISTORY)).is_ok_and(|stored| stored == bytes) {
+        true => Ok(()),
+        false => write_whole(state, HISTORY, &bytes),
     }
+}
+
+/// Writes the file `name` in `state`, whole or not at all; durable when it returns.
+fn write_whole(state: &Path, name: &str, bytes: &[u8]) -> Result<(), ReplicaError> {
+    let path = state.join(name);
     let write = || {
         let fresh = path.with_extension("new");
-        fs::write(&fresh, &bytes)?;
+        fs::write(&fresh, bytes)?;
         File::open(&fresh)?.sync_all()?;
         fs::rename(&fresh, &path)?;
         File::open(state)?.sync_all()

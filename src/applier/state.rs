@@ -40,6 +40,20 @@ impl Applier {
                     Ok(())
                 }
             },
+            Op::StateAlike { shape, attrs, xattrs, flags } => match self.is_alike(oid, shape, attrs)? {
+                true => {
+                    if let Some(fd) = self.fd(oid)? {
+                        self.set_late_hints(oid, shape.kind, fd.as_fd(), flags)?;
+                    }
+                    self.set_state_of(oid, shape.kind, attrs, xattrs)?;
+                    self.touch_listed(oid, *attrs, *flags);
+                    self.end_object(oid, attrs)
+                }
+                false => {
+                    self.need(oid);
+                    Ok(())
+                }
+            },
             Op::StateEnd { attrs } => self.end_object(oid, attrs),
             Op::StateData { attrs, .. } | Op::StateHole { attrs, .. } | Op::StateHash { attrs, .. } => {
                 match self.catalog.get(oid)? {
@@ -54,6 +68,20 @@ impl Applier {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the file here has the size and the time of modification of the source's, and is no rest of an unfinished one:
+    /// that has both before it has its content.
+    fn is_alike(&mut self, oid: Oid, shape: &Shape, attrs: &Attrs) -> Outcome<bool> {
+        let whole = |known| matches!(known, Known::Complete | Known::Placeholder);
+        if !self.catalog.get(oid)?.is_some_and(|row| row.kind == shape.kind && whole(row.known)) {
+            return Ok(false);
+        }
+        let Some(fd) = self.fd(oid)? else { return Ok(false) };
+        let stat = sys::fstat(fd.as_fd())?;
+        // What this group has changed gets its time when the group ends.
+        let mtime = self.touched.get(&oid).and_then(|touched| touched.attrs).map_or(stat.mtime, |attrs| attrs.mtime);
+        Ok(stat.size == attrs.size && mtime == attrs.mtime)
     }
 
     fn set_object(

@@ -37,9 +37,17 @@ pub struct DirReading {
     /// The state records, in order.
     pub records: Vec<Encoded>,
     /// Its entries, for the rows of its children.
-    pub children: Vec<DirItem>,
+    pub children: Vec<Child>,
     /// Whether further parts follow.
     pub more: bool,
+}
+
+/// An entry of a directory.
+pub struct Child {
+    /// Name, object and kind.
+    pub item: DirItem,
+    /// Bytes of data that a file has, about; 0 for anything else.
+    pub bytes: u64,
 }
 
 /// Whether `oid` is a directory; what a target asks for by its oid may be one.
@@ -58,6 +66,7 @@ pub struct DirWalk {
     part_items: usize,
     /// Where the next part goes on; `None` before the first.
     stream: Option<DirStream>,
+    has_ended: bool,
 }
 
 impl DirWalk {
@@ -68,7 +77,17 @@ impl DirWalk {
 
     /// As [`DirWalk::new`], with at most `part_items` entries in a part.
     pub fn with_parts(oid: Oid, follow: Follow, part_items: usize) -> DirWalk {
-        DirWalk { oid, follow, part_items: part_items.max(1), stream: None }
+        DirWalk { oid, follow, part_items: part_items.max(1), stream: None, has_ended: false }
+    }
+
+    /// Whether a part of it was read.
+    pub fn has_begun(&self) -> bool {
+        self.stream.is_some()
+    }
+
+    /// Where the directory was when it was opened, from the tree's root on; for people.
+    pub fn path(&self) -> Option<std::path::PathBuf> {
+        sys::path_of(self.stream.as_ref()?.fd())
     }
 
     /// What comes behind it.
@@ -100,8 +119,8 @@ impl DirWalk {
     }
 
     fn read(&mut self, view: &dyn TreeView, key: ObjectKey, stamp: Tid) -> Result<DirReading> {
-        let first = self.stream.is_none();
-        let mut stream = match self.stream.take() {
+        let first = self.stream.is_none() || self.has_ended;
+        let mut stream = match self.stream.take().filter(|_| !self.has_ended) {
             Some(stream) => stream,
             None => {
                 let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOATIME;
@@ -112,26 +131,30 @@ impl DirWalk {
         if stat.nlink == 0 {
             return Err(Errno::ESTALE);
         }
-        let (children, last) = self.entries(view, &mut stream)?;
+        let Entries { items, bytes, last } = self.entries(view, &mut stream)?;
         // The target has applied what was recorded between the first part and the last; the last part says all of it again.
         let xattrs = if first || last { xattrs_of(view.tree(), stream.fd())? } else { Vec::new() };
         let flags = sys::inode_flags_get(stream.fd())?;
         let attrs = Attrs::of(&stat);
-        let op = Op::StateDir { attrs, xattrs, flags, first, last, items: children.clone() };
+        let op = Op::StateDir { attrs, xattrs, flags, first, last, items };
         let mut records = vec![state(self.oid, stamp, &op, &[])];
+        let items = if let Op::StateDir { items, .. } = op { items } else { Vec::new() };
+        let children = items.into_iter().zip(bytes).map(|(item, bytes)| Child { item, bytes }).collect();
         if last && self.follow == Follow::Nothing {
             records.push(state(self.oid, stamp, &Op::StateEnd { attrs }, &[]));
         }
-        self.stream = (!last).then_some(stream);
+        self.has_ended = last;
+        self.stream = Some(stream);
         Ok(DirReading { stamp, records, children, more: !last })
     }
 
-    /// The entries of one part, and whether it is the last. The caller holds the directory's lock.
-    fn entries(&self, view: &dyn TreeView, stream: &mut DirStream) -> Result<(Vec<DirItem>, bool)> {
-        let (mut children, mut bytes) = (Vec::new(), 0);
-        while children.len() < self.part_items && bytes < PART_BYTES {
+    /// The entries of one part. The caller holds the directory's lock.
+    fn entries(&self, view: &dyn TreeView, stream: &mut DirStream) -> Result<Entries> {
+        let (mut part, mut size) = (Entries::default(), 0);
+        while part.items.len() < self.part_items && size < PART_BYTES {
             let Some(entry) = stream.next_entry()? else {
-                return Ok((children, true));
+                part.last = true;
+                break;
             };
             let Ok(name) = Name::new(&entry.name) else {
                 continue;
@@ -140,22 +163,35 @@ impl DirWalk {
                 continue;
             }
             match item(view, view.tree(), stream.fd(), name) {
-                Ok(item) => {
-                    bytes += ITEM_BYTES + item.name.as_bytes().len() + item.shape.link_text.len();
-                    children.push(item);
+                Ok((item, bytes)) => {
+                    size += ITEM_BYTES + item.name.as_bytes().len() + item.shape.link_text.len();
+                    part.items.push(item);
+                    part.bytes.push(bytes);
                 }
                 // It was met with the part before, and removed since.
                 Err(Errno::ENOENT) => {}
                 Err(errno) => return Err(errno),
             }
         }
-        Ok((children, false))
+        Ok(part)
     }
 }
 
-fn item(view: &dyn TreeView, tree: &Tree, dir: BorrowedFd<'_>, name: Name) -> Result<DirItem> {
+/// The entries of one part.
+#[derive(Default)]
+struct Entries {
+    items: Vec<DirItem>,
+    /// For each, its [`Child::bytes`].
+    bytes: Vec<u64>,
+    /// None is left.
+    last: bool,
+}
+
+/// One entry, and its [`Child::bytes`].
+fn item(view: &dyn TreeView, tree: &Tree, dir: BorrowedFd<'_>, name: Name) -> Result<(DirItem, u64)> {
     let fd = tree.open_child(dir, &name, libc::O_PATH)?;
     let found = tree.found(fd.as_fd())?;
     let shape = Shape::of(fd.as_fd(), &found.stat)?;
-    Ok(DirItem { name, oid: view.oid_of(found.key), shape })
+    let bytes = if shape.is_file() { found.stat.size.min(found.stat.blocks * 512) } else { 0 };
+    Ok((DirItem { name, oid: view.oid_of(found.key), shape }, bytes))
 }

@@ -8,15 +8,17 @@
 //!   milliseconds, not for a file.
 //! - Reading leaves no access time and no record, and opens nothing but regular files and directories for reading.
 
+mod census;
 mod changed;
 mod check;
 mod directory;
 mod object;
 
 pub use crate::backing::TreeView;
+pub use census::Census;
 pub use changed::{Changed, ChangedSince};
 pub use check::{has_reserved, name_in, read_check, read_suspect};
-pub use directory::{DirReading, DirWalk, Follow, is_dir};
+pub use directory::{Child, DirReading, DirWalk, Follow, is_dir};
 pub use object::{Compare, ObjectReading, read_changed, read_object, read_range};
 
 use crate::base::{Oid, Tid};

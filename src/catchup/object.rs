@@ -15,6 +15,8 @@ pub enum Compare {
     No,
     /// It may: send digests, the target asks for what differs.
     Digests,
+    /// It may, and where size and time of modification are the same that is believed.
+    Attributes,
 }
 
 /// A file below this size is sent whole: asking costs more than sending.
@@ -28,6 +30,8 @@ pub struct ObjectReading {
     pub records: Vec<Encoded>,
     /// Where the next piece starts; `None` when this was the last.
     pub next: Option<u64>,
+    /// Bytes of content that it stands for.
+    pub covered: u64,
 }
 
 /// Reads the object `oid` from `offset` on: what it is (when `offset` is 0) and up to [`CHUNK_BYTES`] of its data.
@@ -61,7 +65,8 @@ pub(super) fn locked(
     oid: Oid,
     read: impl FnOnce(&mut Reader<'_>) -> Result<Option<u64>>,
 ) -> Result<ObjectReading> {
-    let gone = |stamp| ObjectReading { stamp, records: vec![state(oid, stamp, &Op::StateGone, &[])], next: None };
+    let gone =
+        |stamp| ObjectReading { stamp, records: vec![state(oid, stamp, &Op::StateGone, &[])], next: None, covered: 0 };
     let Some(key) = view.key_of(oid) else {
         return Ok(gone(view.stamp()));
     };
@@ -69,11 +74,11 @@ pub(super) fn locked(
     let stamp = view.stamp();
     let outcome = Reader::open(view, oid, key, stamp).and_then(|mut reader| {
         let next = read(&mut reader)?;
-        Ok((reader.records, next))
+        Ok((reader.records, next, reader.covered))
     });
     drop(guard);
     match outcome {
-        Ok((records, next)) => Ok(ObjectReading { stamp, records, next }),
+        Ok((records, next, covered)) => Ok(ObjectReading { stamp, records, next, covered }),
         Err(errno) if is_gone(errno) => Ok(gone(stamp)),
         Err(errno) => Err(errno),
     }
@@ -87,6 +92,7 @@ pub(super) struct Reader<'a> {
     fd: OwnedFd,
     pub(super) stat: sys::Stat,
     records: Vec<Encoded>,
+    covered: u64,
 }
 
 impl<'a> Reader<'a> {
@@ -98,7 +104,7 @@ impl<'a> Reader<'a> {
         if matches!(stat.mode & libc::S_IFMT, libc::S_IFREG | libc::S_IFDIR) {
             fd = tree.open_key(key, libc::O_RDONLY | libc::O_NOATIME)?;
         }
-        Ok(Reader { view, oid, stamp, fd, stat, records: Vec::new() })
+        Ok(Reader { view, oid, stamp, fd, stat, records: Vec::new(), covered: 0 })
     }
 
     pub(super) fn is_file(&self) -> bool {
@@ -122,6 +128,9 @@ impl<'a> Reader<'a> {
     }
 
     fn piece(&mut self, offset: u64, compare: Compare) -> Result<Option<u64>> {
+        if compare == Compare::Attributes && self.is_file() {
+            return self.alike();
+        }
         if offset == 0 {
             self.head()?;
         }
@@ -138,6 +147,18 @@ impl<'a> Reader<'a> {
             return Ok(Some(end));
         }
         self.push(&Op::StateEnd { attrs: self.attrs() }, &[]);
+        Ok(None)
+    }
+
+    fn alike(&mut self) -> Result<Option<u64>> {
+        let op = Op::StateAlike {
+            shape: Shape::of(self.file(), &self.stat)?,
+            attrs: self.attrs(),
+            xattrs: xattrs_of(self.view.tree(), self.file())?,
+            flags: self.flags()?,
+        };
+        self.push(&op, &[]);
+        self.covered = self.stat.size.min(self.stat.blocks * 512);
         Ok(None)
     }
 
@@ -195,6 +216,7 @@ impl<'a> Reader<'a> {
                     let mut bytes = vec![0; take as usize];
                     sys::read_exact_at(self.file(), &mut bytes, offset)?;
                     self.push(&Op::StateData { offset, attrs }, &bytes);
+                    self.covered += take;
                     left -= take;
                     if take < len {
                         return Ok(offset + take);
@@ -225,6 +247,7 @@ impl<'a> Reader<'a> {
             at += BLOCK_BYTES;
         }
         self.push(&Op::StateHash { offset, len: end - offset, digests, attrs }, &[]);
+        self.covered += end - offset;
         Ok(end)
     }
 }

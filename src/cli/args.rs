@@ -9,7 +9,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use super::{Action, Invocation, Verbosity};
 use crate::base::{Fingerprint, Tid, VolumeUuid};
 use crate::config::{Adoption, ByteSize, Edits, MountOptions, Paths, TargetName, TargetUrl, VolumeName};
-use crate::control::{PfsVerb, Promotion};
+use crate::control::{MirrorAction, PfsVerb, Promotion};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -204,6 +204,12 @@ pub enum OperatorCommand {
     /// Stop sending to a target for a while, or go on; it keeps its place
     #[command(subcommand)]
     Replication(ReplicationCommand),
+    /// Begin a mirror of a target anew, or hold the one that runs; changes are sent all the while
+    #[command(subcommand)]
+    Mirror(MirrorCommand),
+    /// What a target's tree held and its source does not have: look at it, move it away, remove it
+    #[command(subcommand)]
+    Orphans(OrphansCommand),
     /// Hosts that may call this one, and that it calls: show, add, list, forget
     #[command(subcommand)]
     Peer(PeerCommand),
@@ -464,6 +470,94 @@ pub enum ReplicationCommand {
     /// Go on where it stopped
     #[command(after_help = "Example:\n  dtfs replication resume data beta")]
     Resume(TargetArgs),
+}
+
+/// `dtfs mirror ...`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum MirrorCommand {
+    /// Make a target equal to its source, whatever it has
+    #[command(
+        after_help = "Examples:\n  dtfs mirror start data replica --checksum\n  dtfs mirror start data replica --full --wait"
+    )]
+    Start(MirrorStartArgs),
+    /// Give the mirror up; the target is consistent at no TID until one is started and done
+    Stop(TargetArgs),
+    /// Hold it until it is resumed, also after a restart
+    Pause(TargetArgs),
+    /// Go on where it was paused
+    Resume(TargetArgs),
+}
+
+/// `dtfs orphans ...`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum OrphansCommand {
+    /// Show them
+    Scan(OrphansArgs),
+    /// Move them to a directory below the target's .dtfs, with the paths that they had
+    #[command(after_help = "Example:\n  dtfs orphans move data replica --to found --older-than 7d")]
+    Move {
+        #[command(flatten)]
+        args: OrphansArgs,
+        /// The directory's name
+        #[arg(long, value_name = "NAME")]
+        to: String,
+    },
+    /// Remove them, directories with all that is in them
+    Delete(OrphansArgs),
+}
+
+/// Which orphans.
+#[derive(Args, Clone, Debug)]
+pub struct OrphansArgs {
+    /// Of what.
+    #[command(flatten)]
+    pub which: TargetArgs,
+    /// Only those that were set aside so long ago, such as 1h or 7d
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub older_than: Option<Duration>,
+    /// For programs
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `dtfs mirror start ...`.
+#[derive(Args, Clone, Debug)]
+pub struct MirrorStartArgs {
+    /// Of what.
+    #[command(flatten)]
+    pub which: TargetArgs,
+    /// How.
+    #[command(flatten)]
+    pub kind: MirrorKindArgs,
+    /// Wait until it is done, also where no terminal shows how far it is
+    #[arg(short, long)]
+    pub wait: bool,
+}
+
+/// What is done with what the target has.
+#[derive(Args, Clone, Debug)]
+#[group(multiple = false)]
+pub struct MirrorKindArgs {
+    /// Send everything
+    #[arg(long)]
+    pub full: bool,
+    /// Believe size and time of modification, compare the rest; send what differs (this is done when none is chosen)
+    #[arg(long)]
+    pub difference: bool,
+    /// Compare all content; send what differs
+    #[arg(long)]
+    pub checksum: bool,
+}
+
+impl MirrorStartArgs {
+    /// Which kind was chosen.
+    pub fn action(&self) -> MirrorAction {
+        match (self.kind.full, self.kind.checksum) {
+            (true, _) => MirrorAction::Full,
+            (_, true) => MirrorAction::Checksum,
+            _ => MirrorAction::Difference,
+        }
+    }
 }
 
 /// A volume and one of its targets.

@@ -4,7 +4,9 @@ use std::io::{self, Write};
 
 use super::args::{LogArgs, OperatorCommand, WaitArgs};
 use super::print::{print_json, say};
-use super::{Verbosity, define, manual, mirror, monitor, mounts, peers, roles, status, verify, watch};
+use super::{
+    Verbosity, define, manual, mirror, mirror_start, monitor, mounts, orphans, peers, roles, status, verify, watch,
+};
 use crate::config::{Edits, Paths};
 use crate::control::ops::{self, LogRange, WaitFor, resolve_volume};
 use crate::control::{ExitCode, Failure, LogEntry, MirrorMode};
@@ -26,6 +28,8 @@ pub(super) fn run(
         OperatorCommand::Forget(command) => define::forget(paths, verbosity, command, output),
         OperatorCommand::Peer(command) => peers::run(paths, verbosity, command, output),
         OperatorCommand::Replication(command) => define::replication(paths, verbosity, command, output),
+        OperatorCommand::Mirror(command) => mirror_start::run(paths, verbosity, command, output),
+        OperatorCommand::Orphans(command) => orphans::run(paths, command, output),
         OperatorCommand::Status(args) => status::run(paths, args, output),
         OperatorCommand::Verify(args) => verify::run(paths, verbosity, args, output),
         OperatorCommand::Check { files } => watch::check(paths, files),

@@ -9,7 +9,7 @@ use super::print::{print_json, say};
 use super::table::Table;
 use crate::config::Paths;
 use crate::control::ops::{self, resolve_volume};
-use crate::control::{ExitCode, Failure, StatusReply, TargetStatus, VolumeStatus};
+use crate::control::{CopyStatus, ExitCode, Failure, StatusReply, TargetStatus, VolumeStatus};
 
 /// How often `--watch` shows it again.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
@@ -44,8 +44,17 @@ fn watch(output: &mut dyn Write, show: &dyn Fn(&mut dyn Write) -> Result<(), Fai
 }
 
 pub(super) fn print(output: &mut dyn Write, status: &StatusReply) -> Result<(), Failure> {
-    if status.volumes.is_empty() {
+    if status.volumes.is_empty() && status.copies.is_empty() {
         return say(output, "no volumes; make one with: dtfs define volume VOL DIR");
+    }
+    if !status.copies.is_empty() {
+        print_copies(output, &status.copies)?;
+    }
+    if status.volumes.is_empty() {
+        return Ok(());
+    }
+    if !status.copies.is_empty() {
+        say(output, "")?;
     }
     print_volumes(output, &status.volumes)?;
     if status.volumes.iter().any(|volume| !volume.targets.is_empty()) {
@@ -53,6 +62,15 @@ pub(super) fn print(output: &mut dyn Write, status: &StatusReply) -> Result<(), 
         print_targets(output, &status.volumes)?;
     }
     Ok(())
+}
+
+fn print_copies(output: &mut dyn Write, copies: &[CopyStatus]) -> Result<(), Failure> {
+    let mut table = Table::new(&["COPY", "WRITTEN BY", "APPLIED TID", "PATH"]);
+    for copy in copies {
+        let path = copy.path.display().to_string();
+        table.row([copy.name.to_string(), copy.host.clone(), copy.applied_tid.to_string(), path]);
+    }
+    table.print(output)
 }
 
 fn print_volumes(output: &mut dyn Write, volumes: &[VolumeStatus]) -> Result<(), Failure> {
@@ -126,6 +144,11 @@ fn journal(volume: &VolumeStatus) -> String {
 
 /// What is left, and when that ends.
 fn work(target: &TargetStatus) -> String {
+    if let Some(mirror) = target.mirror.as_ref().filter(|mirror| mirror.is_running()) {
+        let total = mirror.total_objects.map(|total| format!(" of {total}")).unwrap_or_default();
+        let left = mirror.seconds_left.map(|left| format!(" (about {})", duration(left as f64))).unwrap_or_default();
+        return format!("{}{total} objects{left}", mirror.objects);
+    }
     match target.work_seconds {
         Some(seconds) => format!("{} (about {})", target.work_left, duration(seconds as f64)),
         None => target.work_left.to_string(),
@@ -150,7 +173,12 @@ fn reason(target: &TargetStatus) -> String {
     let reason = match (target.state.parts().1, &target.last_error) {
         (Some(reason), _) => Some(reason.to_owned()),
         (None, Some(error)) => Some(format!("{}: {}", error.time, error.message)),
-        (None, None) => target.differs.clone(),
+        (None, None) => match &target.mirror {
+            Some(mirror) if mirror.progress == "paused" => Some("its mirror is paused".to_owned()),
+            Some(mirror) if mirror.progress == "stopped" => Some("its mirror was given up".to_owned()),
+            _ if target.delay_seconds > 0 => Some(format!("stays {} behind", duration(target.delay_seconds as f64))),
+            _ => target.differs.clone(),
+        },
     };
     reason.into_iter().chain(target.clock_skew()).collect::<Vec<_>>().join("; ")
 }

@@ -120,6 +120,7 @@ fn status_is_a_table() {
         lag_changes: 1,
         lag_bytes: 2048,
         lag_seconds: 75.0,
+        delay_seconds: 0,
         rate_bytes: 10240,
         work_seconds: None,
         work_left: 0,
@@ -128,6 +129,8 @@ fn status_is_a_table() {
         errors: 0,
         clock_offset_seconds: None,
         differs: None,
+        orphans: None,
+        mirror: None,
         verify: None,
         last_error: Some(LastError { time: "2026-01-01T00:00:00.000Z".into(), message: "cut".into() }),
     };

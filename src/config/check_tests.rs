@@ -101,6 +101,9 @@ fn targets_and_volumes_keep_apart() {
         adoption: Adoption::Refuse,
         bandwidth: None,
         period: None,
+        orphans: None,
+        orphans_older_than: None,
+        delay: None,
         activity: Default::default(),
     };
     let volume = VolumeName::new("a").unwrap();

@@ -37,6 +37,18 @@ impl FromStr for VerifyEvery {
     }
 }
 
+/// How old a change is when a target performs it, written as a [`VerifyEvery`] is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(transparent)]
+pub struct Delay(VerifyEvery);
+
+impl Delay {
+    /// The time in seconds.
+    pub fn seconds(self) -> u64 {
+        self.0.seconds()
+    }
+}
+
 impl TryFrom<String> for VerifyEvery {
     type Error = EveryProblem;
 

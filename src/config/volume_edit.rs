@@ -186,6 +186,9 @@ mod tests {
             adoption: Adoption::Refuse,
             bandwidth: None,
             period: None,
+            orphans: None,
+            orphans_older_than: None,
+            delay: None,
             activity: Activity::Running,
         }
     }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Bandwidth, ByteSize, ConfigError, Paths, TargetName, TargetUrl, VerifyEvery, VolumeName, atomic, toml_text,
+    Bandwidth, ByteSize, ConfigError, Delay, Orphans, Paths, TargetName, TargetUrl, VerifyEvery, VolumeName, atomic,
+    toml_text,
 };
 
 /// The part this host plays for a volume.
@@ -58,6 +59,15 @@ pub struct TargetEntry {
     /// How many seconds it is left alone between two deliveries; `None` for not at all: it follows every change.
     #[serde(default)]
     pub period: Option<NonZeroU32>,
+    /// What becomes of its orphans; without it they are told where it took over a tree, and removed where it did not.
+    #[serde(default)]
+    pub orphans: Option<Orphans>,
+    /// How long orphans are kept before that; without it seven days.
+    #[serde(default)]
+    pub orphans_older_than: Option<VerifyEvery>,
+    /// How long it stays behind on purpose; `None` is not at all.
+    #[serde(default)]
+    pub delay: Option<Delay>,
     /// Whether it is sent to at all for now.
     #[serde(default, rename = "paused")]
     pub activity: Activity,
@@ -216,7 +226,7 @@ impl VolumeFile {
 mod tests {
     use super::*;
 
-    const SAMPLE: &str = "# data\nrole = \"master\"\njournal_cap = \"8G\"\n\n[[target]]\nname = \"one\"\nurl = \"local:/one\"\nadopt = true\n";
+    const SAMPLE: &str = "# data\nrole = \"master\"\njournal_cap = \"8G\"\n\n[[target]]\nname = \"one\"\nurl = \"local:/one\"\nadopt = true\ndelay = \"6h\"\n";
 
     fn parse(text: &str) -> Result<VolumeFile, ConfigError> {
         VolumeFile::parse(Path::new("data.toml"), text.as_bytes())
@@ -227,6 +237,7 @@ mod tests {
         let file = parse(SAMPLE).unwrap();
         assert_eq!(file.journal_cap, Some(ByteSize(8 << 30)));
         assert_eq!(file.targets[0].adoption, Adoption::Allow);
+        assert_eq!(file.targets[0].delay.map(Delay::seconds), Some(6 * 3600));
         assert_eq!(parse("").unwrap(), VolumeFile::default());
     }
 

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::mirror::MirrorAction;
+use super::orphans::{OrphanVerb, OrphansReply};
 use super::status::{StatusReply, VolumeState};
 use super::verify::VerifyReply;
 use super::{Demoted, ExitCode, Failure, Holders, MirrorProgress, MirrorRun, OwnVersions, PfsStatus, tid_text};
@@ -119,6 +121,27 @@ pub enum Request {
         repair: bool,
         /// Most bytes a second that are read at each side; `None` for as many as go.
         bandwidth: Option<u64>,
+    },
+    /// Begin a mirror of a target, or do something with the one that runs. Answer: [`Reply::Done`]; how far it is, tells
+    /// [`Request::Status`].
+    SetMirror {
+        /// Which volume.
+        volume: VolumeName,
+        /// Which target.
+        target: TargetName,
+        /// What.
+        action: MirrorAction,
+    },
+    /// Look at the orphans of a target, or do something with them. Answer: [`Reply::Orphans`].
+    Orphans {
+        /// Which volume.
+        volume: VolumeName,
+        /// Which target.
+        target: TargetName,
+        /// What.
+        what: OrphanVerb,
+        /// Only those that have been set aside for at least so many seconds.
+        older_than_sec: u64,
     },
     /// What [`Request::Reload`] would do. Answer: [`Reply::Notes`].
     PlanReload,
@@ -243,6 +266,8 @@ pub enum Reply {
         #[serde(with = "tid_text")]
         tid: Tid,
     },
+    /// A target's orphans.
+    Orphans(OrphansReply),
     /// How a verification stands, or how it ended.
     Verified(VerifyReply),
     /// Records, oldest first.

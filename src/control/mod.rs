@@ -10,7 +10,9 @@ mod exit;
 mod holders;
 mod line;
 mod message;
+mod mirror;
 pub mod ops;
+mod orphans;
 mod pfs;
 mod roles;
 mod server;
@@ -29,10 +31,14 @@ pub use message::{
     Access, EventEntry, LogEntry, MountReply, MountRow, MountVerdict, MountsReply, Problem, Reply, Request, Selection,
     Verdict,
 };
+pub use mirror::{MirrorAction, MirrorReply};
+pub use orphans::{OrphanRow, OrphanVerb, OrphansReply};
 pub use pfs::{MirrorMode, MirrorProgress, MirrorRun, PfsRole, PfsStatus, PfsVerb};
 pub use roles::{Demoted, OwnVersions, Promotion};
 pub use server::{Handler, ReplySink, Server, Stopper, parse_request};
-pub use status::{DaemonStatus, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
+pub use status::{
+    CopyStatus, DaemonStatus, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339,
+};
 pub use verify::{DifferenceRow, VerifyReply};
 
 /// Version of the protocol and of every `--json` output. Fields may be added within a version, never change meaning.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Opener, Unseen, VerifyReply, tid_text};
+use super::{MirrorReply, Opener, Unseen, VerifyReply, tid_text};
 use crate::base::{Tid, Timespec};
 use crate::config::{TargetName, VolumeName};
 
@@ -17,6 +17,23 @@ pub struct StatusReply {
     pub daemon: DaemonStatus,
     /// In the order of `dtfs_mounts`.
     pub volumes: Vec<VolumeStatus>,
+    /// Copies that other hosts write here over tls://, by name; none when one volume was asked for.
+    #[serde(default)]
+    pub copies: Vec<CopyStatus>,
+}
+
+/// A copy of another host's volume, as `define source` made it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct CopyStatus {
+    /// What it is called here.
+    pub name: VolumeName,
+    /// Who may write it.
+    pub host: String,
+    /// Its directory.
+    pub path: PathBuf,
+    /// The newest change that is durable in its tree; 0 before the first session, and when it cannot be read.
+    #[serde(with = "tid_text")]
+    pub applied_tid: Tid,
 }
 
 /// The daemon that answered.
@@ -123,9 +140,12 @@ pub struct TargetStatus {
     /// About how many bytes of journal these changes are.
     #[serde(default)]
     pub lag_bytes: u64,
-    /// How long ago the oldest of them was made, in seconds; 0 when there is none.
+    /// How long ago the oldest of them was made, beyond the delay, in seconds; 0 when there is none.
     #[serde(default)]
     pub lag_seconds: f64,
+    /// How long it stays behind on purpose, in seconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub delay_seconds: u64,
     /// Bytes sent in a second, on the average of the last ten.
     #[serde(default)]
     pub rate_bytes: u64,
@@ -149,11 +169,21 @@ pub struct TargetStatus {
     /// What it stores otherwise than it is sent, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub differs: Option<String>,
+    /// How many orphans it had when it was last asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub orphans: Option<u64>,
+    /// How the mirror that runs stands, or how the last one ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<MirrorReply>,
     /// How the verification that runs stands, or how the last one since the daemon started ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<VerifyReply>,
     /// The last thing that went wrong, also when it was overcome.
     pub last_error: Option<LastError>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What a target does now. In JSON the key `state`, with `reason` beside it where there is one.

@@ -69,7 +69,12 @@ fn find<'a>(volumes: &'a [Arc<Volume>], name: &VolumeName) -> Option<&'a Arc<Vol
 
 fn what_is_left(volume: &Volume) -> Vec<Left> {
     let Ok(status) = super::status::volume_status(volume) else { return Vec::new() };
-    let behind = status.targets.into_iter().filter(|target| target.applied_tid < status.last_tid);
+    // What waits on purpose is where it is to be when it was received.
+    let reached = |target: &TargetStatus| match target.delay_seconds {
+        0 => target.applied_tid,
+        _ => target.received_tid,
+    };
+    let behind = status.targets.into_iter().filter(|target| reached(target) < status.last_tid);
     behind.map(|target| Left { volume: volume.name.clone(), target, last: status.last_tid }).collect()
 }
 

@@ -56,6 +56,14 @@ impl Handler for DaemonHandler {
                 let request = VerifyRequest { repair, bandwidth_bytes: bandwidth };
                 volumes.need(&volume)?.verify(&target, request, sink)
             }
+            Request::Orphans { volume, target, what, older_than_sec } => {
+                let reply = volumes.need(&volume)?.orphans(&target, (what, older_than_sec), sink)?;
+                Ok(Reply::Orphans(reply))
+            }
+            Request::SetMirror { volume, target, action } => {
+                volumes.need(&volume)?.set_mirror(&target, action)?;
+                Ok(Reply::Done)
+            }
             Request::Events { volume, follow, limit } => {
                 let follow = if follow { super::log::Follow::Yes } else { super::log::Follow::No };
                 super::events::events(volumes, &super::events::Which { volume, follow, limit }, sink)

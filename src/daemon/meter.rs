@@ -128,7 +128,8 @@ impl Meter {
         let histories = self.volumes.lock();
         let history = histories.get(volume);
         if status.lag_changes > 0 {
-            status.lag_seconds = history.map_or(0.0, |h| lag(&h.tids, status.applied_tid, now, last_ack_ns));
+            let lag = history.map_or(0.0, |h| lag(&h.tids, status.applied_tid, now, last_ack_ns));
+            status.lag_seconds = (lag - status.delay_seconds as f64).max(0.0);
         }
         let Some(target) = history.and_then(|history| history.targets.get(&status.name)) else { return };
         status.rate_bytes = rate(&target.sent, now, status.bytes_sent);

@@ -70,6 +70,9 @@ fn find_target(volumes: &Volumes, volume: &VolumeName, text: &str) -> Result<Tar
         adoption: Adoption::Refuse,
         bandwidth: None,
         period: None,
+        orphans: None,
+        orphans_older_than: None,
+        delay: None,
         activity: Activity::Running,
     };
     check_target_entry(&volumes.paths, volume, &entry, &mounts)?;

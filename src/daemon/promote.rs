@@ -128,7 +128,7 @@ fn cannot_found(error: JournalError) -> Failure {
 
 fn refused(dir: &Path, error: RaiseError) -> Failure {
     let code = match &error {
-        RaiseError::Converging { .. } => ExitCode::Refused,
+        RaiseError::Converging { .. } | RaiseError::Performed { .. } => ExitCode::Refused,
         RaiseError::NoReplica { .. } => ExitCode::Usage,
         RaiseError::Replica(ReplicaError::Busy { .. }) => ExitCode::Busy,
         _ => ExitCode::Failed,
@@ -141,6 +141,7 @@ fn refused(dir: &Path, error: RaiseError) -> Failure {
             "its source is still there: stop it, or forget the target there, first"
         }
         RaiseError::NoReplica { .. } => "name the directory of a target's tree on this host",
+        RaiseError::Performed { .. } => "name that TID or a later one with --at, or take everything without --at",
         _ => return Failure::new(code, format!("{}: {error}", dir.display())),
     };
     Failure::new(code, format!("{}: {error}", dir.display())).with_remedy(remedy)

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use super::volume::Volume;
 use super::volumes::Volumes;
+use crate::applier::Replica;
 use crate::base::{Tid, Timespec};
-use crate::config::{MountEntry, TargetName, VolumeName};
-use crate::control::{Failure, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339};
+use crate::config::{Delay, MountEntry, Paths, TargetName, VolumeFile, VolumeName};
+use crate::control::{
+    CopyStatus, Failure, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339,
+};
 use crate::journal::{TargetRow, WorkReason};
 use crate::sender::{SenderState, SenderStatus};
 
@@ -46,8 +49,22 @@ pub(super) fn status(volumes: &Volumes, only: Option<&VolumeName>) -> Result<Sta
     }
     match (only, reply.volumes.is_empty()) {
         (Some(name), true) => volumes.need(name).map(|_| reply),
-        _ => Ok(reply),
+        (Some(_), false) => Ok(reply),
+        (None, _) => Ok(StatusReply { copies: copies(&volumes.paths)?, ..reply }),
     }
+}
+
+/// The copies that other hosts write here.
+fn copies(paths: &Paths) -> Result<Vec<CopyStatus>, Failure> {
+    let files = VolumeFile::load_all(paths)?.into_iter();
+    let sources = files.filter_map(|named| Some((named.volume, named.file.ok()?.source?)));
+    Ok(sources
+        .map(|(name, source)| {
+            let about = Replica::describe(&source.dir, &paths.replicas_dir()).ok().flatten();
+            let applied_tid = about.map_or(Tid::ZERO, |about| about.applied.tid);
+            CopyStatus { name, host: source.host, path: source.dir, applied_tid }
+        })
+        .collect())
 }
 
 fn closed_volume(volumes: &Volumes, entry: &MountEntry) -> VolumeStatus {
@@ -75,7 +92,9 @@ pub(super) fn volume_status(volume: &Volume) -> Result<VolumeStatus, Failure> {
     let mut targets = Vec::new();
     for (name, sender) in &live.senders {
         if let Some(row) = volume.journal.store().target(name.as_str()).map_err(super::volume::VolumeError::from)? {
-            targets.push(target(volume, name, &row, (&sender.status(), live.sees_all()))?);
+            let status = target(volume, name, &row, (&sender.status(), live.sees_all()))?;
+            let delay = live.entries.get(name).and_then(|entry| entry.delay);
+            targets.push(TargetStatus { delay_seconds: delay.map_or(0, Delay::seconds), ..status });
         }
     }
     for name in &live.paused {
@@ -111,7 +130,8 @@ fn target(
     let failed = super::volume::VolumeError::from;
     let work_left = store.work_count(row.id).map_err(failed)?;
     let oldest = store.work_next(row.id, 0, 1).map_err(failed)?;
-    let mirroring = oldest.first().is_some_and(|work| work.reason == WorkReason::Mirror);
+    let bulk = |reason| matches!(reason, WorkReason::Mirror | WorkReason::Difference);
+    let mirroring = oldest.first().is_some_and(|work| bulk(work.reason));
     let settled = row.applied >= sender.high_water && !sender.unsettled;
     let consistent = sees_all && row.mirrored && work_left == 0 && sender.blocked == 0 && settled;
     let state = match &sender.state {
@@ -136,6 +156,7 @@ fn target(
         lag_changes: volume.journal.last_tid().0.saturating_sub(row.applied.0),
         lag_bytes: volume.journal.bytes_after(row.applied),
         lag_seconds: 0.0,
+        delay_seconds: 0,
         rate_bytes: 0,
         work_seconds: None,
         work_left,
@@ -144,6 +165,8 @@ fn target(
         errors: sender.errors,
         clock_offset_seconds: sender.clock_offset_micros.map(|micros| micros as f64 / 1e6),
         differs: sender.differs.clone(),
+        orphans: sender.orphans,
+        mirror: volume.mirror_reply(row, sender)?,
         verify: sender.verify.as_ref().map(|progress| volume.verify_reply(name, progress)),
         last_error: sender.last_error.as_ref().map(last_error),
     })

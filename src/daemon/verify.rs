@@ -112,7 +112,7 @@ fn row(found: &Found) -> DifferenceRow {
 }
 
 /// A path for people: bytes that are no text escaped, `.` for the root.
-fn show(path: &[u8]) -> String {
+pub(super) fn show(path: &[u8]) -> String {
     let part = |bytes: &[u8]| Name::new(bytes).map_or_else(|_| bytes.escape_ascii().to_string(), |n| n.to_string());
     match path.is_empty() {
         true => ".".to_owned(),

@@ -16,8 +16,8 @@ use super::watched::Moment;
 use crate::backing::{BackingError, Tree, TreeView};
 use crate::base::Tid;
 use crate::config::{
-    AccessTimes, Activity, Adoption, Bandwidth, ByteSize, JournalFull, MountEntry, MountOptions, OpenFiles, Paths,
-    Submounts, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
+    AccessTimes, Activity, Adoption, Bandwidth, ByteSize, Delay, JournalFull, MountEntry, MountOptions, OpenFiles,
+    Paths, Submounts, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
 };
 use crate::control::{ExitCode, Failure, Holders, Objects, Opener, look_below};
 use crate::fuse::{MountError, MountedVolume, Unmount, Unmounted};
@@ -60,7 +60,7 @@ pub(super) struct Live {
     /// Those of them that a command runs, and not the volume's file.
     runs: BTreeSet<TargetName>,
     /// What each sender was started with.
-    entries: BTreeMap<TargetName, TargetEntry>,
+    pub(super) entries: BTreeMap<TargetName, TargetEntry>,
     /// Targets that nothing is sent to for now.
     pub(super) paused: Vec<TargetName>,
 }
@@ -439,6 +439,8 @@ impl Volume {
             },
             rate,
             period: target.period.map(|seconds| Duration::from_secs(seconds.get().into())),
+            orphans: Some(super::orphans::policy(target)),
+            delay_seconds: target.delay.map_or(0, Delay::seconds),
             forked: match target.adoption {
                 Adoption::Allow => Forked::Compare,
                 Adoption::Refuse => Forked::Refuse,

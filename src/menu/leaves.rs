@@ -26,6 +26,7 @@ impl Leaf {
             Leaf::UnmountOne => unmount_one(paths, talk),
             Leaf::DefineTarget => look::define_target(paths, talk),
             Leaf::ForgetTarget => look::forget_target(paths, talk),
+            Leaf::Mirror => look::mirror(paths, talk),
             Leaf::Reload => look::reload(paths, talk),
             Leaf::Status => look::status(paths, talk),
             Leaf::Events => look::events(paths, talk),

@@ -5,7 +5,7 @@ use super::leaves::{say_command, say_told};
 use super::talk::Talk;
 use crate::config::{Adoption, Paths, TargetName, TargetUrl};
 use crate::control::ops::{self, EventRange, NewTarget, Severity, resolve_volume};
-use crate::control::{ExitCode, Failure};
+use crate::control::{ExitCode, Failure, MirrorAction};
 
 /// How many of the newest events are shown.
 const EVENTS: usize = 20;
@@ -39,6 +39,28 @@ pub(super) fn forget_target(paths: &Paths, talk: &mut Talk<'_>) -> Result<ExitCo
     let target = TargetName::new(&name)?;
     ops::forget_target(paths, &volume, &target)?;
     say(talk, &format!("Forgot the target {target} of {volume}. Its tree is untouched."))?;
+    Ok(ExitCode::Ok)
+}
+
+pub(super) fn mirror(paths: &Paths, talk: &mut Talk<'_>) -> Result<ExitCode, Failure> {
+    let Some(volume) = ask(talk, "Volume (name or path): ")? else { return Ok(ExitCode::Ok) };
+    let Some(name) = ask(talk, "Target to mirror (its name): ")? else { return Ok(ExitCode::Ok) };
+    let question = "Which kind: full, difference or checksum? [difference] ";
+    let Some(kind) = talk.ask(question).map_err(cannot_write)? else { return Ok(ExitCode::Ok) };
+    let (option, action) = match kind.as_str() {
+        "full" => ("--full", MirrorAction::Full),
+        "" | "difference" => ("--difference", MirrorAction::Difference),
+        "checksum" => ("--checksum", MirrorAction::Checksum),
+        _ => {
+            let message = format!("\"{kind}\" is no kind of mirror");
+            return Err(Failure::new(ExitCode::Usage, message).with_remedy("answer full, difference or checksum"));
+        }
+    };
+    say_command(paths, talk, &["mirror", "start", &volume, &name, option])?;
+    let volume = resolve_volume(paths, &volume)?;
+    let target = TargetName::new(&name)?;
+    ops::set_mirror(paths, volume.clone(), target.clone(), action)?;
+    say(talk, &format!("A mirror of {volume} at {target} has begun; 4.1 shows how far it is."))?;
     Ok(ExitCode::Ok)
 }
 

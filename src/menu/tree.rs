@@ -26,6 +26,7 @@ pub(super) enum Leaf {
     UnmountOne,
     DefineTarget,
     ForgetTarget,
+    Mirror,
     Reload,
     Status,
     Events,
@@ -37,6 +38,7 @@ impl Leaf {
     /// How many questions it asks.
     pub(super) fn answers(self) -> usize {
         match self {
+            Leaf::Mirror => 3,
             Leaf::AddEntry | Leaf::DefineTarget | Leaf::ForgetTarget => 2,
             Leaf::RemoveEntry | Leaf::MountOne | Leaf::UnmountOne => 1,
             Leaf::MountAll | Leaf::UnmountAll => 0,
@@ -121,10 +123,11 @@ static REPLICATION: [Node; 3] = [
     menu("1.3.2", "Block Device Replication setup file", &BLOCK_DEVICES),
     menu("1.3.3", "Manual replication configuration", &MANUAL),
 ];
-static TARGETS: [Node; 3] = [
+static TARGETS: [Node; 4] = [
     leaf("1.6.1", "Define a target", Leaf::DefineTarget),
     leaf("1.6.2", "Forget a target", Leaf::ForgetTarget),
     leaf("1.6.3", "Read the files again", Leaf::Reload),
+    leaf("1.6.4", "Mirror a target again", Leaf::Mirror),
 ];
 static SETUP: [Node; 7] = [
     menu("1.1", "Modify security groups", &GROUPS),

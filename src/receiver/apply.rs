@@ -1,5 +1,7 @@
 //! The thread that performs what was received.
 
+mod hold;
+
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -10,9 +12,10 @@ use super::positions::Positions;
 use crate::applier::{Applier, ApplyError, Replica};
 use crate::base::{Position, Tid, faults};
 use crate::journal::{ChainEnd, JournalError, SegmentLog};
-use crate::record::{RecordIter, chain};
+use crate::record::{OrphanOrder, RecordIter, chain};
 use crate::sys::Errno;
 use crate::wire::{Ack, Convergence, Message, Need, RefuseCode, Stall};
+use hold::Hold;
 
 /// Work for the applier, in the order of the stream.
 pub(super) enum Job {
@@ -26,8 +29,12 @@ pub(super) enum Job {
     State { batch: u64, body: Vec<u8> },
     /// State records to compare with.
     Check { batch: u64, body: Vec<u8> },
+    /// What is to become of orphans.
+    Orphans(OrphanOrder),
     /// Someone waits for everything so far to be durable.
     Flush,
+    /// The inbox has no room.
+    MakeRoom,
     /// What stands against the tree's being a past state of the source.
     Convergence(Convergence),
     /// The inbox failed: what it was thought to hold may be lost.
@@ -39,6 +46,9 @@ const IDLE: Duration = Duration::from_millis(20);
 /// A source that reads from a busy disk pauses too. Where making durable takes long, a stream counts as idle only after
 /// twice that time, or the target would sync between any two batches; but never later than this.
 const IDLE_MOST: Duration = Duration::from_millis(250);
+/// State comes in a long row, from a source that reads as fast as its disk lets it and says when it has no more: a pause
+/// between two readings is no reason to sync.
+const IDLE_STATE: Duration = Duration::from_secs(1);
 /// How long and how much may be performed before it is made durable.
 const DURABLE_EVERY: Duration = Duration::from_secs(5);
 const DURABLE_BYTES: usize = 64 << 20;
@@ -47,20 +57,31 @@ const RETRY_BLOCKED: Duration = Duration::from_secs(60);
 /// Records read from the inbox at a time when a session starts.
 const REPLAY_BYTES: usize = 1 << 20;
 
+/// How a session begins.
+pub(super) struct Beginning {
+    pub(super) replica: Replica,
+    /// What sessions before this one received.
+    pub(super) received: Tid,
+    /// Up to here the tree may hold changes.
+    pub(super) high_water: Tid,
+    /// How old a record is when it is performed.
+    pub(super) delay: Duration,
+}
+
 pub(super) struct ApplyThread {
     handle: JoinHandle<Result<(), String>>,
 }
 
 impl ApplyThread {
     pub(super) fn spawn(
-        (replica, received, high_water): (Replica, Tid, Tid),
+        beginning: Beginning,
         inbox: Arc<SegmentLog>,
         queue: Receiver<Job>,
         out: Sender<Message>,
         positions: Arc<Positions>,
     ) -> ApplyThread {
         let handle = std::thread::spawn(move || {
-            let done = perform((replica, received, high_water), inbox, &queue, &out, &positions);
+            let done = perform(beginning, inbox, &queue, &out, &positions);
             positions.stop();
             match done {
                 Ok(()) | Err(PerformError::Over) => Ok(()),
@@ -112,16 +133,20 @@ impl PerformError {
 }
 
 fn perform(
-    (replica, received, high_water): (Replica, Tid, Tid),
+    Beginning { replica, received, high_water, delay }: Beginning,
     inbox: Arc<SegmentLog>,
     queue: &Receiver<Job>,
     out: &Sender<Message>,
     positions: &Positions,
 ) -> Result<(), PerformError> {
+    let settled = !replica.is_converging();
     let applier = Applier::new(replica, high_water)?;
     let mut worker = Worker {
         at: applier.applied(),
         replay_to: received,
+        high_water,
+        settled,
+        hold: Hold::new(delay),
         applier,
         inbox,
         out,
@@ -130,6 +155,7 @@ fn perform(
         pending_bytes: 0,
         pending_since: None,
         idle: IDLE,
+        in_state: false,
         started: false,
         retried: Instant::now(),
     };
@@ -145,11 +171,19 @@ struct Worker<'a> {
     at: Position,
     /// What sessions before this one received.
     replay_to: Tid,
+    /// Up to here the tree may have held changes when the session began.
+    high_water: Tid,
+    /// Whether the tree is a past state of the source, as far as the source said.
+    settled: bool,
+    /// What waits on purpose.
+    hold: Hold,
     batch: u64,
     pending_bytes: usize,
     pending_since: Option<Instant>,
     /// How long the stream may pause before everything is made durable.
     idle: Duration,
+    /// What came last was state.
+    in_state: bool,
     /// Until the source has said how it begins nothing is made durable: it compares what this copy says of itself with what
     /// it remembers, and writes down what it finds before it says so.
     started: bool,
@@ -165,6 +199,7 @@ impl Worker<'_> {
                 Err(RecvTimeoutError::Timeout) => self.idle()?,
                 Err(RecvTimeoutError::Disconnected) => return self.make_durable_if_dirty(),
             }
+            self.release_in_time()?;
             if self.is_due() {
                 self.make_durable()?;
             }
@@ -182,23 +217,36 @@ impl Worker<'_> {
     }
 
     fn job(&mut self, job: Job) -> Result<(), PerformError> {
+        self.in_state = matches!(job, Job::State { .. });
         match job {
             Job::Start => self.start(),
             Job::Jump { after } => self.jump(after),
+            Job::Records { batch, last, .. } if self.hold.is_on() => {
+                self.hold_back(last.tid)?;
+                self.taken(batch)
+            }
             Job::Records { batch, last, body } => {
                 self.records(&body)?;
                 self.at = last;
                 self.taken(batch)
             }
             Job::State { batch, body } => {
+                self.catch_up("objects came")?;
                 self.records(&body)?;
                 self.taken(batch)
             }
             Job::Check { batch, body } => {
+                self.catch_up("objects came to be compared")?;
                 self.check(batch, &body)?;
                 self.taken(batch)
             }
+            Job::Orphans(order) => {
+                let list = self.applier.orphans(&order)?;
+                let _ = self.out.send(Message::OrphansDone(list));
+                Ok(())
+            }
             Job::Flush => self.make_durable(),
+            Job::MakeRoom => self.make_room(),
             Job::Convergence(state) => self.converge(state),
             Job::Doubt { reason } => Err(PerformError::Doubt(reason)),
         }
@@ -206,9 +254,13 @@ impl Worker<'_> {
 
     /// The source goes by it only once it is known to be durable here.
     fn converge(&mut self, state: Convergence) -> Result<(), PerformError> {
-        self.applier.set_converging(state == Convergence::Converging)?;
+        self.settled = state == Convergence::Consistent;
+        if !self.settled {
+            self.end_hold()?;
+        }
+        self.applier.set_converging(!self.settled)?;
         self.positions.say(self.out, Vec::new(), |ack| ack.convergence = state);
-        Ok(())
+        if self.settled { self.begin_hold(self.at.tid) } else { Ok(()) }
     }
 
     fn start(&mut self) -> Result<(), PerformError> {
@@ -223,11 +275,24 @@ impl Worker<'_> {
         }
         // It has written down where this copy goes on.
         self.applier.settle_rejoined()?;
-        if self.applier.is_in_doubt() {
+        let doubtful = self.applier.is_in_doubt();
+        if self.settled && !doubtful {
+            self.begin_hold(self.replay_to)?;
+        }
+        if !self.hold.is_on() {
+            self.applier.forget_reach()?;
+        }
+        if doubtful {
             return Ok(self.applier.ask_for_parked()?);
         }
-        self.replay()?;
-        Ok(self.applier.ask_for_incomplete()?)
+        if !self.hold.is_on() {
+            self.replay()?;
+        }
+        match self.is_holding() {
+            // What is parked may get a name by what waits; to ask for it would end the waiting.
+            true => Ok(self.applier.ask_for_objects()?),
+            false => Ok(self.applier.ask_for_incomplete()?),
+        }
     }
 
     /// Performs what the inbox holds behind the cursor: a session before this one received it. What it takes in meanwhile
@@ -300,6 +365,7 @@ impl Worker<'_> {
     /// Everything before is made durable first, so that the cursor never names a place that the tree has not reached.
     fn jump(&mut self, after: Position) -> Result<(), PerformError> {
         self.begin()?;
+        self.catch_up("the position moves")?;
         let at = self.at;
         self.with_room(|applier| applier.begin_jump(at, after))?;
         faults::point("receiver.jump").map_err(ApplyError::Sync)?;
@@ -311,7 +377,7 @@ impl Worker<'_> {
     }
 
     fn idle(&mut self) -> Result<(), PerformError> {
-        if self.retried.elapsed() >= RETRY_BLOCKED {
+        if self.retried.elapsed() >= RETRY_BLOCKED && !self.is_holding() {
             self.retried = Instant::now();
             self.applier.ask_for_blocked()?;
             if self.applier.has_missing() {
@@ -326,10 +392,12 @@ impl Worker<'_> {
     }
 
     fn patience(&self) -> Duration {
-        match self.pending_since {
+        let patience = match self.pending_since {
+            Some(_) if self.in_state => IDLE_STATE,
             Some(_) => self.idle,
             None => DURABLE_EVERY,
-        }
+        };
+        self.hold.patience().map_or(patience, |wait| wait.min(patience))
     }
 
     fn make_durable_if_dirty(&mut self) -> Result<(), PerformError> {

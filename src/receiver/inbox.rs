@@ -55,7 +55,10 @@ impl Inbox {
             Ok(log) => match continues(&log, replica.applied()) {
                 Ok(received) => {
                     // The tree of a former source is ahead of its place, in its own way.
-                    let ahead = if replica.has_rejoined() { hello.durable } else { received.tid };
+                    let ahead = match replica.reach().map_err(ServeError::Replica)? {
+                        _ if replica.has_rejoined() => hello.durable,
+                        reach => reach.map_or(received.tid, |reach| reach.clamp(replica.applied().tid, received.tid)),
+                    };
                     return Ok(Inbox { high_water: ahead, log, received });
                 }
                 Err(error @ JournalError::Io { .. }) => return Err(error.into()),

@@ -54,6 +54,7 @@ impl Intake {
                     check(batch, &body, |record| record.op.is_state())?;
                     self.hand_over(Job::Check { batch, body })?;
                 }
+                Message::Orphans(order) => self.hand_over(Job::Orphans(order))?,
                 Message::Flush => self.hand_over(Job::Flush)?,
                 Message::Convergence(state) => self.hand_over(Job::Convergence(state))?,
                 Message::Ping => drop(self.out.send(Message::pong())),
@@ -144,7 +145,7 @@ impl Intake {
         while self.inbox.bytes_used() + bytes > self.cap_bytes && self.inbox.last_tid() > self.inbox.oldest_kept() {
             if !std::mem::replace(&mut asked, true) {
                 // What is durable in the tree leaves the inbox.
-                self.hand_over(Job::Flush)?;
+                self.hand_over(Job::MakeRoom)?;
             }
             if self.inbox.bytes_used() + bytes <= self.cap_bytes || self.positions.has_applied_all() {
                 return Ok(());
@@ -182,7 +183,11 @@ impl Stage {
     fn after(self, message: &Message) -> Result<Stage, ServeError> {
         match message {
             Message::Start { .. } => Ok(Stage::Begun),
-            Message::Records { .. } | Message::State { .. } | Message::Check { .. } | Message::Flush
+            Message::Records { .. }
+            | Message::State { .. }
+            | Message::Check { .. }
+            | Message::Orphans(_)
+            | Message::Flush
                 if self == Stage::Greeted =>
             {
                 Err(ServeError::NoStart)

@@ -37,6 +37,14 @@ pub enum RaiseError {
         /// What is missing.
         reason: String,
     },
+    /// It is to end where its tree is not any more.
+    #[error("its tree is at {reach} already, or may be: it does not go back to {at}")]
+    Performed {
+        /// Where it was to end.
+        at: Tid,
+        /// The first place where it can.
+        reach: Tid,
+    },
     /// It cannot be opened.
     #[error(transparent)]
     Replica(#[from] ReplicaError),
@@ -109,8 +117,16 @@ pub fn raise(dir: &Path, states: &Path, at: Option<Tid>, force: Force) -> Result
         Err(_) if force == Force::Yes => return raise_tree(replica, (told, spaces), (dir, state, lock)),
         Err(error) => return Err(error.into()),
     };
-    let end = at.map_or(received.tid, |at| at.clamp(applied.tid, received.tid));
+    let noted = replica.reach()?;
+    let reach = noted.map_or(received.tid, |reach| reach.clamp(applied.tid, received.tid));
+    let end = at.map_or(received.tid, |at| at.min(received.tid));
+    if let Some(at) = at.filter(|_| end < reach) {
+        return Err(RaiseError::Performed { at, reach });
+    }
     let mut applier = Applier::new(replica, end)?;
+    if noted.is_some() {
+        applier.raise_reach(end)?;
+    }
     let fork = replay(&mut applier, &log, applied, end)?;
     let incomplete = applier.count_incomplete()?;
     if incomplete > 0 && force == Force::No {

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 
 use parking_lot::Mutex;
 
-use super::apply::ApplyThread;
+use super::apply::{ApplyThread, Beginning};
 use super::inbox::{self, Inbox};
 use super::intake::Intake;
 use super::positions::Positions;
@@ -144,6 +144,8 @@ struct Ready {
     replica: Replica,
     inbox: Inbox,
     cap_bytes: u64,
+    /// How old a record is when it is performed.
+    delay: Duration,
 }
 
 fn prepare(hello: &Hello, options: &ServeOptions) -> Result<Ready, ServeError> {
@@ -158,7 +160,7 @@ fn prepare(hello: &Hello, options: &ServeOptions) -> Result<Ready, ServeError> {
         None => inbox::default_cap(&replica.inbox)?,
     };
     let inbox = Inbox::open(&mut replica, hello, inbox::log_options(cap_bytes, options.inbox_segment))?;
-    Ok(Ready { replica, inbox, cap_bytes })
+    Ok(Ready { replica, inbox, cap_bytes, delay: Duration::from_secs(hello.delay_seconds) })
 }
 
 /// A mounted volume says on its root what its history is.
@@ -205,7 +207,7 @@ fn refuse_code(error: &ServeError) -> RefuseCode {
 
 fn run<R: Read>(mut reader: FrameReader<R>, out: Sender<Message>, ready: Ready, gone: &Gone) -> Result<(), ServeError> {
     let _ = out.send(Message::HelloReply(greeting(&ready)));
-    let Ready { replica, inbox: Inbox { log, received, high_water }, cap_bytes } = ready;
+    let Ready { replica, inbox: Inbox { log, received, high_water }, cap_bytes, delay } = ready;
     // Until the intake has ended too: it writes to the inbox.
     let lock = replica.lock();
     let log = Arc::new(log);
@@ -213,8 +215,8 @@ fn run<R: Read>(mut reader: FrameReader<R>, out: Sender<Message>, ready: Ready, 
     let convergence = if replica.is_converging() { Convergence::Converging } else { Convergence::Consistent };
     let positions = Arc::new(Positions::new(received, replica.applied().tid, replica.commit(), convergence));
     gone.tell(positions.clone());
-    let replica = (replica, received.tid, high_water);
-    let apply = ApplyThread::spawn(replica, log.clone(), queue, out.clone(), positions.clone());
+    let beginning = Beginning { replica, received: received.tid, high_water, delay };
+    let apply = ApplyThread::spawn(beginning, log.clone(), queue, out.clone(), positions.clone());
     let mut intake = Intake::new((log, cap_bytes), jobs, out, positions.clone());
     let outcome = intake.run(&mut reader);
     // Closing the queue lets the applier finish what it has, make it durable and say so.

@@ -215,7 +215,7 @@ fn take_op(r: &mut FieldReader<'_>, kind: u16) -> Result<Op, DecodeError> {
     match kind {
         1..=5 => take_namespace_op(r, kind),
         16..=23 => take_object_op(r, kind),
-        32..=39 => take_state_op(r, kind),
+        32..=40 => take_state_op(r, kind),
         _ => Err(DecodeError::Value { what: "record kind", offset: 0, value: u64::from(kind) }),
     }
 }
@@ -298,6 +298,12 @@ fn take_state_op(r: &mut FieldReader<'_>, kind: u16) -> Result<Op, DecodeError> 
         36 => take_hash(r)?,
         37 => Op::StateEnd { attrs: take_attrs(r)? },
         39 => Op::StateAttrs { attrs: take_attrs(r)?, xattrs: take_xattrs(r)?, flags: take_flags(r)? },
+        40 => Op::StateAlike {
+            shape: take_shape(r)?,
+            attrs: take_attrs(r)?,
+            xattrs: take_xattrs(r)?,
+            flags: take_flags(r)?,
+        },
         _ => Op::StateGone,
     })
 }

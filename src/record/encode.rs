@@ -79,9 +79,11 @@ fn put_op(out: &mut FieldWriter, op: &Op) -> u16 {
         Op::Create { .. } | Op::Link { .. } | Op::Unlink { .. } | Op::Rename { .. } | Op::Exchange { .. } => {
             put_namespace_op(out, op)
         }
-        Op::StateDir { .. } | Op::StateObject { .. } | Op::StateAttrs { .. } | Op::StateHash { .. } => {
-            put_state_op(out, op)
-        }
+        Op::StateDir { .. }
+        | Op::StateObject { .. }
+        | Op::StateAttrs { .. }
+        | Op::StateAlike { .. }
+        | Op::StateHash { .. } => put_state_op(out, op),
         _ => put_object_op(out, op),
     }
 }
@@ -211,6 +213,13 @@ fn put_state_op(out: &mut FieldWriter, op: &Op) -> u16 {
             put_xattrs(out, xattrs);
             put_flags(out, flags);
             39
+        }
+        Op::StateAlike { shape, attrs, xattrs, flags } => {
+            put_shape(out, shape);
+            put_attrs(out, attrs);
+            put_xattrs(out, xattrs);
+            put_flags(out, flags);
+            40
         }
         Op::StateHash { offset, len, digests, attrs } => {
             out.u64(*offset);

@@ -198,6 +198,9 @@ pub enum Op {
     /// Attributes, xattrs and flags of an object that the target has; what changed of its data follows as `StateData` and
     /// `StateHole`. A target that does not have the object asks for all of it.
     StateAttrs { attrs: Attrs, xattrs: Vec<Xattr>, flags: InodeFlags },
+    /// What a file is. A target whose file has this size and time of modification, and all of its content, takes that for
+    /// the same; any other asks for the whole file.
+    StateAlike { shape: Shape, attrs: Attrs, xattrs: Vec<Xattr>, flags: InodeFlags },
     /// All of the object's state was sent.
     StateEnd { attrs: Attrs },
     /// The object does not exist (any more).
@@ -227,6 +230,7 @@ impl Op {
             Op::StateHole { .. } => "state-hole",
             Op::StateHash { .. } => "state-hash",
             Op::StateAttrs { .. } => "state-attrs",
+            Op::StateAlike { .. } => "state-alike",
             Op::StateEnd { .. } => "state-end",
             Op::StateGone => "state-gone",
         }
@@ -242,6 +246,7 @@ impl Op {
                 | Op::StateHole { .. }
                 | Op::StateHash { .. }
                 | Op::StateAttrs { .. }
+                | Op::StateAlike { .. }
                 | Op::StateEnd { .. }
                 | Op::StateGone
         )

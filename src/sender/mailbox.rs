@@ -29,6 +29,10 @@ pub(super) enum Event {
     Flush,
     /// Work rows were added.
     Work,
+    /// A mirror was begun anew, or held, or goes on.
+    Mirror,
+    /// Something is to become of orphans.
+    Orphans,
 }
 
 /// A wake-up that carries nothing.
@@ -38,6 +42,8 @@ pub(super) enum Call {
     Durable,
     Flush,
     Work,
+    Mirror,
+    Orphans,
 }
 
 #[derive(Default)]
@@ -50,7 +56,7 @@ pub(super) struct Mailbox {
 #[derive(Default)]
 struct Waiting {
     /// By [`Call`].
-    called: [bool; 4],
+    called: [bool; 6],
     heard: VecDeque<Message>,
     last_heard: Option<Instant>,
     ended: Option<WireError>,
@@ -181,7 +187,13 @@ impl Waiting {
         if let Some(error) = self.ended.take() {
             return Some(Event::Ended(error));
         }
-        let calls = [(Call::Durable, Event::Durable), (Call::Work, Event::Work), (Call::Flush, Event::Flush)];
+        let calls = [
+            (Call::Durable, Event::Durable),
+            (Call::Work, Event::Work),
+            (Call::Mirror, Event::Mirror),
+            (Call::Orphans, Event::Orphans),
+            (Call::Flush, Event::Flush),
+        ];
         calls.into_iter().find_map(|(call, event)| std::mem::take(&mut self.called[call as usize]).then_some(event))
     }
 }

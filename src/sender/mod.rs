@@ -8,6 +8,9 @@
 //! - What is under way is bounded by a window of bytes; a slow target slows its own thread and nothing else.
 
 mod mailbox;
+mod mirror;
+mod moved;
+mod orphans;
 mod pace;
 mod plan;
 mod session;
@@ -19,6 +22,8 @@ mod verify;
 mod verify_desk;
 mod work;
 
+pub use mirror::{Hold, MirrorKind, MirrorProgress, begin_mirror, last_mirror};
+pub use orphans::OrphanPolicy;
 pub use pace::Rate;
 pub use plan::{Cause, Fork, Forked, Ours, Plan, Standing, plan};
 pub use status::{SenderState, SenderStatus};

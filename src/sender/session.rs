@@ -9,6 +9,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::mailbox::{Call, Event, Mailbox};
+use super::mirror::{Counter, Hold, Meter, MirrorKind, note_begin};
+use super::moved::moved_by;
+use super::orphans::OrphanDesk;
 use super::pace::Pace;
 use super::plan::{Forked, Ours, Plan, plan};
 use super::standing::{position_at, standing};
@@ -23,7 +26,8 @@ use crate::catchup::TreeView;
 use crate::journal::{
     AWAITED, Journal, JournalError, Level, NewWork, Said, Store, TargetId, TargetRow, WorkKind, WorkReason,
 };
-use crate::sys::Errno;
+use crate::record::OrphanList;
+use crate::sys::{self, Errno, Share};
 use crate::wire::{
     Ack, Breaker, Convergence, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, PROTOCOL_VERSION,
     ReplicaState, Stall, WireError,
@@ -38,6 +42,8 @@ pub(super) struct Parts<'a> {
     pub(super) mailbox: &'a Arc<Mailbox>,
     pub(super) status: &'a SharedStatus,
     pub(super) verifier: &'a RefCell<Verifier>,
+    pub(super) counter: &'a Counter,
+    pub(super) orphans: &'a OrphanDesk,
 }
 
 /// Bytes that may be under way.
@@ -56,12 +62,19 @@ pub(super) struct Session<'a> {
     writer: FrameWriter<Box<dyn Write + Send>>,
     stream: Stream,
     walk: Walk<'a>,
+    meter: Meter,
     batch: u64,
     /// Batches under way and their size on the wire.
     under_way: VecDeque<(u64, u64)>,
     under_way_bytes: u64,
     /// Rows that end, or move on, when their batch is durable at the target.
     unfinished: VecDeque<(u64, Vec<Done>)>,
+    /// The process of a target on this host.
+    follower: Option<u32>,
+    /// How the process of a local target stands to the programs whose changes it follows.
+    share: Share,
+    /// The last batch that the target was asked to make durable because nothing followed it.
+    flushed: u64,
     last_ack: Ack,
     /// What the target was told of its work.
     told: Option<Convergence>,
@@ -105,7 +118,7 @@ impl<'a> Session<'a> {
     pub(super) fn open(
         parts: Parts<'a>,
         output: Box<dyn Write + Send>,
-        breaker: Breaker,
+        (breaker, follower): (Breaker, Option<u32>),
     ) -> Result<Session<'a>, SessionError> {
         let target = parts.options.target;
         let mut writer = FrameWriter::start(output, parts.options.compression)?;
@@ -119,6 +132,7 @@ impl<'a> Session<'a> {
             access_times: parts.options.access_times,
             label: parts.options.label.clone(),
             epochs: parts.journal.history()?.epochs,
+            delay_seconds: parts.options.delay_seconds,
         }))?;
         let reply = wait_for_reply(&parts)?;
         let differs = note_times(&parts, &reply)?;
@@ -147,11 +161,15 @@ impl<'a> Session<'a> {
             target,
             writer,
             stream,
-            walk: Walk::new(parts.view, parts.journal, target),
+            walk: Walk::new(parts.view, parts.journal, target, Hold::of(parts.journal.store(), target)?)?,
+            meter: Meter::open(parts.journal.store(), target)?,
             batch: 0,
             under_way: VecDeque::new(),
             under_way_bytes: 0,
             unfinished: VecDeque::new(),
+            follower,
+            share: Share::Behind,
+            flushed: 0,
             // What the store does not know yet is news: the ack that said so may have been lost with the session before.
             last_ack: Ack { received: after, applied: reply.applied.tid.min(stored).min(after), ..Ack::default() },
             told: None,
@@ -210,6 +228,7 @@ impl<'a> Session<'a> {
                         return Err(SessionError::Protocol("it compared what it was not sent"));
                     }
                 }
+                Message::OrphansDone(list) => self.note_orphans(list),
                 Message::Ping => self.send(&Message::pong())?,
                 _ => return Err(SessionError::Protocol("unexpected message")),
             },
@@ -220,12 +239,37 @@ impl<'a> Session<'a> {
                 self.send(&Message::Flush)?;
             }
             Event::Work => self.walk.look_again(),
+            Event::Mirror => self.begin_mirror_again()?,
+            Event::Orphans => self.ask_about_orphans()?,
             Event::Stop => {
                 let _ = self.send(&Message::Bye);
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// An operator has begun a mirror, or holds it, or lets it go on.
+    fn begin_mirror_again(&mut self) -> Result<(), SessionError> {
+        self.walk.begin_again(Hold::of(self.parts.journal.store(), self.target)?)?;
+        self.meter = Meter::open(self.parts.journal.store(), self.target)?;
+        self.count_bytes((0, 0));
+        self.parts.orphans.policy_is_due();
+        Ok(())
+    }
+
+    /// An operator asks about orphans.
+    fn ask_about_orphans(&mut self) -> Result<(), SessionError> {
+        match self.parts.orphans.take() {
+            Some(order) => self.send(&Message::Orphans(order)),
+            None => Ok(()),
+        }
+    }
+
+    fn note_orphans(&mut self, list: OrphanList) {
+        let told = Some(list.left);
+        self.parts.orphans.done(list);
+        self.parts.status.update(|status| status.orphans = told);
     }
 
     /// How long there is nothing to do but listen.
@@ -276,12 +320,20 @@ impl<'a> Session<'a> {
         }
         if self.stream.wants_state() {
             let mut readings = self.walk.read_some()?;
+            if self.walk.begins_tree() {
+                self.parts.counter.begin();
+            }
             if !readings.is_empty() {
                 self.tell(Convergence::Converging)?;
             }
-            if readings.is_empty() && self.unfinished.is_empty() {
+            if readings.is_empty() && self.unfinished.is_empty() && !self.walk.is_held() {
                 readings = self.verify_some()?;
             }
+            self.take_share(if readings.is_empty() && self.unfinished.is_empty() {
+                Share::Behind
+            } else {
+                Share::Beside
+            });
             let stamp = self.stream.queue(readings);
             if let Some(stamp) = stamp.filter(|_| !faults::skipped("journal.durable_only")) {
                 // State may not overtake the records it includes, and those are sent only once they are durable.
@@ -290,7 +342,7 @@ impl<'a> Session<'a> {
         }
         // State that was read is never held up: it is what somebody waits for, or the target lacks.
         if self.stream.wants_state() && self.rests_until.is_some_and(|until| Instant::now() < until) {
-            return Ok(false);
+            return self.rest();
         }
         let durable = match faults::skipped("journal.durable_only") {
             true => self.parts.journal.last_tid(),
@@ -302,8 +354,9 @@ impl<'a> Session<'a> {
         };
         let Some(next) = next else {
             self.rests_until = self.parts.options.period.map(|period| Instant::now() + period);
-            return Ok(false);
+            return self.rest();
         };
+        self.note_moves(&next.message)?;
         let bytes = match matches!(next.message, Message::Records { .. }) && faults::skipped("sender.batch") {
             true => 0,
             false => self.writer.send(&next.message)?,
@@ -318,8 +371,56 @@ impl<'a> Session<'a> {
         } else if !next.done.is_empty() {
             self.unfinished.push_back((self.batch, next.done));
         }
-        self.count_bytes(next.objects);
+        self.count_bytes(next.read);
         Ok(true)
+    }
+
+    /// A target on this host follows the changes of programs at a small share of the processor; whoever waits for a mirror or
+    /// a repair is not to wait ten times as long for it.
+    fn take_share(&mut self, share: Share) {
+        if std::mem::replace(&mut self.share, share) != share
+            && let Some(pid) = self.follower
+            && let Err(errno) = sys::set_share(pid, share)
+        {
+            tracing::debug!(%errno, "the target's process keeps its priority");
+        }
+    }
+
+    /// What moves while a tree is read for this target gets a row of its own where it may be missed, before the target hears of
+    /// the move: if this session ends there, the next one sends the record again.
+    fn note_moves(&mut self, message: &Message) -> Result<(), SessionError> {
+        let Message::Records { body, .. } = message else { return Ok(()) };
+        let verifies = self.parts.verifier.borrow().is_reading();
+        if self.walk.tree().is_none() && !verifies || faults::skipped("sender.moved") {
+            return Ok(());
+        }
+        let moved = moved_by(body);
+        let rows = self.walk.missed(&moved);
+        if !rows.is_empty() {
+            self.parts.journal.store().work_insert(self.target, &rows)?;
+            self.walk.look_again();
+        }
+        if verifies {
+            self.parts.verifier.borrow_mut().moved(self.parts.view, &moved);
+        }
+        Ok(())
+    }
+
+    /// Nothing can be sent now. A target that is sent state waits for more of it before it makes it durable: when there is
+    /// no more it is told. Always false.
+    fn rest(&mut self) -> Result<bool, SessionError> {
+        let last = self.unfinished.back().map_or(0, |(batch, _)| *batch);
+        if last > self.flushed && self.stream.wants_state() {
+            self.flushed = last;
+            self.send(&Message::Flush)?;
+        }
+        if self.unfinished.is_empty()
+            && self.stream.wants_state()
+            && let Some(order) = self.parts.options.orphans.as_ref().and_then(|policy| self.parts.orphans.due(policy))
+        {
+            self.send(&Message::Orphans(order))?;
+        }
+        Ok(false)
     }
 
     /// The records that come next were dropped while they waited: rows of work cover them, and the stream goes on behind.
@@ -327,6 +428,10 @@ impl<'a> Session<'a> {
         let row = find_target(&self.parts)?;
         if row.covered < oldest {
             return Err(JournalError::Trimmed { oldest }.into());
+        }
+        if let Some(reason) = self.walk.tree().filter(|_| !faults::skipped("sender.moved")) {
+            // What moved by them is not told: the tree is read from its root once more.
+            self.parts.journal.store().work_renew(self.target, &[NewWork::whole_tree(reason, Tid::ZERO)])?;
         }
         self.walk.look_again();
         self.stream.jump(row.covered)
@@ -347,17 +452,21 @@ impl<'a> Session<'a> {
 
     fn send(&mut self, message: &Message) -> Result<(), SessionError> {
         self.writer.send(message)?;
-        self.count_bytes(0);
+        self.count_bytes((0, 0));
         Ok(())
     }
 
-    fn count_bytes(&mut self, objects: u64) {
+    /// `read` is what was sent of work: objects, and bytes of content that they have.
+    fn count_bytes(&mut self, read: (u64, u64)) {
         let new = self.writer.bytes_sent() - self.counted_bytes;
         self.counted_bytes += new;
         self.pace.sent(new);
+        self.meter.add(read, self.walk.current_path(), self.parts.counter.counted());
+        let mirror = self.meter.progress();
         self.parts.status.update(|status| {
             status.bytes_sent += new;
-            status.objects_read += objects;
+            status.objects_read += read.0;
+            status.mirror = Some(mirror.clone());
         });
     }
 
@@ -443,6 +552,9 @@ impl<'a> Session<'a> {
         let needs = if first { &[][..] } else { &needs };
         let said = Said { copy: self.copy, received: ack.received, applied: ack.applied, commit: ack.commit };
         store.ack(self.target, &said, &finished, &progress, needs)?;
+        if !finished.is_empty() {
+            self.meter.save(store, store.mirror_is_left(self.target)?)?;
+        }
         self.walk.look_again();
         if self.told == Some(Convergence::Converging) || !ack.needs.is_empty() {
             self.tell_convergence()?;
@@ -493,7 +605,7 @@ fn wait_for_reply(parts: &Parts<'_>) -> Result<HelloReply, SessionError> {
             Some(Event::Heard(_)) => return Err(SessionError::Protocol("it did not say who it is")),
             Some(Event::Ended(error)) => return Err(error.into()),
             Some(Event::Stop) => return Err(SessionError::Protocol("stopped before it answered")),
-            Some(Event::Durable | Event::Flush | Event::Work) | None => {}
+            Some(Event::Durable | Event::Flush | Event::Work | Event::Mirror | Event::Orphans) | None => {}
         }
     }
     Err(SessionError::Silent(HANDSHAKE.as_secs()))
@@ -559,6 +671,7 @@ fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, SessionError> {
     };
     let base = ours.durable;
     store.reset_target(target, base, &[NewWork::whole_tree(reason, base)])?;
+    note_begin(store, target, MirrorKind::of(reason))?;
     // After the work is queued: a copy that is known has had its beginning.
     store.target_said(target, Some(&said))?;
     let level = if reason == WorkReason::Mirror { Level::Info } else { Level::Warning };

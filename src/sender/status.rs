@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::mirror::MirrorProgress;
 use super::verify_desk::VerifyProgress;
 use crate::base::{Tid, Timespec};
 
@@ -58,6 +59,10 @@ pub struct SenderStatus {
     pub errors: u64,
     /// Process at the other end, for a local target.
     pub peer_pid: Option<u32>,
+    /// The mirror that runs, or the last one.
+    pub mirror: Option<MirrorProgress>,
+    /// How many orphans it had when it said so last.
+    pub orphans: Option<u64>,
     /// The verification that runs, or the last one.
     pub verify: Option<VerifyProgress>,
 }

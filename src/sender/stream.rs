@@ -31,8 +31,8 @@ pub(super) struct Batch {
     pub(super) message: Message,
     /// Rows that end or move on when it is durable.
     pub(super) done: Vec<Done>,
-    /// Readings in it.
-    pub(super) objects: u64,
+    /// Objects that were read, and bytes of their content.
+    pub(super) read: (u64, u64),
 }
 
 impl Stream {
@@ -73,7 +73,7 @@ impl Stream {
             let prev = std::mem::replace(&mut self.sent, chunk.last);
             let (first, last, count) = (chunk.first, chunk.last, chunk.count);
             let message = Message::Records { batch, prev, first, last, count, body: chunk.body };
-            return Ok(Some(Batch { message, done: Vec::new(), objects: 0 }));
+            return Ok(Some(Batch { message, done: Vec::new(), read: (0, 0) }));
         }
         if looked
             && fork <= stamp
@@ -116,7 +116,7 @@ impl Stream {
     /// No record comes between the parts of a long one.
     fn state(&mut self, stamp: Tid, batch: u64) -> Batch {
         let mut body = Vec::new();
-        let mut done = Vec::new();
+        let (mut done, mut read) = (Vec::new(), (0, 0));
         let purpose = self.waiting.front().map_or(Purpose::Apply, |reading| reading.purpose);
         let together = |reading: &&mut Reading| reading.stamp == stamp && reading.purpose == purpose;
         while let Some(reading) = self.waiting.front_mut().filter(together) {
@@ -124,18 +124,16 @@ impl Stream {
                 break;
             }
             done.push(reading.done);
+            read = (read.0 + reading.objects, read.1 + reading.covered);
             self.waiting.pop_front();
         }
         match purpose {
-            Purpose::Apply => {
-                let objects = done.iter().filter(|done| !matches!(done, Done::Nothing)).count() as u64;
-                Batch { message: Message::State { batch, body }, done, objects }
-            }
-            Purpose::Check => Batch { message: Message::Check { batch, body }, done, objects: 0 },
+            Purpose::Apply => Batch { message: Message::State { batch, body }, done, read },
+            Purpose::Check => Batch { message: Message::Check { batch, body }, done, read },
         }
     }
 }
 
 fn start(after: Position) -> Batch {
-    Batch { message: Message::Start { after, jump: true }, done: Vec::new(), objects: 0 }
+    Batch { message: Message::Start { after, jump: true }, done: Vec::new(), read: (0, 0) }
 }

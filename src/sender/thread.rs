@@ -6,6 +6,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::mailbox::{Call, Event, Mailbox};
+use super::mirror::Counter;
+use super::orphans::{OrphanDesk, OrphanPolicy};
 use super::pace::Rate;
 use super::plan::Forked;
 use super::session::Session;
@@ -16,6 +18,7 @@ use super::{SenderState, SenderStatus, SessionError};
 use crate::base::{AtimeMode, Timespec, random_bytes};
 use crate::catchup::TreeView;
 use crate::journal::{Journal, Level, TargetId};
+use crate::record::{OrphanAction, OrphanList};
 use crate::wire::{Compression, Connection, RefuseCode, WireError};
 
 /// Makes a connection to the target.
@@ -38,6 +41,10 @@ pub struct SenderOptions {
     /// How long nothing is sent, unless somebody waits for it, once the target has been sent everything; `None` for not at
     /// all.
     pub period: Option<Duration>,
+    /// What becomes of its orphans by itself; `None` for nothing.
+    pub orphans: Option<OrphanPolicy>,
+    /// How long the target stays behind on purpose, in seconds.
+    pub delay_seconds: u64,
     /// What is done with a target that followed another history, when it was defined just now.
     pub forked: Forked,
 }
@@ -45,6 +52,7 @@ pub struct SenderOptions {
 /// A running sender. Dropping it stops the thread and waits for it.
 pub struct SenderThread {
     desk: Arc<VerifyDesk>,
+    orphans: Arc<OrphanDesk>,
     mailbox: Arc<Mailbox>,
     status: Arc<SharedStatus>,
     handle: Option<JoinHandle<()>>,
@@ -68,9 +76,21 @@ impl SenderThread {
         let (mailbox, status) = (Arc::new(Mailbox::default()), Arc::new(SharedStatus::default()));
         let desk = Arc::new(VerifyDesk::default());
         let verifier = RefCell::new(Verifier::new(desk.clone()));
-        let runner = Runner { journal, view, options, mailbox: mailbox.clone(), status: status.clone(), verifier };
+        let counter = Counter::new(view.clone());
+        let (mail, shared) = (mailbox.clone(), status.clone());
+        let orphans = Arc::new(OrphanDesk::default());
+        let runner = Runner {
+            journal,
+            view,
+            options,
+            mailbox: mail,
+            status: shared,
+            verifier,
+            counter,
+            orphans: orphans.clone(),
+        };
         let handle = std::thread::Builder::new().name("dtfs-sender".into()).spawn(move || runner.run())?;
-        Ok(SenderThread { desk, mailbox, status, handle: Some(handle) })
+        Ok(SenderThread { desk, orphans, mailbox, status, handle: Some(handle) })
     }
 
     /// Where it is.
@@ -93,6 +113,23 @@ impl SenderThread {
         let id = self.desk.ask(request);
         self.mailbox.call(Call::Work);
         id
+    }
+
+    /// Asks for something to become of the target's orphans; returns the number of the order.
+    pub fn orphans(&self, action: OrphanAction, older_than_sec: u64) -> u64 {
+        let number = self.orphans.ask(action, older_than_sec);
+        self.mailbox.call(Call::Orphans);
+        number
+    }
+
+    /// The answer to an order, when it is there.
+    pub fn orphans_done(&self, number: u64) -> Option<OrphanList> {
+        self.orphans.answer(number)
+    }
+
+    /// A mirror was begun, or held, or is to go on: what was read of work counts no more.
+    pub fn mirror_changed(&self) {
+        self.mailbox.call(Call::Mirror);
     }
 
     /// Something to tell the sender of new work by, that does not keep it.
@@ -158,6 +195,8 @@ struct Runner {
     mailbox: Arc<Mailbox>,
     status: Arc<SharedStatus>,
     verifier: RefCell<Verifier>,
+    counter: Counter,
+    orphans: Arc<OrphanDesk>,
 }
 
 impl Runner {
@@ -186,7 +225,7 @@ impl Runner {
         self.status.update(|status| status.peer_pid = peer.pid());
         let session = self.mailbox.open_session();
         let reader = Session::spawn_reader(reader, self.mailbox.clone(), session).map_err(SessionError::Connect)?;
-        let outcome = Session::open(self.parts(), writer, peer.breaker()).and_then(Session::run);
+        let outcome = Session::open(self.parts(), writer, (peer.breaker(), peer.follower())).and_then(Session::run);
         let outcome = match outcome {
             // ssh, for one, says why.
             Err(SessionError::Wire(WireError::Closed)) => Err(closed(&peer.last_words())),
@@ -207,6 +246,8 @@ impl Runner {
             mailbox: &self.mailbox,
             status: &self.status,
             verifier: &self.verifier,
+            counter: &self.counter,
+            orphans: &self.orphans,
         }
     }
 

@@ -7,13 +7,14 @@
 //! - A difference counts when it is seen twice, the second time byte by byte; what is *pending* is looked at again later.
 //! - Mending is a row of work for each object that differs, and what was mended is compared once more.
 //! - Progress lives in the thread of the target: a session that ends takes nothing with it but what was under way.
-//!
-//! An object that is moved into a directory which was looked at already may be missed by this run.
+//! - An object that moves while the tree is read is read where it is now, unless it was met where it was.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::moved::{Listed, Moved};
 use super::verify_desk::{Found, Repair, VerifyDesk, VerifyProgress, VerifyRequest};
 use super::work::{Done, Purpose, Reading};
 use crate::base::{Name, Oid, Tid};
@@ -27,14 +28,23 @@ use crate::sys;
 /// A directory on the way to an object.
 struct Dir {
     oid: Oid,
-    above: Option<(Arc<Dir>, Name)>,
+    place: Place,
+}
+
+/// Where a directory is.
+enum Place {
+    Root,
+    In(Arc<Dir>, Name),
+    /// By its whole path.
+    At(Vec<u8>),
 }
 
 impl Dir {
     fn path(&self) -> Vec<u8> {
-        match &self.above {
-            None => Vec::new(),
-            Some((above, name)) => join(above.path(), name.as_bytes()),
+        match &self.place {
+            Place::Root => Vec::new(),
+            Place::In(above, name) => join(above.path(), name.as_bytes()),
+            Place::At(path) => path.clone(),
         }
     }
 }
@@ -126,6 +136,8 @@ struct Run {
     seen: HashSet<Found>,
     progress: VerifyProgress,
     ready_at: Instant,
+    /// Directories that were read.
+    listed: Listed,
 }
 
 /// The verification of one target, if one runs.
@@ -201,6 +213,21 @@ impl Verifier {
         }
     }
 
+    /// Whether the tree is being read.
+    pub(super) fn is_reading(&self) -> bool {
+        self.run.as_ref().is_some_and(|run| run.stage == Stage::FirstLook)
+    }
+
+    /// These moved: what may be met nowhere is read for itself.
+    pub(super) fn moved(&mut self, view: &dyn TreeView, moved: &[Moved]) {
+        let Some(run) = self.run.as_mut().filter(|run| run.stage == Stage::FirstLook) else { return };
+        for moved in moved {
+            if run.listed.may_miss(moved) {
+                run.todo.push(task_of(view, moved));
+            }
+        }
+    }
+
     /// A batch with the ends of these readings was sent.
     pub(super) fn sent(&mut self, batch: u64, done: Vec<Done>) {
         let Some(run) = &mut self.run else { return };
@@ -235,7 +262,7 @@ impl Verifier {
 
 impl Run {
     fn new(id: u64, request: VerifyRequest) -> Run {
-        let root = Arc::new(Dir { oid: Oid::ROOT, above: None });
+        let root = Arc::new(Dir { oid: Oid::ROOT, place: Place::Root });
         Run {
             request,
             stage: Stage::FirstLook,
@@ -251,6 +278,7 @@ impl Run {
             seen: HashSet::new(),
             progress: VerifyProgress { id, ..VerifyProgress::default() },
             ready_at: Instant::now(),
+            listed: Listed::default(),
         }
     }
 
@@ -307,14 +335,17 @@ impl Run {
         let DirReading { stamp, records, children, more } = parts.walk.next_part(view)?;
         if parts.task.what == What::Tree {
             let dir = parts.task.dir.clone();
-            parts.children.extend(children.into_iter().map(|item| child(&dir, item)));
+            parts.children.extend(children.into_iter().map(|entry| child(&dir, entry.item)));
         }
-        let reading = ObjectReading { stamp, records, next: None };
+        let reading = ObjectReading { stamp, records, next: None, covered: 0 };
         if more {
             self.parts = Some(parts);
             return Ok(self.reading(reading, Done::Nothing));
         }
         self.todo.append(&mut parts.children);
+        if parts.task.what == What::Tree {
+            self.listed.add(parts.task.oid, stamp);
+        }
         // Its children are known: when it has to be read again, it is for itself.
         Ok(self.opened(reading, Task { what: What::Listing, tries: parts.task.tries.max(1), ..parts.task }))
     }
@@ -334,7 +365,7 @@ impl Run {
             *first = stamp;
         }
         *last = stamp;
-        Reading { stamp, records: records.into(), done, purpose: Purpose::Check }
+        Reading { stamp, records: records.into(), done, objects: 0, covered: 0, purpose: Purpose::Check }
     }
 
     /// What the target says of one reading.
@@ -469,9 +500,23 @@ fn may_be_wrong(difference: &Difference) -> bool {
     matches!(difference.kind, DifferenceKind::Extra | DifferenceKind::Holes)
 }
 
+/// A task for an object that was moved. Its path is what the kernel says of it.
+fn task_of(view: &dyn TreeView, moved: &Moved) -> Task {
+    let path = |oid| {
+        let fd = view.key_of(oid).and_then(|key| view.tree().open_key(key, libc::O_PATH).ok());
+        fd.and_then(|fd| sys::path_of(fd.as_fd())).map(super::work::inside_root).unwrap_or_default()
+    };
+    let (dir, what) = match moved.is_dir {
+        true => (moved.oid, What::Tree),
+        false => (moved.to, What::Object { offset: 0 }),
+    };
+    let dir = Arc::new(Dir { oid: dir, place: Place::At(path(dir)) });
+    Task { oid: moved.oid, dir, what, tries: 0, looks: 0 }
+}
+
 fn child(dir: &Arc<Dir>, item: DirItem) -> Task {
     let (dir, what) = match item.shape.is_dir() {
-        true => (Arc::new(Dir { oid: item.oid, above: Some((dir.clone(), item.name)) }), What::Tree),
+        true => (Arc::new(Dir { oid: item.oid, place: Place::In(dir.clone(), item.name) }), What::Tree),
         false => (dir.clone(), What::Object { offset: 0 }),
     };
     Task { oid: item.oid, dir, what, tries: 0, looks: 0 }

@@ -1,23 +1,33 @@
 //! Walks a target's work: takes rows in order, reads their objects.
+//!
+//! A directory's row stands for the small files in it too: they are read right behind its listing, and the row ends with
+//! the last of them. So a tree costs a row a directory. What would be long to send once more after a session that ended
+//! before it (a large file, the files of a large directory) gets rows of its own.
 
 use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::SessionError;
-use crate::base::Tid;
+use super::mirror::Hold;
+use super::moved::{Listed, Moved};
+use crate::base::{Oid, Tid};
 use crate::catchup::TreeView;
 use crate::catchup::{
-    Compare, DirReading, DirWalk, Follow, ObjectReading, is_dir, read_changed, read_object, read_range,
+    CHUNK_BYTES, Child, Compare, DirReading, DirWalk, Follow, ObjectReading, is_dir, read_changed, read_object,
+    read_range,
 };
 use crate::journal::{Journal, Level, NewWork, TargetId, WorkKind, WorkReason, WorkRow};
-use crate::record::{DirItem, Encoded};
+use crate::record::Encoded;
 use crate::sys::{self, Errno};
 
 /// What is done with a row once a batch is durable at the target.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Done {
-    /// Nothing: a part of a directory, which is read from its beginning again when this session ends before its last part.
+    /// Nothing: a part of a directory, or an object in it, which is read again when this session ends before its row does.
     Nothing,
     /// The row ends.
     Row(i64),
@@ -42,10 +52,26 @@ pub(super) struct Reading {
     pub(super) records: VecDeque<Encoded>,
     /// What its last record ends.
     pub(super) done: Done,
+    /// Objects that are read whole with it.
+    pub(super) objects: u64,
+    /// Bytes of their content that it stands for.
+    pub(super) covered: u64,
     pub(super) purpose: Purpose,
 }
 
 impl Reading {
+    /// Nothing, at its place in the stream.
+    fn empty(stamp: Tid) -> Reading {
+        Reading {
+            stamp,
+            records: VecDeque::new(),
+            done: Done::Nothing,
+            objects: 0,
+            covered: 0,
+            purpose: Purpose::Apply,
+        }
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.records.iter().map(|record| record.bytes().len()).sum()
     }
@@ -78,6 +104,15 @@ pub(super) struct Walk<'a> {
     /// Rows whose object could not be read, and since when the first of them waits.
     aside: Vec<WorkRow>,
     aside_since: Instant,
+    hold: Hold,
+    /// The directory or file that is being read, for people.
+    current_path: Vec<u8>,
+    /// The whole tree has begun to be read.
+    begins_tree: bool,
+    /// Why directories are read with what is in them, if any is or may be.
+    tree: Option<WorkReason>,
+    /// Those that were read by this walk.
+    listed: Listed,
 }
 
 /// What is still to be read of a row's object.
@@ -86,6 +121,8 @@ enum Rest {
     From(u64),
     /// The parts of a directory that are left.
     Parts(Box<DirWalk>),
+    /// The objects in a directory that are read under its row.
+    Inside(VecDeque<Oid>),
 }
 
 /// How long a row waits whose object could not be read.
@@ -95,10 +132,19 @@ const PAGE_ROWS: usize = 1024;
 /// Readings taken at a time: enough for one commit to serve many, little enough to keep live changes flowing.
 const SLICE_BYTES: usize = 2 << 20;
 const SLICE_READINGS: usize = 1024;
+/// Most data of the files that are read under the row of their directory: that much is sent once more when the session ends
+/// before the row does.
+const INSIDE_BYTES: u64 = 32 << 20;
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(view: &'a dyn TreeView, journal: &'a Arc<Journal>, target: TargetId) -> Walk<'a> {
-        Walk {
+    pub(super) fn new(
+        view: &'a dyn TreeView,
+        journal: &'a Arc<Journal>,
+        target: TargetId,
+        hold: Hold,
+    ) -> Result<Walk<'a>, SessionError> {
+        let tree = journal.store().tree_work(target)?;
+        Ok(Walk {
             view,
             journal,
             target,
@@ -108,7 +154,12 @@ impl<'a> Walk<'a> {
             maybe_more: true,
             aside: Vec::new(),
             aside_since: Instant::now(),
-        }
+            hold,
+            current_path: Vec::new(),
+            begins_tree: false,
+            tree,
+            listed: Listed::default(),
+        })
     }
 
     /// Rows may have been added.
@@ -119,13 +170,66 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// Rows went, or are not to be worked on any more, or are again: begins with the first that is there.
+    pub(super) fn begin_again(&mut self, hold: Hold) -> Result<(), SessionError> {
+        // What is only paused and goes on keeps its place.
+        if hold == Hold::Stopped || hold == Hold::Running && self.hold != Hold::Paused {
+            *self = Walk::new(self.view, self.journal, self.target, hold)?;
+        }
+        self.hold = hold;
+        Ok(())
+    }
+
+    /// Rows for what `moved` from where it was not read to where it may never be: none when no tree is being read.
+    pub(super) fn missed(&self, moved: &[Moved]) -> Vec<NewWork> {
+        let Some(reason) = self.tree else { return Vec::new() };
+        let row = |moved: &Moved| NewWork {
+            oid: moved.oid,
+            kind: if moved.is_dir { WorkKind::Tree } else { WorkKind::Object },
+            reason,
+            offset: 0,
+            len: 0,
+            created_tid: Tid::ZERO,
+        };
+        moved.iter().filter(|moved| self.listed.may_miss(moved)).map(row).collect()
+    }
+
+    /// Why a tree is being read, if one is.
+    pub(super) fn tree(&self) -> Option<WorkReason> {
+        self.tree
+    }
+
+    /// Whether nothing is read although there may be work.
+    pub(super) fn is_held(&self) -> bool {
+        self.hold != Hold::Running
+    }
+
+    /// What is being read.
+    pub(super) fn current_path(&self) -> &[u8] {
+        &self.current_path
+    }
+
+    /// Whether the whole tree has begun to be read since this was last asked.
+    pub(super) fn begins_tree(&mut self) -> bool {
+        std::mem::take(&mut self.begins_tree)
+    }
+
     /// Reads the next objects; nothing when there is no work.
     pub(super) fn read_some(&mut self) -> Result<Vec<Reading>, SessionError> {
+        if self.is_held() {
+            return Ok(Vec::new());
+        }
         let mut readings = Vec::new();
         let mut bytes = 0;
         let mut children = Vec::new();
         while bytes < SLICE_BYTES && readings.len() < SLICE_READINGS {
-            let Some((row, rest)) = self.next_row()? else { break };
+            let Some((row, rest)) = self.next_row()? else {
+                // What is put aside has been read in part only.
+                if self.aside.is_empty() && children.is_empty() {
+                    (self.tree, self.listed) = (None, Listed::default());
+                }
+                break;
+            };
             match self.read(&row, rest, &mut children) {
                 Ok(reading) => {
                     bytes += reading.bytes();
@@ -172,6 +276,7 @@ impl<'a> Walk<'a> {
         let offset = match rest {
             Rest::From(offset) => offset,
             Rest::Parts(walk) => return self.part(row, walk, children),
+            Rest::Inside(oids) => return Ok(self.inside(row, oids, children)),
         };
         match row.kind {
             WorkKind::Tree => self.begin_dir(row, Follow::Children, children),
@@ -182,8 +287,7 @@ impl<'a> Walk<'a> {
                 self.begin_dir(row, follow, children)
             }
             WorkKind::Object => {
-                let compare = if row.reason == WorkReason::Mirror { Compare::No } else { Compare::Digests };
-                let reading = read_object(self.view, row.oid, offset, compare)?;
+                let reading = read_object(self.view, row.oid, offset, compare(row))?;
                 Ok(self.piece(row, reading))
             }
             WorkKind::Range => {
@@ -196,15 +300,31 @@ impl<'a> Walk<'a> {
     }
 
     fn piece(&mut self, row: &WorkRow, reading: ObjectReading) -> Reading {
-        let ObjectReading { stamp, records, next } = reading;
+        let ObjectReading { stamp, records, next, covered } = reading;
         let done = match next {
             None => Done::Row(row.id),
             Some(next) => {
+                self.note_path(row.oid);
                 self.current = Some((*row, Rest::From(next)));
                 Done::Upto(row.id, next)
             }
         };
-        Reading { stamp, records: records.into(), done, purpose: Purpose::Apply }
+        Reading {
+            stamp,
+            records: records.into(),
+            done,
+            objects: u64::from(next.is_none()),
+            covered,
+            purpose: Purpose::Apply,
+        }
+    }
+
+    /// A file that takes a while is being read.
+    fn note_path(&mut self, oid: Oid) {
+        let fd = self.view.key_of(oid).and_then(|key| self.view.tree().open_key(key, libc::O_PATH).ok());
+        if let Some(path) = fd.and_then(|fd| sys::path_of(fd.as_fd())) {
+            self.current_path = inside_root(path);
+        }
     }
 
     fn begin_dir(&mut self, row: &WorkRow, follow: Follow, children: &mut Vec<NewWork>) -> sys::Result<Reading> {
@@ -213,23 +333,90 @@ impl<'a> Walk<'a> {
 
     /// The next part of a directory. No other object is read before its last part: a target takes one listing at a time.
     fn part(&mut self, row: &WorkRow, mut walk: Box<DirWalk>, queue: &mut Vec<NewWork>) -> sys::Result<Reading> {
-        let DirReading { stamp, records, children, more } = walk.next_part(self.view)?;
+        let is_begun = walk.has_begun();
         if walk.follow() == Follow::Children {
-            queue.extend(children.iter().map(|item| child_row(row, item)));
+            self.tree = Some(row.reason);
         }
-        let done = if more { Done::Nothing } else { Done::Row(row.id) };
-        self.current = more.then_some((*row, Rest::Parts(walk)));
-        Ok(Reading { stamp, records: records.into(), done, purpose: Purpose::Apply })
+        self.begins_tree |= !is_begun && (row.oid, row.kind) == (Oid::ROOT, WorkKind::Tree);
+        let DirReading { stamp, records, children, more } = walk.next_part(self.view)?;
+        self.current_path = walk.path().map(inside_root).unwrap_or_default();
+        let mut inside = VecDeque::new();
+        if walk.follow() == Follow::Children {
+            if !more {
+                self.listed.add(row.oid, stamp);
+            }
+            let room = if more || is_begun { 0 } else { INSIDE_BYTES };
+            inside = divide(row, &children, room, queue);
+        }
+        let rest = match more {
+            true => Some(Rest::Parts(walk)),
+            false => (!inside.is_empty()).then_some(Rest::Inside(inside)),
+        };
+        let done = if rest.is_some() { Done::Nothing } else { Done::Row(row.id) };
+        self.current = rest.map(|rest| (*row, rest));
+        Ok(Reading {
+            stamp,
+            records: records.into(),
+            done,
+            objects: u64::from(!more),
+            covered: 0,
+            purpose: Purpose::Apply,
+        })
+    }
+
+    /// The next object in a directory. One that has grown, or cannot be read, gets a row of its own.
+    fn inside(&mut self, row: &WorkRow, mut oids: VecDeque<Oid>, queue: &mut Vec<NewWork>) -> Reading {
+        let mut reading = Reading::empty(self.view.stamp());
+        while let Some(oid) = oids.pop_front() {
+            match read_object(self.view, oid, 0, compare(row)) {
+                Ok(ObjectReading { stamp, records, next: None, covered }) => {
+                    reading = Reading { stamp, records: records.into(), objects: 1, covered, ..reading };
+                    break;
+                }
+                Ok(_) | Err(_) => queue.push(row_of(row, oid, WorkKind::Object)),
+            }
+        }
+        match oids.is_empty() {
+            true => reading.done = Done::Row(row.id),
+            false => self.current = Some((*row, Rest::Inside(oids))),
+        }
+        reading
     }
 }
 
-fn child_row(parent: &WorkRow, item: &DirItem) -> NewWork {
-    NewWork {
-        oid: item.oid,
-        kind: if item.shape.is_dir() { WorkKind::Tree } else { WorkKind::Object },
-        reason: parent.reason,
-        offset: 0,
-        len: 0,
-        created_tid: parent.created_tid,
+/// What of a directory's entries is read under its row, at most `room_bytes`; the others are queued.
+fn divide(row: &WorkRow, children: &[Child], room_bytes: u64, queue: &mut Vec<NewWork>) -> VecDeque<Oid> {
+    let (mut inside, mut left) = (VecDeque::new(), room_bytes);
+    for Child { item, bytes } in children {
+        let kind = if item.shape.is_dir() { WorkKind::Tree } else { WorkKind::Object };
+        match kind {
+            // Where attributes are believed no content is read.
+            WorkKind::Object if room_bytes > 0 && row.reason == WorkReason::Difference => inside.push_back(item.oid),
+            WorkKind::Object if room_bytes > 0 && *bytes <= CHUNK_BYTES.min(left) => {
+                left -= bytes;
+                inside.push_back(item.oid);
+            }
+            kind => queue.push(row_of(row, item.oid, kind)),
+        }
     }
+    inside
+}
+
+/// The kernel tells paths from the root of the tree's own mount on.
+pub(super) fn inside_root(path: PathBuf) -> Vec<u8> {
+    let path = path.into_os_string().into_vec();
+    path.strip_prefix(b"/").map(<[u8]>::to_vec).unwrap_or(path)
+}
+
+fn compare(row: &WorkRow) -> Compare {
+    match row.reason {
+        WorkReason::Mirror => Compare::No,
+        WorkReason::Difference => Compare::Attributes,
+        WorkReason::Verify | WorkReason::Need => Compare::Digests,
+    }
+}
+
+/// A row for an object in the directory of row `parent`.
+fn row_of(parent: &WorkRow, oid: Oid, kind: WorkKind) -> NewWork {
+    NewWork { oid, kind, reason: parent.reason, offset: 0, len: 0, created_tid: parent.created_tid }
 }

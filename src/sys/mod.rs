@@ -47,7 +47,7 @@ pub use handle::{HANDLE_MAX, RawHandle, name_to_handle_at, open_by_handle_at};
 pub use mountinfo::{Mount, mount_at, mounts};
 pub use mounts::{clone_mount, clone_mount_below_dead, is_dead, mount_fuse, unmount};
 pub use nix::errno::Errno;
-pub use sched::put_behind;
+pub use sched::{Share, put_behind, set_share};
 pub use shared::SharedMap;
 
 /// A system call's outcome: its value or the kernel's errno.

@@ -94,6 +94,11 @@ impl Peer {
         self.child.as_ref().map(Child::id)
     }
 
+    /// The process of a target on this host, which works behind the programs that it follows.
+    pub fn follower(&self) -> Option<u32> {
+        self.pid().filter(|_| self.said.is_none())
+    }
+
     /// What ends the connection.
     pub fn breaker(&self) -> Breaker {
         self.cut.clone()
@@ -151,8 +156,14 @@ pub(super) fn connection(mut child: Child, peer: fn(Child) -> Peer) -> io::Resul
     let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(io::Error::other("the child has no pipes"));
     };
+    // A batch then goes in one write, and not in one for each 64 KiB with a switch between the two. Where a user's pipes
+    // are at their limit it stays small (pipe(7)).
+    let _ = nix::fcntl::fcntl(&stdin, nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
     Ok(Connection { reader: Box::new(stdout), writer: Box::new(stdin), peer: peer(child) })
 }
+
+/// What a pipe may hold without further rights (/proc/sys/fs/pipe-max-size).
+const PIPE_BYTES: libc::c_int = 1 << 20;
 
 /// Keeps the last line, and writes all of them to the log; what the other side wrote cannot reach a terminal raw.
 fn listen(stderr: impl Read, last: &Mutex<String>) {

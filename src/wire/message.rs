@@ -4,7 +4,7 @@ use crate::base::{
     AtimeMode, ChainDigest, Commit, EpochId, History, Oid, Position, Spaces, StoredTimes, Tid, Timespec, VolumeUuid,
     faults, is_unprintable,
 };
-use crate::record::{DecodeError, Difference, FieldReader, FieldWriter};
+use crate::record::{DecodeError, Difference, FieldReader, FieldWriter, OrphanList, OrphanOrder};
 
 /// What the source says first.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -25,6 +25,8 @@ pub struct Hello {
     pub label: String,
     /// The volume's epochs, oldest first; the last one is `epoch`.
     pub epochs: Vec<Position>,
+    /// How many seconds old a record is to be when the target performs it.
+    pub delay_seconds: u64,
 }
 
 /// What the target's tree is.
@@ -191,6 +193,10 @@ pub enum Message {
     Convergence(Convergence),
     /// Target: this tree is no target any more, it was promoted. Where its history went.
     Superseded(History),
+    /// Source: what is to become of the objects in the target's tree that the source does not have.
+    Orphans(OrphanOrder),
+    /// Target: what became of them.
+    OrphansDone(OrphanList),
     /// Source: state records to compare with what the target has; they change nothing.
     Check { batch: u64, body: Vec<u8> },
     /// Target: what differs from the records of a check; `more` differences found no place.
@@ -244,6 +250,8 @@ impl Message {
             Message::Superseded(_) => 31,
             Message::Check { .. } => 12,
             Message::Checked { .. } => 13,
+            Message::Orphans(_) => 14,
+            Message::OrphansDone(_) => 15,
         }
     }
 
@@ -285,6 +293,8 @@ impl Message {
             Message::Flush | Message::Ping | Message::Bye => {}
             Message::Convergence(state) => out.u8(*state as u8),
             Message::Superseded(history) => out.0.extend_from_slice(&history.to_bytes()),
+            Message::Orphans(order) => order.encode(&mut out),
+            Message::OrphansDone(list) => list.encode(&mut out),
             Message::Checked { batch, more, found } => {
                 out.u64(*batch);
                 out.u64(*more);
@@ -326,6 +336,8 @@ impl Message {
             9 => Message::Ping,
             10 => Message::Pong { clock_micros: r.u64("clock")? },
             11 => Message::Bye,
+            14 => Message::Orphans(OrphanOrder::decode(&mut r)?),
+            15 => Message::OrphansDone(OrphanList::decode(&mut r)?),
             30 => Message::Convergence(convergence(&mut r)?),
             31 => return superseded(&body),
             13 => {
@@ -354,6 +366,7 @@ impl Hello {
         out.short_bytes(clip(&self.label));
         let epochs: Vec<u8> = self.epochs.iter().flat_map(|epoch| epoch.to_bytes()).collect();
         out.short_bytes(&epochs);
+        out.u64(self.delay_seconds);
     }
 
     fn decode(r: &mut FieldReader<'_>) -> Result<Hello, DecodeError> {
@@ -369,6 +382,7 @@ impl Hello {
             },
             label: text(r)?,
             epochs: epochs(r)?,
+            delay_seconds: r.u64("delay")?,
         })
     }
 }
@@ -563,6 +577,7 @@ mod tests {
                 access_times: AtimeMode::EachRead,
                 label: "data".into(),
                 epochs: vec![Position { epoch: EpochId([2; 16]), tid: Tid(7), digest: ChainDigest([8; 8]) }],
+                delay_seconds: 3600,
             }),
             Message::HelloReply(HelloReply {
                 version: 1,

@@ -276,6 +276,8 @@ impl Pair {
             connect: self.connect(),
             compression: Compression::Zstd { level: 1, max_bytes: 64 << 10 },
             rate: Box::new(|| None),
+            orphans: None,
+            delay_seconds: 0,
             forked: self.forked,
         };
         let stack = self.stack().clone();

@@ -4,8 +4,8 @@ use super::unexpected;
 use crate::base::Tid;
 use crate::config::{ByteSize, Paths, TargetName, VolumeName};
 use crate::control::{
-    Client, EventEntry, Failure, LogEntry, MirrorProgress, MirrorRun, PfsStatus, Reply, Request, StatusReply,
-    VerifyReply,
+    Client, EventEntry, Failure, LogEntry, MirrorAction, MirrorProgress, MirrorRun, OrphanVerb, OrphansReply,
+    PfsStatus, Reply, Request, StatusReply, VerifyReply,
 };
 
 /// How one volume or all of them stand.
@@ -147,6 +147,34 @@ pub fn verify(paths: &Paths, what: VerifyWhat, show: &mut dyn FnMut(&VerifyReply
     };
     match Client::connect(paths)?.stream(&request, &mut part)? {
         Reply::Verified(reply) => Ok(reply),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Looks at the orphans of a target, or does something with those that are old enough.
+///
+/// # Errors
+/// Code 4 when the target is not connected, code 2 for one that there is not, code 3 without a daemon.
+pub fn orphans(
+    paths: &Paths,
+    volume: VolumeName,
+    target: TargetName,
+    verb: OrphanVerb,
+    older_than_sec: u64,
+) -> Result<OrphansReply, Failure> {
+    match Client::connect(paths)?.call(&Request::Orphans { volume, target, what: verb, older_than_sec })? {
+        Reply::Orphans(reply) => Ok(reply),
+        other => Err(unexpected(&other)),
+    }
+}
+
+/// Begins a mirror of a target, or does something with the one that runs.
+///
+/// # Errors
+/// Code 2 for a target that there is not, code 5 when it does not fit how the mirror stands, code 3 without a daemon.
+pub fn set_mirror(paths: &Paths, volume: VolumeName, target: TargetName, action: MirrorAction) -> Result<(), Failure> {
+    match Client::connect(paths)?.call(&Request::SetMirror { volume, target, action })? {
+        Reply::Done => Ok(()),
         other => Err(unexpected(&other)),
     }
 }

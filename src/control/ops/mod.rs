@@ -17,7 +17,8 @@ use super::{Failure, Reply, Request, try_connect};
 use crate::config::{Edits, Paths};
 
 pub use ask::{
-    EventRange, LogRange, VerifyWhat, WaitFor, events, log, mirror, pfs_status, reload, status, sync_tid, verify, wait,
+    EventRange, LogRange, VerifyWhat, WaitFor, events, log, mirror, orphans, pfs_status, reload, set_mirror, status,
+    sync_tid, verify, wait,
 };
 pub use check::{check, check_files};
 pub use doctor::{Finding, Severity, doctor};

@@ -2,6 +2,7 @@
 
 mod epochs;
 mod events;
+mod mirror;
 mod overflow;
 mod schema;
 mod segments;

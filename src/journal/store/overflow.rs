@@ -67,7 +67,10 @@ fn merge(tx: &Transaction<'_>, target: TargetId, oid: Oid, change: &Change) -> r
     let row = |kind, reason, (offset, len)| NewWork { oid, kind, reason, offset, len, created_tid: since };
     let whole = present.iter().find(|row| matches!(row.kind, WorkKind::Tree | WorkKind::Object) && row.offset == 0);
     let rows = match (&change.what, whole) {
-        // It is still to be read from its start.
+        // It is still to be read from its start. A file that has changed may have the time of modification from before.
+        (_, Some(whole)) if (whole.kind, whole.reason) == (WorkKind::Object, WorkReason::Difference) => {
+            vec![row(WorkKind::Object, WorkReason::Verify, (0, 0))]
+        }
         (_, Some(whole)) => vec![row(whole.kind, whole.reason, (0, 0))],
         (What::Entries, None) => vec![row(WorkKind::Dir, WorkReason::Verify, (0, 0))],
         (What::Born, None) => vec![row(WorkKind::Object, WorkReason::Mirror, (0, 0))],

@@ -35,6 +35,9 @@ pub enum WorkReason {
     Verify,
     /// The target asked for it.
     Need,
+    /// The target may have something else: compare by what the objects are, and the content of files where their size or time
+    /// of modification differs.
+    Difference,
 }
 
 /// A row to insert.
@@ -268,7 +271,7 @@ pub(in crate::journal) fn put_work(
 }
 
 /// As [`put_work`] for one row, but one that is there already is replaced and gets a new id. Returns whether it was.
-fn renew_work(tx: &Transaction<'_>, target: TargetId, row: &NewWork) -> rusqlite::Result<bool> {
+pub(super) fn renew_work(tx: &Transaction<'_>, target: TargetId, row: &NewWork) -> rusqlite::Result<bool> {
     let mut older = tx.prepare_cached(
         "DELETE FROM work WHERE target = ?1 AND oid = ?2 AND kind = ?3 AND \"offset\" = ?4
          RETURNING created_tid",
@@ -424,14 +427,16 @@ fn reason_code(reason: WorkReason) -> i64 {
         WorkReason::Mirror => 1,
         WorkReason::Verify => 2,
         WorkReason::Need => 3,
+        WorkReason::Difference => 4,
     }
 }
 
-fn reason_from(code: i64) -> rusqlite::Result<WorkReason> {
+pub(super) fn reason_from(code: i64) -> rusqlite::Result<WorkReason> {
     match code {
         1 => Ok(WorkReason::Mirror),
         2 => Ok(WorkReason::Verify),
         3 => Ok(WorkReason::Need),
+        4 => Ok(WorkReason::Difference),
         other => Err(unknown(3, "work.reason", other)),
     }
 }
