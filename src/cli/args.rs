@@ -481,10 +481,13 @@ pub enum MirrorCommand {
     )]
     Start(MirrorStartArgs),
     /// Give the mirror up; the target is consistent at no TID until one is started and done
+    #[command(after_help = "Example:\n  dtfs mirror stop data replica")]
     Stop(TargetArgs),
     /// Hold it until it is resumed, also after a restart
+    #[command(after_help = "Example:\n  dtfs mirror pause data replica")]
     Pause(TargetArgs),
     /// Go on where it was paused
+    #[command(after_help = "Example:\n  dtfs mirror resume data replica")]
     Resume(TargetArgs),
 }
 
@@ -492,6 +495,7 @@ pub enum MirrorCommand {
 #[derive(Subcommand, Clone, Debug)]
 pub enum OrphansCommand {
     /// Show them
+    #[command(after_help = "Example:\n  dtfs orphans scan data replica --older-than 7d")]
     Scan(OrphansArgs),
     /// Move them to a directory below the target's .dtfs, with the paths that they had
     #[command(after_help = "Example:\n  dtfs orphans move data replica --to found --older-than 7d")]
@@ -503,6 +507,7 @@ pub enum OrphansCommand {
         to: String,
     },
     /// Remove them, directories with all that is in them
+    #[command(after_help = "Example:\n  dtfs orphans delete data replica --older-than 30d")]
     Delete(OrphansArgs),
 }
 
