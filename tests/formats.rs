@@ -242,7 +242,7 @@ fn every_message() -> Vec<(&'static str, Message)> {
         ("ack", Message::Ack(ack)),
         ("flush", Message::Flush),
         ("ping", Message::Ping),
-        ("pong", Message::Pong),
+        ("pong", Message::Pong { clock_micros: 1_700_000_000_000_000 }),
         ("bye", Message::Bye),
         ("convergence", Message::Convergence(Convergence::Converging)),
         ("superseded", Message::Superseded(History { volume, epochs: vec![position] })),

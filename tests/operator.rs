@@ -54,6 +54,10 @@ const MISTAKES: &[(&str, i32, &str)] = &[
     ("mounts add @/other -o store=@/data/j", 7, "of the volume data"),
     ("mounts add @/other -o submounts=maybe", 2, "refuse or ignore"),
     ("mounts add @/other -o atime=yes", 2, "takes no value"),
+    ("define master nosuch", 2, "there is no volume"),
+    ("define master @/other", 2, "lies in no volume"),
+    ("define target data local:@/x -p 0", 2, "at least 1"),
+    ("define target data local:@/x -p 1.5", 2, "whole seconds"),
     ("mounts remove @/other", 2, "is no entry of"),
     ("mounts mount", 2, "required"),
     ("mounts mount @/data --all", 2, "cannot be used with"),
@@ -130,6 +134,7 @@ fn a_dry_run_of_every_edit_changes_nothing() {
     for (args, says) in [
         (vec!["define", "volume", "x", &path("other")], "defined the volume x"),
         (vec!["define", "target", "data", &url, "--as", "new"], "defined the target new"),
+        (vec!["define", "master", "data"], "data is a master"),
         (vec!["mounts", "add", &path("other"), "-o", "atime"], "as the volume other"),
         (vec!["mounts", "remove", &path("data")], "removed"),
         (vec!["forget", "target", "data", "copy"], "forgot the target copy"),
@@ -357,7 +362,7 @@ fn the_menu_works_on_a_terminal_from_start_to_end() {
     host.adopt_volume(&data);
     host.start();
     let typed = format!(
-        "1\n3\n1\n1\n{}\nn\n3\n0\n0\n6\n1\ndata\nlocal:{}\n0\n0\n4\n1\n2\n0\n6\n2\n0\n1.3.2\n1.3.1.4\n1.3.1.2\n1\nq\n",
+        "1\n3\n1\n1\n{}\nn\n3\n0\n0\n6\n1\ndata\nlocal:{}\n0\n0\n4\n1\n2\n0\n6\n2\n0\n1.3.2.1\n1.3.1.4\n1.3.1.2\n1\nq\n",
         utf8(&data),
         utf8(&scratch.path().join("copy")),
     );
@@ -387,5 +392,48 @@ fn the_menu_works_on_a_terminal_from_start_to_end() {
     }
     assert!(status.success(), "{status}\n{shown}");
     assert_eq!(host.run(&["status"]).code, 0, "the daemon stays");
+    host.stop();
+}
+
+/// The second target has everything before anybody looks at the first, so the first was left alone and is not merely late.
+#[test]
+fn a_target_with_a_period_is_left_alone_until_somebody_waits() {
+    let (mut host, scratch) = defined();
+    let (data, slow) = (scratch.path().join("data"), scratch.path().join("slow"));
+    host.must(&["define", "target", "data", &format!("local:{}", utf8(&slow)), "-p", "3600"]);
+    assert!(host.must(&["define", "master", "data"]).contains("data is a master"));
+    host.start_and_mount();
+    host.wait("data", 60);
+    for round in 0..3 {
+        let name = format!("file-{round}");
+        fs::write(data.join(&name), "x").unwrap();
+        host.must(&["wait", "data", "copy", "--timeout", "60"]);
+        assert!(scratch.path().join("copy").join(&name).exists());
+        assert!(!slow.join(&name).exists(), "round {round}: it was sent at once");
+    }
+    host.must(&["wait", "data", "slow", "--timeout", "60"]);
+    assert!(slow.join("file-2").exists());
+    fs::write(data.join("file-3"), "x").unwrap();
+    host.must(&["verify", "data", "slow"]);
+    host.stop();
+}
+
+#[test]
+fn a_target_whose_clock_is_wrong_is_named() {
+    let (mut host, _scratch) = defined();
+    host.start_and_mount();
+    host.wait("data", 60);
+    let offset = |host: &Host| host.target("data")["clock_offset_seconds"].as_f64();
+    let near = wait_until("the clock of the target", LIMIT, || offset(&host));
+    // The same clock, but a message may be long under way on a machine that is busy.
+    assert!((-60.0..0.1).contains(&near), "{near}");
+    host.stop();
+    host.start_with_faults("wire.clock=skip");
+    let far = wait_until("the clock of a target that was never set", LIMIT, || offset(&host));
+    assert!(far < -1e9, "{far}");
+    let shown = host.must(&["status"]);
+    assert!(shown.contains("its clock is 1") && shown.contains(" s behind"), "{shown}");
+    let found = host.run(&["doctor"]);
+    assert!(found.code == 6 && found.stdout.contains("clock-skew"), "{found:#?}");
     host.stop();
 }

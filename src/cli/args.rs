@@ -1,5 +1,6 @@
 //! The grammar of the command line.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -44,10 +45,13 @@ pub(super) struct Arguments {
 #[derive(Subcommand, Debug)]
 enum Command {
     /// Mount every entry, serve targets and answer commands until stopped
+    #[command(after_help = "Examples:\n  dtfs daemon &\n  systemctl start dtfs")]
     Daemon,
     /// The receiving end of one session; started by the source
+    #[command(after_help = "Example:\n  ssh root@beta dtfs serve --stdio /srv/copy")]
     Serve(ServeArgs),
     /// Replicate a real tree between two directories of this host, check it, and clean up
+    #[command(after_help = "Examples:\n  dtfs demo\n  dtfs demo --keep")]
     Demo(DemoArgs),
     /// Make a copy on this host a master volume: its source is gone
     #[command(after_help = "Example:\n  dtfs promote /mnt/replica --as data")]
@@ -140,7 +144,7 @@ enum PfsCommand {
         shared: VolumeUuid,
     },
     /// Show what a volume or a copy is
-    #[command(name = "pfs-status")]
+    #[command(name = "pfs-status", after_help = "Example:\n  dtfs pfs-status data")]
     Status {
         /// Volume name, a path inside it, or the directory of a copy
         #[arg(value_name = "VOL")]
@@ -212,6 +216,7 @@ pub enum OperatorCommand {
     #[command(subcommand)]
     Peer(PeerCommand),
     /// How volumes and targets stand
+    #[command(after_help = "Examples:\n  dtfs status\n  dtfs status data --watch\n  dtfs status --json")]
     Status(StatusArgs),
     /// Compare a target with its source while both are in use
     Verify(VerifyArgs),
@@ -223,6 +228,7 @@ pub enum OperatorCommand {
         files: Vec<PathBuf>,
     },
     /// Make the daemon read its files again, and show what changed
+    #[command(after_help = "Examples:\n  dtfs reload --dry-run\n  dtfs reload")]
     Reload,
     /// What happened: losses of power, full disks, targets that cannot follow
     #[command(after_help = "Examples:\n  dtfs events\n  dtfs events data --follow --json")]
@@ -231,6 +237,7 @@ pub enum OperatorCommand {
     #[command(after_help = "Example:\n  dtfs monitor --warn-lag 1m --max-lag 5m")]
     Monitor(MonitorArgs),
     /// Look for what stands in the way of replication; exit code 6 when something is found
+    #[command(after_help = "Example:\n  dtfs doctor")]
     Doctor {
         /// For programs
         #[arg(long)]
@@ -239,12 +246,14 @@ pub enum OperatorCommand {
     /// Wait until targets are consistent
     Wait(WaitArgs),
     /// A barrier: print a TID up to which every change is durable in the journal
+    #[command(after_help = "Example:\n  dtfs wait data --tid $(dtfs synctid data)")]
     Synctid {
         /// Volume name, or a path inside it
         #[arg(value_name = "VOL")]
         volume: String,
     },
     /// Show the records of a volume's journal
+    #[command(after_help = "Examples:\n  dtfs log data --from 0x0000000000000100\n  dtfs log data --follow --json")]
     Log(LogArgs),
     /// Make a master volume a copy that another source brings up to date: after a failover, or before one
     Demote(DemoteArgs),
@@ -274,6 +283,7 @@ pub enum OperatorCommand {
 #[derive(Subcommand, Clone, Debug)]
 pub enum MountsCommand {
     /// Show the entries
+    #[command(after_help = "Example:\n  dtfs mounts list")]
     List {
         /// For programs
         #[arg(long)]
@@ -289,11 +299,13 @@ pub enum MountsCommand {
         options: MountOptions,
     },
     /// Remove an entry; files, journal and targets stay
+    #[command(after_help = "Example:\n  dtfs mounts remove /srv/data")]
     Remove {
         /// The directory
         path: PathBuf,
     },
     /// Mount entries now
+    #[command(after_help = "Examples:\n  dtfs mounts mount --all\n  dtfs mounts mount /srv/data --allow-open")]
     Mount {
         #[command(flatten)]
         which: WhichArgs,
@@ -302,6 +314,7 @@ pub enum MountsCommand {
         allow_open: bool,
     },
     /// Unmount entries; the daemon stays
+    #[command(after_help = "Examples:\n  dtfs mounts unmount /srv/data\n  dtfs mounts unmount --all --lazy")]
     Unmount {
         #[command(flatten)]
         which: WhichArgs,
@@ -335,6 +348,13 @@ pub enum DefineCommand {
         /// The directory
         #[arg(value_name = "DIR")]
         dir: PathBuf,
+    },
+    /// Say in a volume's file that this host is its source, which every volume is from the start
+    #[command(after_help = "Example:\n  dtfs define master data")]
+    Master {
+        /// Volume name, or a path inside it
+        #[arg(value_name = "VOL")]
+        volume: String,
     },
     /// Let another host write a copy here, over tls://
     #[command(
@@ -371,6 +391,9 @@ pub enum DefineCommand {
         /// Take over a directory that is not empty: it is compared and made equal
         #[arg(long)]
         adopt: bool,
+        /// Leave it alone for so many seconds after each delivery; otherwise it follows every change
+        #[arg(short, long, value_name = "SEC", value_parser = seconds)]
+        period: Option<NonZeroU32>,
     },
 }
 
@@ -387,18 +410,21 @@ fn host(text: &str) -> Result<String, String> {
 #[derive(Subcommand, Clone, Debug)]
 pub enum ForgetCommand {
     /// Forget a volume with its journal and its targets; the trees stay
+    #[command(after_help = "Example:\n  dtfs forget volume data")]
     Volume {
         /// Volume name, or a path inside it
         #[arg(value_name = "VOL")]
         volume: String,
     },
     /// Let nobody write a copy any more; its tree stays
+    #[command(after_help = "Example:\n  dtfs forget source data")]
     Source {
         /// What the copy is called
         #[arg(value_name = "VOL")]
         volume: VolumeName,
     },
     /// Forget a target with its place in the journal; its tree stays
+    #[command(after_help = "Example:\n  dtfs forget target data beta")]
     Target {
         /// Volume name, or a path inside it
         #[arg(value_name = "VOL")]
@@ -413,6 +439,7 @@ pub enum ForgetCommand {
 #[derive(Subcommand, Clone, Debug)]
 pub enum PeerCommand {
     /// Print the fingerprint of this host's key, for the other host's `dtfs peer add`
+    #[command(after_help = "Example:\n  dtfs peer show")]
     Show,
     /// Know a host by the fingerprint of its key
     #[command(after_help = "Example:\n  dtfs peer add beta $(ssh root@beta dtfs peer show)")]
@@ -425,8 +452,10 @@ pub enum PeerCommand {
         fingerprint: Fingerprint,
     },
     /// Show the hosts that are known
+    #[command(after_help = "Example:\n  dtfs peer list")]
     List,
     /// Forget a host; its sessions end
+    #[command(after_help = "Example:\n  dtfs peer forget beta")]
     Forget {
         /// The host
         #[arg(value_name = "HOST")]
@@ -438,8 +467,10 @@ pub enum PeerCommand {
 #[derive(Subcommand, Clone, Debug)]
 pub enum ReplicationCommand {
     /// Send nothing until it is resumed, also after a restart
+    #[command(after_help = "Example:\n  dtfs replication pause data beta")]
     Pause(TargetArgs),
     /// Go on where it stopped
+    #[command(after_help = "Example:\n  dtfs replication resume data beta")]
     Resume(TargetArgs),
 }
 
@@ -452,10 +483,13 @@ pub enum MirrorCommand {
     )]
     Start(MirrorStartArgs),
     /// Give the mirror up; the target is consistent at no TID until one is started and done
+    #[command(after_help = "Example:\n  dtfs mirror stop data replica")]
     Stop(TargetArgs),
     /// Hold it until it is resumed, also after a restart
+    #[command(after_help = "Example:\n  dtfs mirror pause data replica")]
     Pause(TargetArgs),
     /// Go on where it was paused
+    #[command(after_help = "Example:\n  dtfs mirror resume data replica")]
     Resume(TargetArgs),
 }
 
@@ -463,6 +497,7 @@ pub enum MirrorCommand {
 #[derive(Subcommand, Clone, Debug)]
 pub enum OrphansCommand {
     /// Show them
+    #[command(after_help = "Example:\n  dtfs orphans scan data replica --older-than 7d")]
     Scan(OrphansArgs),
     /// Move them to a directory below the target's .dtfs, with the paths that they had
     #[command(after_help = "Example:\n  dtfs orphans move data replica --to found --older-than 7d")]
@@ -474,6 +509,7 @@ pub enum OrphansCommand {
         to: String,
     },
     /// Remove them, directories with all that is in them
+    #[command(after_help = "Example:\n  dtfs orphans delete data replica --older-than 30d")]
     Delete(OrphansArgs),
 }
 
@@ -675,6 +711,11 @@ fn duration(text: &str) -> Result<Duration, String> {
     let number = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten();
     let duration = number.and_then(|n| n.checked_mul(ms)).map(Duration::from_millis);
     duration.ok_or_else(|| "write a time such as 90s, 5m or 1h".to_owned())
+}
+
+/// Whole seconds, at least one.
+fn seconds(text: &str) -> Result<NonZeroU32, String> {
+    text.parse().map_err(|_| "write whole seconds, at least 1".to_owned())
 }
 
 /// Seconds with an optional fraction, as milliseconds.

@@ -28,9 +28,16 @@ pub(super) fn define(
             let line = format!("defined the copy {volume} at {}, written by {host}", source.dir.display());
             say_done(output, verbosity, &line, &told)
         }
-        DefineCommand::Target { volume, url, name, adopt } => {
+        DefineCommand::Master { volume } => {
             let volume = resolve_volume(paths, volume)?;
-            let new = NewTarget { url: url.clone(), name: name.clone(), adoption: (*adopt).into() };
+            let (path, told) = ops::define_master(paths, &volume)?;
+            let line = format!("{volume} is a master: what changes below {} goes to its targets", path.display());
+            say_done(output, verbosity, &line, &told)
+        }
+        DefineCommand::Target { volume, url, name, adopt, period } => {
+            let volume = resolve_volume(paths, volume)?;
+            let (url, name) = (url.clone(), name.clone());
+            let new = NewTarget { url, name, adoption: (*adopt).into(), period: *period };
             let (target, told) = ops::define_target(paths, &volume, new)?;
             let line = format!("defined the target {} of {volume} at {}", target.name, target.url);
             say_done(output, verbosity, &line, &told)

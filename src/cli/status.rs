@@ -167,18 +167,20 @@ pub(super) fn duration(seconds: f64) -> String {
     }
 }
 
-/// Why it is in its state; otherwise the last thing that went wrong, with its time; otherwise how it differs.
+/// Why it is in its state; otherwise the last thing that went wrong, with its time; otherwise how it differs. A clock that is
+/// wrong is always said.
 fn reason(target: &TargetStatus) -> String {
-    match (target.state.parts().1, &target.last_error) {
-        (Some(reason), _) => reason.to_owned(),
-        (None, Some(error)) => format!("{}: {}", error.time, error.message),
+    let reason = match (target.state.parts().1, &target.last_error) {
+        (Some(reason), _) => Some(reason.to_owned()),
+        (None, Some(error)) => Some(format!("{}: {}", error.time, error.message)),
         (None, None) => match &target.mirror {
-            Some(mirror) if mirror.progress == "paused" => "its mirror is paused".to_owned(),
-            Some(mirror) if mirror.progress == "stopped" => "its mirror was given up".to_owned(),
-            _ if target.delay_seconds > 0 => format!("stays {} behind", duration(target.delay_seconds as f64)),
-            _ => target.differs.clone().unwrap_or_default(),
+            Some(mirror) if mirror.progress == "paused" => Some("its mirror is paused".to_owned()),
+            Some(mirror) if mirror.progress == "stopped" => Some("its mirror was given up".to_owned()),
+            _ if target.delay_seconds > 0 => Some(format!("stays {} behind", duration(target.delay_seconds as f64))),
+            _ => target.differs.clone(),
         },
-    }
+    };
+    reason.into_iter().chain(target.clock_skew()).collect::<Vec<_>>().join("; ")
 }
 
 /// A number of bytes in the largest unit that leaves at least one, with one decimal.

@@ -128,6 +128,7 @@ fn status_is_a_table() {
         consistent_at: Some(Tid(4)),
         bytes_sent: 1536,
         errors: 0,
+        clock_offset_seconds: None,
         differs: None,
         orphans: None,
         mirror: None,
@@ -161,4 +162,19 @@ fn status_is_a_table() {
         "{shown:?}"
     );
     assert!(lines[4].ends_with("2026-01-01T00:00:00.000Z: cut"), "{}", lines[4]);
+}
+
+#[test]
+fn the_help_of_every_command_has_an_example() {
+    fn look(command: &clap::Command, path: &str, without: &mut Vec<String>) {
+        let path = format!("{path} {}", command.get_name());
+        let has = command.get_after_help().is_some_and(|text| text.to_string().contains("Example"));
+        if !has && !command.has_subcommands() && !command.is_hide_set() {
+            without.push(path.clone());
+        }
+        command.get_subcommands().for_each(|below| look(below, &path, without));
+    }
+    let mut without = Vec::new();
+    look(&<args::Arguments as clap::CommandFactory>::command(), "", &mut without);
+    assert!(without.is_empty(), "{without:?}");
 }

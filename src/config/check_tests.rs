@@ -100,6 +100,7 @@ fn targets_and_volumes_keep_apart() {
         url: crate::config::TargetUrl::Local(place.top.join("c/new")),
         adoption: Adoption::Refuse,
         bandwidth: None,
+        period: None,
         orphans: None,
         orphans_older_than: None,
         delay: None,

@@ -47,6 +47,9 @@ pub fn add_target(
         if target.adoption == Adoption::Allow {
             table.insert("adopt", value(true));
         }
+        if let Some(period) = target.period {
+            table.insert("period", value(i64::from(period.get())));
+        }
         let targets = document.entry("target").or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()));
         match targets.as_array_of_tables_mut() {
             Some(tables) => tables.push(table),
@@ -182,6 +185,7 @@ mod tests {
             url: format!("local:/t/{name}").parse().unwrap(),
             adoption: Adoption::Refuse,
             bandwidth: None,
+            period: None,
             orphans: None,
             orphans_older_than: None,
             delay: None,

@@ -1,5 +1,6 @@
 //! `mounts.d/VOLUME.toml`: what is done with one volume.
 
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,9 @@ pub struct TargetEntry {
     /// How fast it may be sent to; `None` is as fast as it goes.
     #[serde(default)]
     pub bandwidth: Option<Bandwidth>,
+    /// How many seconds it is left alone between two deliveries; `None` for not at all: it follows every change.
+    #[serde(default)]
+    pub period: Option<NonZeroU32>,
     /// What becomes of its orphans; without it they are told where it took over a tree, and removed where it did not.
     #[serde(default)]
     pub orphans: Option<Orphans>,

@@ -163,6 +163,9 @@ pub struct TargetStatus {
     /// Sessions with it that ended with an error since the daemon started.
     #[serde(default)]
     pub errors: u64,
+    /// By how many seconds its clock is ahead of this host's, behind when negative; `None` before it said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_offset_seconds: Option<f64>,
     /// What it stores otherwise than it is sent, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub differs: Option<String>,
@@ -214,10 +217,17 @@ pub enum TargetState {
     },
 }
 
-impl TargetState {
-    /// Every word that [`TargetState::parts`] gives.
-    pub const WORDS: [&str; 7] = ["new", "mirroring", "converging", "replicating", "stalled", "offline", "refused"];
+impl TargetStatus {
+    /// In one sentence, when the clocks differ by more than a message may take.
+    pub fn clock_skew(&self) -> Option<String> {
+        const WORTH_SAYING_SECONDS: f64 = 2.0;
+        let offset = self.clock_offset_seconds.filter(|offset| offset.abs() >= WORTH_SAYING_SECONDS)?;
+        let where_to = if offset > 0.0 { "ahead" } else { "behind" };
+        Some(format!("its clock is {:.0} s {where_to}", offset.abs()))
+    }
+}
 
+impl TargetState {
     /// The word and the reason, for tables.
     pub fn parts(&self) -> (&'static str, Option<&str>) {
         match self {

@@ -69,6 +69,7 @@ fn find_target(volumes: &Volumes, volume: &VolumeName, text: &str) -> Result<Tar
         url,
         adoption: Adoption::Refuse,
         bandwidth: None,
+        period: None,
         orphans: None,
         orphans_older_than: None,
         delay: None,

@@ -163,6 +163,7 @@ fn target(
         consistent_at: consistent.then_some(row.applied),
         bytes_sent: sender.bytes_sent,
         errors: sender.errors,
+        clock_offset_seconds: sender.clock_offset_micros.map(|micros| micros as f64 / 1e6),
         differs: sender.differs.clone(),
         orphans: sender.orphans,
         mirror: volume.mirror_reply(row, sender)?,

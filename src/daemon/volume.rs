@@ -438,6 +438,7 @@ impl Volume {
                 _ => Compression::Adaptive,
             },
             rate,
+            period: target.period.map(|seconds| Duration::from_secs(seconds.get().into())),
             orphans: Some(super::orphans::policy(target)),
             delay_seconds: target.delay.map_or(0, Delay::seconds),
             forked: match target.adoption {

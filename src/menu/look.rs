@@ -25,7 +25,8 @@ pub(super) fn define_target(paths: &Paths, talk: &mut Talk<'_>) -> Result<ExitCo
     say_command(paths, talk, &["define", "target", &volume, &url])?;
     let volume = resolve_volume(paths, &volume)?;
     let url: TargetUrl = url.parse().map_err(|problem| Failure::new(ExitCode::Usage, problem))?;
-    let (target, told) = ops::define_target(paths, &volume, NewTarget { url, name: None, adoption: Adoption::Refuse })?;
+    let (target, told) =
+        ops::define_target(paths, &volume, NewTarget { url, name: None, adoption: Adoption::Refuse, period: None })?;
     say(talk, &format!("Defined the target {} of {volume} at {}.", target.name, target.url))?;
     say_told(talk, &told)
 }

@@ -90,13 +90,13 @@ fn a_failure_is_shown_and_the_menu_goes_on() {
 #[test]
 fn every_number_of_dtsetup_says_something() {
     let place = place();
-    let numbers = ["1.1", "1.2", "1.3.2", "1.4", "1.5", "1.7", "2.2", "2.3", "3", "5", "6.1"];
+    let numbers = ["1.1.1", "1.1.3", "1.2.2", "1.3.2.1", "1.4", "1.5", "1.7", "2.2", "2.3", "3", "5", "6.1"];
     for number in numbers {
         let (ended, shown) = place.run("", &[number]);
         assert_eq!(ended, Ok(ExitCode::Ok), "{number}");
         assert!(shown.trim().len() > 40, "{number}: {shown}");
     }
-    let (ended, shown) = place.run("", &["1.3.2"]);
+    let (ended, shown) = place.run("", &["1.3.2.4"]);
     assert!(ended.is_ok() && shown.contains("Image files on a volume are captured"), "{shown}");
     assert!(place.entries().is_empty());
 }

@@ -75,16 +75,52 @@ static FILE_SYSTEM: [Node; 4] = [
     leaf("1.3.1.3", "Mount all entries now", Leaf::MountAll),
     leaf("1.3.1.4", "Unmount DTFS from all entries", Leaf::UnmountAll),
 ];
+const NO_BLOCK_DEVICES: &str = "Block devices are not replicated as such. Image files on a volume are captured like every \
+other file: keep the image of a loop device or a virtual machine there, and add its directory with 1.3.1.1.";
 static MANUAL: [Node; 2] =
     [leaf("1.3.3.1", "Mount one entry", Leaf::MountOne), leaf("1.3.3.2", "Unmount one entry", Leaf::UnmountOne)];
+static GROUPS: [Node; 4] = [
+    note(
+        "1.1.1",
+        "Add a user to the administrators",
+        "Only root changes anything. Give a user the commands with sudo(8), for example in /etc/sudoers.d/dtfs: USER ALL=(root) /usr/bin/dtfs",
+    ),
+    note("1.1.2", "Remove a user from the administrators", "Take the user's line out of /etc/sudoers.d/dtfs."),
+    note(
+        "1.1.3",
+        "Add a user to those who may look",
+        "Members of the group dtfs may ask for status, mounts list and wait. Add one with: gpasswd -a USER dtfs (before: \
+         groupadd --system dtfs, and a restart of the daemon)",
+    ),
+    note("1.1.4", "Remove a user from those who may look", "Take one out with: gpasswd -d USER dtfs"),
+];
+static CODES: [Node; 3] = [
+    note(
+        "1.2.1",
+        "Show the key of this host",
+        "Over ssh it is root's key: ssh-keygen -y -f /root/.ssh/id_ed25519. Over tls:// it is shown by: dtfs peer show",
+    ),
+    note(
+        "1.2.2",
+        "Pair with a target",
+        "Over ssh put that key into authorized_keys on the target, with command=\"dtfs serve --stdio DIR\",restrict before it. \
+         Over tls://: dtfs help peer add",
+    ),
+    note(
+        "1.2.3",
+        "Forget a peer",
+        "Over ssh take its key out of authorized_keys on the target. Over tls://: dtfs help peer forget",
+    ),
+];
+static BLOCK_DEVICES: [Node; 4] = [
+    note("1.3.2.1", "Add a block device", NO_BLOCK_DEVICES),
+    note("1.3.2.2", "Remove a block device", NO_BLOCK_DEVICES),
+    note("1.3.2.3", "Attach all block devices", NO_BLOCK_DEVICES),
+    note("1.3.2.4", "Detach all block devices", NO_BLOCK_DEVICES),
+];
 static REPLICATION: [Node; 3] = [
     menu("1.3.1", "File System Replication setup file", &FILE_SYSTEM),
-    note(
-        "1.3.2",
-        "Block Device Replication setup file",
-        "Block devices are not replicated as such. Image files on a volume are captured like every other file: keep the \
-         image of a loop device or a virtual machine there.",
-    ),
+    menu("1.3.2", "Block Device Replication setup file", &BLOCK_DEVICES),
     menu("1.3.3", "Manual replication configuration", &MANUAL),
 ];
 static TARGETS: [Node; 4] = [
@@ -94,16 +130,8 @@ static TARGETS: [Node; 4] = [
     leaf("1.6.4", "Mirror a target again", Leaf::Mirror),
 ];
 static SETUP: [Node; 7] = [
-    note(
-        "1.1",
-        "Modify security groups",
-        "There are no groups: only root uses dtfs. Let others look with sudo, for example at: dtfs status",
-    ),
-    note(
-        "1.2",
-        "Activation codes",
-        "No codes are needed. Which targets there are, and how each is reached, shows: dtfs help define target",
-    ),
+    menu("1.1", "Modify security groups", &GROUPS),
+    menu("1.2", "Activation codes: none is needed; peers and keys", &CODES),
     menu("1.3", "Configure File System or Block Device Replication", &REPLICATION),
     note(
         "1.4",

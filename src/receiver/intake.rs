@@ -59,9 +59,9 @@ impl Intake {
                 Message::Orphans(order) => self.hand_over(Job::Orphans(order))?,
                 Message::Flush => self.hand_over(Job::Flush)?,
                 Message::Convergence(state) => self.hand_over(Job::Convergence(state))?,
-                Message::Ping => self.out.send(Message::Pong),
+                Message::Ping => self.out.send(Message::pong()),
                 Message::Bye => return Ok(()),
-                Message::Pong => {}
+                Message::Pong { .. } => {}
                 _ => return Err(ServeError::NoHello),
             }
         }

@@ -101,9 +101,9 @@ mod tests {
     #[test]
     fn answers_are_counted_in_number_and_in_bytes() {
         let (outbox, outgoing) = outbox();
-        (0..4096).for_each(|_| outbox.send(Message::Pong));
+        (0..4096).for_each(|_| outbox.send(Message::pong()));
         assert!(!outbox.is_full());
-        outbox.send(Message::Pong);
+        outbox.send(Message::pong());
         assert!(outbox.is_full());
         while outgoing.next(Duration::ZERO).is_ok() {}
         assert!(!outbox.is_full());

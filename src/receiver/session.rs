@@ -262,7 +262,7 @@ fn speak<W: Write>(mut writer: FrameWriter<W>, messages: &Outgoing, gone: &Gone)
     loop {
         let message = match messages.next(SILENCE) {
             Ok(message) => message,
-            Err(RecvTimeoutError::Timeout) => Message::Pong,
+            Err(RecvTimeoutError::Timeout) => Message::pong(),
             Err(RecvTimeoutError::Disconnected) => return,
         };
         if writer.send(&message).is_err() {

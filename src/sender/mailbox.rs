@@ -7,10 +7,13 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::base::Timespec;
 use crate::wire::{Ack, Message, WireError};
 
 /// Most messages that wait. An ack that asks for something has at most 128 KiB.
 const MOST_MESSAGES: usize = 256;
+/// Signs of life whose clocks are kept: one comes at least every two seconds.
+const CLOCKS: usize = 8;
 
 /// Most messages that are read behind the end of a session: a target may have some on their way.
 const MOST_UNHEARD: usize = 4096;
@@ -70,6 +73,8 @@ struct Waiting {
     heard: VecDeque<Message>,
     last_heard: Option<Instant>,
     ended: Option<WireError>,
+    /// By how many microseconds the target's clock was ahead when each of its last signs of life came.
+    clock_offsets: VecDeque<i64>,
     /// Counts connections: what an old one still says is nobody's business.
     session: u64,
     /// Messages that came for nobody.
@@ -88,6 +93,7 @@ impl Mailbox {
         let mut waiting = self.waiting.lock();
         waiting.forget();
         waiting.last_heard = Some(Instant::now());
+        waiting.clock_offsets.clear();
         waiting.session
     }
 
@@ -114,7 +120,7 @@ impl Mailbox {
         waiting.last_heard = Some(Instant::now());
         match (waiting.heard.back_mut(), message) {
             (Some(Message::Ack(last)), Message::Ack(new)) if replaces(&new, last) => *last = new,
-            (_, Message::Pong) => {}
+            (_, Message::Pong { clock_micros }) => waiting.note_clock(clock_micros),
             (_, message) => waiting.heard.push_back(message),
         }
         drop(waiting);
@@ -135,6 +141,12 @@ impl Mailbox {
     /// How long the target has said nothing.
     pub(super) fn silence(&self) -> Duration {
         self.waiting.lock().last_heard.map_or(Duration::ZERO, |heard| heard.elapsed())
+    }
+
+    /// By how many microseconds the target's clock is ahead of ours (behind when negative), if it said so. A message takes
+    /// some time, so of the last few the one that took least tells most.
+    pub(super) fn clock_offset_micros(&self) -> Option<i64> {
+        self.waiting.lock().clock_offsets.iter().max().copied()
     }
 
     /// What there is to attend to, if anything.
@@ -179,11 +191,19 @@ impl Waiting {
     /// Whether `message` has to wait for its place.
     fn is_full_for(&self, message: &Message) -> bool {
         let needs_place = match (self.heard.back(), message) {
-            (_, Message::Pong) => false,
+            (_, Message::Pong { .. }) => false,
             (Some(Message::Ack(last)), Message::Ack(new)) => !replaces(new, last),
             _ => true,
         };
         needs_place && self.heard.len() >= MOST_MESSAGES
+    }
+
+    fn note_clock(&mut self, clock_micros: u64) {
+        let offset = i128::from(clock_micros) - i128::from(Timespec::now().as_nanos() / 1000);
+        self.clock_offsets.push_back(offset.clamp(i64::MIN.into(), i64::MAX.into()) as i64);
+        if self.clock_offsets.len() > CLOCKS {
+            self.clock_offsets.pop_front();
+        }
     }
 
     fn take(&mut self) -> Option<Event> {
@@ -287,6 +307,23 @@ mod tests {
         mailbox.close_session();
         assert_eq!(floods.join().unwrap(), Some(MOST_MESSAGES + MOST_UNHEARD));
         assert!(mailbox.try_next().is_none());
+    }
+
+    #[test]
+    fn the_clock_of_the_sign_that_took_least_time_counts() {
+        let mailbox = Mailbox::default();
+        let session = mailbox.open_session();
+        assert_eq!(mailbox.clock_offset_micros(), None);
+        let now = Timespec::now().as_nanos() as u64 / 1000;
+        for behind in [9_000_000, 5_000_000, 7_000_000] {
+            mailbox.hear(session, Message::Pong { clock_micros: now - behind }).unwrap();
+        }
+        let offset = mailbox.clock_offset_micros().unwrap();
+        assert!((-65_000_000..=-5_000_000).contains(&offset), "{offset}");
+        mailbox.hear(session, Message::Pong { clock_micros: u64::MAX }).unwrap();
+        assert_eq!(mailbox.clock_offset_micros(), Some(i64::MAX));
+        mailbox.open_session();
+        assert_eq!(mailbox.clock_offset_micros(), None, "another target may have come");
     }
 
     #[test]

@@ -89,6 +89,8 @@ pub(super) struct Session<'a> {
     /// When the target was last given a sign of life.
     ticked: Instant,
     pace: Pace,
+    /// With a period: when records are sent again.
+    rests_until: Option<Instant>,
     counted_bytes: u64,
     watcher: Watcher,
 }
@@ -185,6 +187,7 @@ impl<'a> Session<'a> {
             trimmed: Instant::now(),
             ticked: Instant::now(),
             pace: Pace::new(Instant::now()),
+            rests_until: None,
             counted_bytes: bytes,
             watcher,
         })
@@ -237,12 +240,15 @@ impl<'a> Session<'a> {
                     }
                 }
                 Message::OrphansDone(list) => self.note_orphans(list),
-                Message::Ping => self.send(&Message::Pong)?,
+                Message::Ping => self.send(&Message::pong())?,
                 _ => return Err(SessionError::Protocol("unexpected message")),
             },
             Event::Ended(error) => return Err(error.into()),
             Event::Durable => self.stream.more(),
-            Event::Flush => self.send(&Message::Flush)?,
+            Event::Flush => {
+                self.rests_until = None;
+                self.send(&Message::Flush)?;
+            }
             Event::Work => self.walk.look_again(),
             Event::Retry => {}
             Event::Mirror => self.begin_mirror_again()?,
@@ -314,6 +320,8 @@ impl<'a> Session<'a> {
             return Err(SessionError::Silent(SILENCE.as_secs()));
         }
         self.walk.look_again();
+        let clock = self.parts.mailbox.clock_offset_micros();
+        self.parts.status.update(|status| status.clock_offset_micros = clock);
         self.send(&Message::Ping)
     }
 
@@ -344,6 +352,10 @@ impl<'a> Session<'a> {
                 self.parts.journal.commit(stamp)?;
             }
         }
+        // State that was read is never held up: it is what somebody waits for, or the target lacks.
+        if self.stream.wants_state() && self.rests_until.is_some_and(|until| Instant::now() < until) {
+            return self.rest();
+        }
         let durable = match faults::skipped("journal.durable_only") {
             true => self.parts.journal.last_tid(),
             false => self.parts.journal.durable_tid(),
@@ -352,7 +364,10 @@ impl<'a> Session<'a> {
             Err(SessionError::Journal(JournalError::Trimmed { oldest })) => Some(self.pass_over(oldest)?),
             next => next?,
         };
-        let Some(next) = next else { return self.rest() };
+        let Some(next) = next else {
+            self.rests_until = self.parts.options.period.map(|period| Instant::now() + period);
+            return self.rest();
+        };
         self.note_moves(&next.message)?;
         let bytes = match matches!(next.message, Message::Records { .. }) && faults::skipped("sender.batch") {
             true => 0,

@@ -54,6 +54,8 @@ pub struct SenderStatus {
     pub blocked_errno: i32,
     /// What the target stores otherwise than it is sent.
     pub differs: Option<String>,
+    /// By how many microseconds its clock is ahead of ours; behind when negative.
+    pub clock_offset_micros: Option<i64>,
     /// How the last session ended, and when, when that was an error.
     pub last_error: Option<(Timespec, String)>,
     /// Sessions that ended with an error since the sender was started.

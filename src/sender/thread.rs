@@ -38,6 +38,9 @@ pub struct SenderOptions {
     pub compression: Compression,
     /// How fast it may be sent to.
     pub rate: Rate,
+    /// How long nothing is sent, unless somebody waits for it, once the target has been sent everything; `None` for not at
+    /// all.
+    pub period: Option<Duration>,
     /// What becomes of its orphans by itself; `None` for nothing.
     pub orphans: Option<OrphanPolicy>,
     /// How long the target stays behind on purpose, in seconds.

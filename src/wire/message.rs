@@ -1,8 +1,8 @@
 //! The messages of a session.
 
 use crate::base::{
-    AtimeMode, ChainDigest, Commit, EpochId, History, Oid, Position, Spaces, StoredTimes, Tid, VolumeUuid,
-    is_unprintable,
+    AtimeMode, ChainDigest, Commit, EpochId, History, Oid, Position, Spaces, StoredTimes, Tid, Timespec, VolumeUuid,
+    faults, is_unprintable,
 };
 use crate::record::{DecodeError, Difference, FieldReader, FieldWriter, OrphanList, OrphanOrder};
 
@@ -188,8 +188,8 @@ pub enum Message {
     Flush,
     /// Either: are you there?
     Ping,
-    /// Either: yes.
-    Pong,
+    /// Either: yes, and what my clock says, in microseconds since 1970.
+    Pong { clock_micros: u64 },
     /// Source: the session is over.
     Bye,
     /// Source: whether rows of work are left for this target. While they are, its tree is no past state of the source.
@@ -228,6 +228,13 @@ impl Need {
 }
 
 impl Message {
+    /// A sign of life, with the time of this host.
+    pub fn pong() -> Message {
+        // The fault is a host whose clock was never set.
+        let now = if faults::skipped("wire.clock") { 0 } else { Timespec::now().as_nanos().max(0) as u64 };
+        Message::Pong { clock_micros: now / 1000 }
+    }
+
     /// Number of the kind in the frame header.
     pub fn kind(&self) -> u8 {
         match self {
@@ -241,7 +248,7 @@ impl Message {
             Message::Ack(_) => 7,
             Message::Flush => 8,
             Message::Ping => 9,
-            Message::Pong => 10,
+            Message::Pong { .. } => 10,
             Message::Bye => 11,
             Message::Convergence(_) => 30,
             Message::Superseded(_) => 31,
@@ -287,7 +294,8 @@ impl Message {
                 out.0.extend_from_slice(body);
             }
             Message::Ack(ack) => ack.encode(&mut out),
-            Message::Flush | Message::Ping | Message::Pong | Message::Bye => {}
+            Message::Pong { clock_micros } => out.u64(*clock_micros),
+            Message::Flush | Message::Ping | Message::Bye => {}
             Message::Convergence(state) => out.u8(*state as u8),
             Message::Superseded(history) => out.0.extend_from_slice(&history.to_bytes()),
             Message::Orphans(order) => order.encode(&mut out),
@@ -332,7 +340,7 @@ impl Message {
             7 => Message::Ack(Ack::decode(&mut r)?),
             8 => Message::Flush,
             9 => Message::Ping,
-            10 => Message::Pong,
+            10 => Message::Pong { clock_micros: r.u64("clock")? },
             11 => Message::Bye,
             14 => Message::Orphans(OrphanOrder::decode(&mut r)?),
             15 => Message::OrphansDone(OrphanList::decode(&mut r)?),
@@ -609,7 +617,7 @@ mod tests {
             }),
             Message::Flush,
             Message::Ping,
-            Message::Pong,
+            Message::Pong { clock_micros: 11 },
             Message::Bye,
             Message::Convergence(Convergence::Converging),
             Message::Superseded(History { volume: VolumeUuid([1; 16]), epochs: vec![Position::START] }),

@@ -281,6 +281,7 @@ impl Pair {
     pub(crate) fn start(&mut self) {
         assert!(self.sender.is_none(), "one sender per target");
         let options = SenderOptions {
+            period: None,
             target: self.target,
             access_times: AtimeMode::AtClose,
             label: "data".into(),

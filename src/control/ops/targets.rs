@@ -1,5 +1,7 @@
 //! Targets: defined and forgotten.
 
+use std::num::NonZeroU32;
+
 use super::{Told, tell};
 use crate::config::{
     Activity, Adoption, EditLock, MountsFile, Paths, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
@@ -16,6 +18,8 @@ pub struct NewTarget {
     pub name: Option<TargetName>,
     /// Whether it may take over a directory that is not empty.
     pub adoption: Adoption,
+    /// How many seconds it is left alone between two deliveries.
+    pub period: Option<NonZeroU32>,
 }
 
 /// Writes a target to the volume's file, and tells the daemon, which starts to send.
@@ -44,13 +48,14 @@ pub fn define_target(paths: &Paths, volume: &VolumeName, new: NewTarget) -> Resu
 }
 
 fn complete(new: NewTarget) -> Result<TargetEntry, Failure> {
-    let NewTarget { url, name, adoption } = new;
+    let NewTarget { url, name, adoption, period } = new;
     match name.or_else(|| url.default_name()) {
         Some(name) => Ok(TargetEntry {
             name,
             url,
             adoption,
             bandwidth: None,
+            period,
             orphans: None,
             orphans_older_than: None,
             delay: None,

@@ -1,13 +1,13 @@
 //! Volumes: defined and forgotten.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::entries::{refuse_mounted, write_entry};
 use super::{Told, tell};
 use crate::config::{
-    EditLock, Edits, MountEntry, MountOptions, MountsFile, Paths, VolumeName, check_volume_dir, create_volume_file,
-    remove_volume_file,
+    EditLock, Edits, MountEntry, MountOptions, MountsFile, Paths, VolumeFile, VolumeName, check_volume_dir,
+    create_volume_file, remove_volume_file,
 };
 use crate::control::{ExitCode, Failure, Request, try_connect};
 
@@ -27,6 +27,29 @@ pub fn define_volume(paths: &Paths, name: &VolumeName, dir: &Path) -> Result<(Mo
     let entry = write_entry(&lock, paths, dir, &options)?;
     drop(lock);
     Ok((entry, tell(paths, &Request::Reload)?))
+}
+
+/// Writes down that this host is the source of `volume`. Returns where its tree is.
+///
+/// # Errors
+/// Code 2 when it has no entry, or its file cannot be understood; code 7 when another host is its source.
+pub fn define_master(paths: &Paths, volume: &VolumeName) -> Result<(PathBuf, Told), Failure> {
+    let lock = EditLock::take(paths)?;
+    if let Some(source) = VolumeFile::load(paths, volume)?.source {
+        let message = format!("{volume} is a copy, written by {}", source.host);
+        return Err(
+            Failure::new(ExitCode::Refused, message).with_remedy(format!("dtfs promote {volume} makes it the master"))
+        );
+    }
+    let mounts = MountsFile::load(paths)?;
+    let Some(entry) = mounts.find_volume(volume) else {
+        let message = format!("the volume {volume} has no entry in {}", mounts.file().display());
+        return Err(Failure::new(ExitCode::Usage, message)
+            .with_remedy(format!("define it first: dtfs define volume {volume} DIR")));
+    };
+    create_volume_file(&lock, paths, volume)?;
+    drop(lock);
+    Ok((entry.path.clone(), tell(paths, &Request::Reload)?))
 }
 
 fn refuse_taken(mounts: &MountsFile, name: &VolumeName) -> Result<(), Failure> {

@@ -36,6 +36,7 @@ fn judge(status: &StatusReply) -> Vec<Finding> {
     for volume in &status.volumes {
         findings.extend(of_volume(volume));
         findings.extend(volume.targets.iter().filter_map(|target| of_target(volume, target)));
+        findings.extend(volume.targets.iter().filter_map(|target| of_clock(volume, target)));
     }
     findings
 }
@@ -86,6 +87,12 @@ fn of_volume(volume: &VolumeStatus) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+fn of_clock(volume: &VolumeStatus, target: &TargetStatus) -> Option<Finding> {
+    let what = format!("{} to {}: {}", volume.name, target.name, target.clock_skew()?);
+    let fix = "let both hosts follow one clock (chrony, systemd-timesyncd); replication does not need it, people who read times do";
+    Some(Finding::new("clock-skew", Severity::Warning, what, fix))
 }
 
 fn of_target(volume: &VolumeStatus, target: &TargetStatus) -> Option<Finding> {
