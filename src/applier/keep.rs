@@ -317,7 +317,7 @@ impl<W: Write> Summing<W> {
 
 /// Copies content and attributes of a file into `beside`, and gives the copy its name when all of it is on the disk: what is
 /// to be kept may be overwritten as soon as this returns.
-fn copy(
+pub(super) fn copy(
     tree: &Tree,
     from: BorrowedFd<'_>,
     beside: BorrowedFd<'_>,
@@ -377,6 +377,6 @@ fn sync_parent(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
-fn errno_of(error: io::Error) -> Errno {
+pub(super) fn errno_of(error: io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }

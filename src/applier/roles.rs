@@ -5,19 +5,20 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::catalog::{Catalog, Known, Row};
 use super::doubt::DoubtFile;
-use super::objects::{c_name, entry_names};
+use super::keep::{copy, errno_of};
+use super::objects::entry_names;
 use super::park::{DISPLACED_XATTR, OID_XATTR, Park};
 use super::replica::{self, Origin, Replica, ReplicaError, ReplicaLock};
 use super::{Adopt, Applier, ApplyError, Outcome, Trouble, park};
 use crate::backing::{Found, Tree};
 use crate::base::{History, Name, ObjectKey, Oid, Position, Spaces, Tid, VolumeUuid, faults};
-use crate::record::{RESERVED_DIR, RESERVED_XATTR_PREFIX};
+use crate::record::RESERVED_DIR;
 use crate::sys::{self, Errno, FileFlags};
 
 /// While it is there the source has rows of work for this copy: its tree is no past state of the source.
@@ -251,7 +252,7 @@ pub fn join(dir: &Path, states: &Path, joining: &Joining<'_>) -> Result<Joined, 
     let park = Park::open(&tree).map_err(errno)?;
     let catalog = Catalog::create(&state.join("catalog.db"), joining.spaces)?;
     let keep = joining.keep.map(|name| dir.join(std::ffi::OsStr::from_bytes(RESERVED_DIR)).join(name));
-    let mut walk = Walk { tree: &tree, joining, keep, catalog, objects: 0, kept: 0 };
+    let mut walk = Walk { tree: &tree, joining, keep, park: &park, catalog, objects: 0, kept: 0 };
     walk.run().map_err(|trouble| match trouble {
         Trouble::Catalog(error) => error.into(),
         Trouble::Errno(cause) | Trouble::Object(cause) => errno(cause),
@@ -278,6 +279,7 @@ struct Walk<'a> {
     joining: &'a Joining<'a>,
     /// Where to keep what may differ.
     keep: Option<PathBuf>,
+    park: &'a Park,
     catalog: Catalog,
     objects: u64,
     kept: u64,
@@ -355,15 +357,11 @@ impl Walk<'_> {
         let Some(keep) = &self.keep else { return Ok(()) };
         let to = keep.join(path);
         let done = match found.stat.mode & libc::S_IFMT {
-            libc::S_IFREG => {
-                self.tree.open_key(found.key, libc::O_RDONLY | libc::O_NOATIME).map(File::from).and_then(|from| {
-                    copy(self.tree, from, &to).map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
-                })
-            }
-            libc::S_IFLNK => sys::readlinkat(dir, name.as_cstr()).and_then(|text| {
+            libc::S_IFREG => self.keep_file(found.key, &to),
+            libc::S_IFLNK => sys::readlinkat(dir, name.as_cstr()).map_err(Trouble::from).and_then(|text| {
                 let link =
                     parents(&to).and_then(|()| std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(&text), &to));
-                link.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+                Ok(link.map_err(errno_of)?)
             }),
             kind => {
                 tracing::warn!(path = %path.display(), kind, "has no content to keep");
@@ -372,33 +370,24 @@ impl Walk<'_> {
         };
         match done {
             // From an attempt before that was cut off.
-            Ok(()) | Err(Errno::EEXIST) => self.kept += 1,
-            Err(errno) => return Err(errno.into()),
+            Ok(()) | Err(Trouble::Errno(Errno::EEXIST)) => self.kept += 1,
+            Err(trouble) => return Err(trouble),
         }
         Ok(())
+    }
+
+    fn keep_file(&self, key: ObjectKey, to: &Path) -> Outcome<()> {
+        parents(to).map_err(errno_of)?;
+        let from = self.tree.open_key(key, libc::O_RDONLY | libc::O_NOATIME)?;
+        let dir = File::open(to.parent().unwrap_or(Path::new("/"))).map_err(errno_of)?;
+        let name = Name::new(to.file_name().unwrap_or_default().as_bytes()).map_err(|_| Errno::EINVAL)?;
+        copy(self.tree, from.as_fd(), self.park.own(), (dir.as_fd(), &name))
     }
 }
 
 /// Below `.dtfs`, where only root gets to: nobody else can put a link in the way.
 fn parents(path: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path.parent().unwrap_or(Path::new("/")))
-}
-
-/// Content, owner, xattrs, mode and times.
-fn copy(tree: &Tree, mut from: File, to: &Path) -> io::Result<()> {
-    parents(to)?;
-    let mut copy = File::create(to)?;
-    io::copy(&mut from, &mut copy)?;
-    let stat = sys::fstat(from.as_fd())?;
-    std::os::unix::fs::fchown(&copy, Some(stat.uid), Some(stat.gid))?;
-    for (name, value) in tree.xattrs(from.as_fd(), RESERVED_XATTR_PREFIX)? {
-        let name = c_name(&name).map_err(|_| io::ErrorKind::InvalidData)?;
-        sys::setxattr(copy.as_fd(), &name, &value, 0)?;
-    }
-    copy.set_permissions(fs::Permissions::from_mode(stat.mode & 0o7777))?;
-    let meta = from.metadata()?;
-    copy.set_times(fs::FileTimes::new().set_modified(meta.modified()?).set_accessed(meta.accessed()?))?;
-    copy.sync_all()
 }
 
 fn write_history(state: &Path, history: &History) -> Result<(), ReplicaError> {

@@ -7,6 +7,7 @@
 //! - A cursor moves, and a work row ends, only in the transaction that follows the target's durable ack.
 //! - What is under way is bounded by a window of bytes; a slow target slows its own thread and nothing else.
 
+mod greeting;
 mod mailbox;
 mod mirror;
 mod moved;
@@ -20,6 +21,7 @@ mod stream;
 mod thread;
 mod verify;
 mod verify_desk;
+mod watcher;
 mod work;
 
 pub use mirror::{Hold, MirrorKind, MirrorProgress, begin_mirror, last_mirror};

@@ -4,33 +4,29 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::mailbox::{Call, Closed, Event, Mailbox};
-use super::mirror::{Counter, Hold, Meter, MirrorKind, note_begin};
+use super::greeting::{Begin, begin, find_target, note_times, wait_for_reply};
+use super::mailbox::{Closed, Event, Mailbox};
+use super::mirror::{Counter, Hold, Meter};
 use super::moved::moved_by;
 use super::orphans::OrphanDesk;
 use super::pace::Pace;
-use super::plan::{Cause, Forked, Ours, Plan, plan};
-use super::standing::{position_at, standing};
 use super::status::SharedStatus;
 use super::stream::{Batch, Stream};
 use super::thread::SenderOptions;
 use super::verify::Verifier;
+use super::watcher::{SILENCE, Watcher};
 use super::work::{Done, Reading, Walk};
 use super::{SenderState, SessionError};
-use crate::base::{AtimeMode, History, Position, StoredTimes, Tid, VolumeUuid, faults};
+use crate::base::{Tid, VolumeUuid, faults};
 use crate::catchup::TreeView;
-use crate::journal::{
-    AWAITED, Journal, JournalError, Level, NewWork, Own, Said, Store, TargetId, TargetRow, WorkKind, WorkReason,
-};
+use crate::journal::{Journal, JournalError, Level, NewWork, Said, TargetId, WorkKind, WorkReason};
 use crate::record::OrphanList;
 use crate::sys::{self, Errno, Share};
 use crate::wire::{
-    Ack, Breaker, Convergence, FrameReader, FrameWriter, Hello, HelloReply, Message, Need, PROTOCOL_VERSION,
-    ReplicaState, Stall, WireError,
+    Ack, Breaker, Convergence, FrameReader, FrameWriter, Hello, Message, Need, PROTOCOL_VERSION, Stall, WireError,
 };
 
 /// What a session works with.
@@ -48,10 +44,7 @@ pub(super) struct Parts<'a> {
 
 /// Bytes that may be under way.
 const WINDOW_BYTES: u64 = 16 << 20;
-/// How long a greeting may take. The target opens its state first, which may mean a recovery of its database.
-const HANDSHAKE: Duration = Duration::from_secs(60);
-/// A target says something every two seconds.
-const SILENCE: Duration = Duration::from_secs(15);
+/// How often a session looks at itself when nothing happens.
 const TICK: Duration = Duration::from_secs(2);
 /// Most rows of work that a target may have asked for, and after how many more that is looked at. A row takes some 100 bytes.
 const MOST_NEEDS: u64 = 1 << 18;
@@ -617,234 +610,4 @@ fn stalled(ack: &Ack) -> Option<String> {
         Stall::Tree => "the disk of its tree",
     };
     Some(format!("the target waits for room on {place}: {}", Errno::from_raw(ack.stalled_errno)))
-}
-
-/// Opening a large replica takes a while; the target shows that it lives.
-fn wait_for_reply(parts: &Parts<'_>) -> Result<HelloReply, SessionError> {
-    let mailbox = parts.mailbox;
-    while mailbox.silence() < HANDSHAKE {
-        match mailbox.next(Instant::now() + TICK) {
-            Some(Event::Heard(Message::HelloReply(reply))) if reply.version == PROTOCOL_VERSION => return Ok(reply),
-            Some(Event::Heard(Message::Refuse { code, text })) => return Err(SessionError::Refused { code, text }),
-            Some(Event::Heard(Message::Superseded(history))) => return Err(superseded(parts, &history)?),
-            Some(Event::Heard(_)) => return Err(SessionError::Protocol("it did not say who it is")),
-            Some(Event::Ended(error)) => return Err(error.into()),
-            Some(Event::Stop) => return Err(SessionError::Protocol("stopped before it answered")),
-            Some(Event::Durable | Event::Flush | Event::Work | Event::Mirror | Event::Orphans | Event::Retry)
-            | None => {}
-        }
-    }
-    Err(SessionError::Silent(HANDSHAKE.as_secs()))
-}
-
-/// The target is a master now. When its history left ours, this source has none any more.
-fn superseded(parts: &Parts<'_>, history: &History) -> Result<SessionError, SessionError> {
-    let (journal, ours) = (parts.journal, parts.journal.history()?);
-    let fork = history.leaves(&ours.epochs).filter(|_| history.volume == ours.volume);
-    let Some(fork) = fork else {
-        return Ok(SessionError::Protocol("it is a master of another history than ours, or an older one"));
-    };
-    let known = journal.digest_at(fork.tid)?;
-    if known.is_some_and(|digest| digest != fork.digest) {
-        return Ok(SessionError::Protocol("it is a master, and left our history at a place where ours was another"));
-    }
-    journal.supersede(fork)?;
-    Ok(SessionError::Superseded { fork, own: journal.last_tid() })
-}
-
-/// The first word of a session.
-struct Start {
-    /// Behind which place its records go on.
-    after: Position,
-    what: Begin,
-}
-
-/// How a target comes to the place where its records go on.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Begin {
-    /// It is there.
-    Stream,
-    /// It takes that for its position.
-    Jump,
-    /// As before, and keeps what it has.
-    Keep,
-}
-
-/// Writes down how the session begins.
-fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, SessionError> {
-    let (journal, target) = (parts.journal, parts.options.target);
-    let store = journal.store();
-    let row = find_target(parts)?;
-    let decided = store.rejoin(target)?;
-    let valid = decided.filter(|rejoin| rejoin.copy == reply.replica && rejoin.epoch == reply.received.epoch);
-    let forked = match valid.map(|rejoin| rejoin.own) {
-        Some(Own::Keep) => Forked::Keep,
-        Some(Own::Discard) => Forked::Compare,
-        // A target that was defined anew with the leave to take over what is there.
-        None if !row.mirrored => parts.options.forked,
-        None => Forked::Refuse,
-    };
-    let awaited = store.targets()?.into_iter().find(|row| row.state == AWAITED);
-    let ours = Ours {
-        durable: journal.durable_tid(),
-        oldest_kept: journal.oldest_kept(),
-        place: row.received,
-        covered: row.covered,
-        mirrored: row.mirrored,
-        said: row.said,
-        standing: standing(journal, &reply.received)?,
-        forked,
-        awaited: awaited.as_ref().map(|row| (row.received, row.covered)),
-    };
-    let plan = plan(&ours, reply);
-    let is_fork = matches!(plan, Plan::Refuse(_) | Plan::Compare(Cause::Forked));
-    if decided.is_some() && !is_fork {
-        store.rejoin_set(target, None)?;
-    }
-    let said =
-        Said { copy: reply.replica, received: reply.received.tid, applied: reply.applied.tid, commit: reply.commit };
-    let (reason, text) = match plan {
-        Plan::Stream => {
-            take_back(store, (&row, awaited), reply)?;
-            store.target_said(target, Some(&said))?;
-            return Ok(Start { after: reply.received, what: Begin::Stream });
-        }
-        Plan::Jump { to } => {
-            take_back(store, (&row, awaited), reply)?;
-            store.target_said(target, Some(&said))?;
-            return Ok(Start { after: position_at(journal, to)?, what: Begin::Jump });
-        }
-        Plan::Refuse(fork) => {
-            let (copy, durable) = (reply.replica, ours.durable);
-            return Err(SessionError::Fork { copy, received: reply.received, durable, fork });
-        }
-        Plan::Mirror => (WorkReason::Mirror, "the whole tree is sent".to_owned()),
-        Plan::Compare(cause) => (WorkReason::Verify, format!("the whole tree is compared: {cause}")),
-    };
-    if is_fork {
-        leave_what_is_lost(journal, &reply.received)?;
-    }
-    let base = journal.durable_tid();
-    store.reset_target(target, base, &[NewWork::whole_tree(reason, Tid::ZERO)])?;
-    note_begin(store, target, MirrorKind::of(reason))?;
-    // After the work is queued: a copy that is known has had its beginning.
-    store.target_said(target, Some(&said))?;
-    let level = if reason == WorkReason::Mirror { Level::Info } else { Level::Warning };
-    let after = position_at(journal, base)?;
-    let what = if is_fork && forked == Forked::Keep { Begin::Keep } else { Begin::Jump };
-    let kept = match what {
-        Begin::Keep => format!("; what it has and this source has not is kept there in .dtfs/fork-{}", after.epoch),
-        _ => String::new(),
-    };
-    store.event(level, Some(target), &format!("{text}; it goes on behind {base}{kept}"))?;
-    Ok(Start { after, what })
-}
-
-/// The target has followed a history further than it goes here. From now on no TID means one thing there and another here,
-/// and no place behind the parting is taken for one of ours.
-fn leave_what_is_lost(journal: &Journal, theirs: &Position) -> Result<(), SessionError> {
-    if theirs.epoch == journal.identity().epoch || theirs.tid >= journal.last_tid() {
-        let why = "a target holds changes that this volume has lost";
-        journal.begin_epoch(theirs.tid, why)?;
-    }
-    Ok(())
-}
-
-/// A former source gets the place that was kept for it.
-fn take_back(
-    store: &Store,
-    (row, awaited): (&TargetRow, Option<TargetRow>),
-    reply: &HelloReply,
-) -> Result<(), SessionError> {
-    if reply.state != ReplicaState::Rejoined {
-        return Ok(());
-    }
-    match awaited {
-        Some(awaited) => store.take_awaited(row.id, awaited.id, reply.received.tid)?,
-        None => store.reset_target(row.id, reply.received.tid, &[])?,
-    }
-    let text = format!(
-        "it was a source of this volume: it goes on behind {} and asks for what it changed",
-        reply.received.tid
-    );
-    Ok(store.event(Level::Info, Some(row.id), &text)?)
-}
-
-/// The target's row, as it is now.
-fn find_target(parts: &Parts<'_>) -> Result<TargetRow, SessionError> {
-    let row = parts.journal.store().target_by_id(parts.options.target)?;
-    row.ok_or(SessionError::Protocol("the target was forgotten"))
-}
-
-/// What the target does otherwise with access times, if it does; an event when that is news.
-fn note_times(parts: &Parts<'_>, reply: &HelloReply) -> Result<Option<String>, SessionError> {
-    let text = match (reply.stored_times, parts.options.access_times) {
-        (StoredTimes::Coarse, _) => "times are stored coarser than here: its filesystem keeps fewer digits",
-        (StoredTimes::Moving, AtimeMode::EachRead) => {
-            "access times differ once its tree is read: it is mounted without noatime"
-        }
-        (StoredTimes::Moving, AtimeMode::AtClose) | (StoredTimes::Exact, _) => "",
-    };
-    let (store, target) = (parts.journal.store(), parts.options.target);
-    let key = format!("times.{}", target.0);
-    let said = store.meta_get(&key)?.unwrap_or_default();
-    if said != text.as_bytes() {
-        store.meta_set(&key, text.as_bytes())?;
-        let event = if text.is_empty() { "times are stored as here" } else { text };
-        store.event(Level::Warning, Some(target), event)?;
-    }
-    Ok((!text.is_empty()).then(|| text.to_owned()))
-}
-
-/// Turns the journal's progress into events, so that the session waits in one place, and cuts a connection on which nothing
-/// is heard: a write to such a target would never end. Ends with the session: the journal must be free to be closed
-/// once its senders have stopped.
-struct Watcher {
-    stop: Arc<AtomicBool>,
-    broken: Arc<AtomicBool>,
-    handle: Option<JoinHandle<()>>,
-}
-
-/// How long the end of a session may have to wait for its watcher.
-const WATCH: Duration = Duration::from_millis(50);
-/// A change after a pause is sent at once. While changes follow each other a batch goes out this often: a program that
-/// calls fsync makes each of its changes durable alone, and the target would sync for each of them too.
-const PACE: Duration = Duration::from_millis(20);
-
-impl Watcher {
-    fn spawn(journal: Arc<Journal>, mailbox: Arc<Mailbox>, mut after: Tid, breaker: Breaker) -> Watcher {
-        let (stop, broken) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let (stopped, cut) = (stop.clone(), broken.clone());
-        let handle = std::thread::spawn(move || {
-            let mut said: Option<Instant> = None;
-            while !stopped.load(Ordering::Relaxed) && journal.failed().is_none() {
-                let durable = journal.wait_durable_past(after, WATCH);
-                if durable > after {
-                    // What is durable when the pace allows the next batch goes with it.
-                    std::thread::sleep(said.map_or(Duration::ZERO, |said| PACE.saturating_sub(said.elapsed())));
-                    said = Some(Instant::now());
-                    mailbox.call(Call::Durable);
-                }
-                after = durable;
-                if mailbox.silence() > SILENCE {
-                    cut.store(true, Ordering::SeqCst);
-                    return breaker.cut();
-                }
-            }
-        });
-        Watcher { stop, broken, handle: Some(handle) }
-    }
-
-    fn has_broken(&self) -> bool {
-        self.broken.load(Ordering::SeqCst)
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(handle) = self.handle.take() {
-            let _ = handle.join();
-        }
-    }
 }
