@@ -222,6 +222,8 @@ fn replicated_lost_and_back(pair: &Pair) {
 /// Something that only alpha has; then it dies, and beta takes over.
 fn lose_alpha(pair: &mut Pair, promote: &str) {
     pair.link.cut();
+    // What a session has given to the connection still arrives when the link is mended, whoever is dead by then.
+    pair.status_says(Alpha, "offline");
     fs::write(pair.data.join("only-alpha"), b"written when nobody heard it").unwrap();
     fs::write(pair.data.join("both"), b"by alpha").unwrap();
     pair.alpha.kill9();

@@ -167,20 +167,7 @@ impl Keeping {
 
     /// Directory and name for an object, below the directory that keeps them.
     fn place(&self, tree: &Tree, at: usize) -> Outcome<(OwnedFd, Name)> {
-        let path = self.path(self.objects[at].2).map_err(errno_of)?;
-        let mut dir = sys::reopen(self.dir.as_fd(), libc::O_RDONLY | libc::O_DIRECTORY)?;
-        let mut components = path.split(|byte| *byte == b'/').peekable();
-        loop {
-            let name = Name::new(components.next().unwrap_or_default()).map_err(|_| Errno::EINVAL)?;
-            if components.peek().is_none() {
-                return Ok((dir, name));
-            }
-            match tree.mutate().mkdir(dir.as_fd(), &name, 0o700) {
-                Ok(()) | Err(Errno::EEXIST) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-            dir = tree.open_child(dir.as_fd(), &name, libc::O_RDONLY | libc::O_DIRECTORY)?;
-        }
+        place_below(tree, self.dir.as_fd(), &self.path(self.objects[at].2).map_err(errno_of)?)
     }
 
     fn path(&self, offset: u64) -> io::Result<Vec<u8>> {
@@ -315,6 +302,23 @@ impl<W: Write> Summing<W> {
     }
 }
 
+/// The directory and the name that `path` has below `dir`; what lies between is made.
+pub(super) fn place_below(tree: &Tree, dir: BorrowedFd<'_>, path: &[u8]) -> Outcome<(OwnedFd, Name)> {
+    let mut dir = sys::reopen(dir, libc::O_RDONLY | libc::O_DIRECTORY)?;
+    let mut components = path.split(|byte| *byte == b'/').peekable();
+    loop {
+        let name = Name::new(components.next().unwrap_or_default()).map_err(|_| Errno::EINVAL)?;
+        if components.peek().is_none() {
+            return Ok((dir, name));
+        }
+        match tree.mutate().mkdir(dir.as_fd(), &name, 0o700) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        dir = tree.open_child(dir.as_fd(), &name, libc::O_RDONLY | libc::O_DIRECTORY)?;
+    }
+}
+
 /// Copies content and attributes of a file into `beside`, and gives the copy its name when all of it is on the disk: what is
 /// to be kept may be overwritten as soon as this returns.
 pub(super) fn copy(
@@ -377,6 +381,6 @@ fn sync_parent(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
 }
 
-pub(super) fn errno_of(error: io::Error) -> Errno {
+fn errno_of(error: io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }

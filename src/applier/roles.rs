@@ -1,9 +1,10 @@
 //! A copy that becomes a master, and a master that becomes a copy.
 
 use std::collections::HashSet;
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use std::sync::Arc;
 
 use super::catalog::{Catalog, Known, Row};
 use super::doubt::DoubtFile;
-use super::keep::{copy, errno_of};
+use super::keep::{copy, place_below};
 use super::objects::entry_names;
 use super::park::{DISPLACED_XATTR, OID_XATTR, Park};
 use super::replica::{self, Origin, Replica, ReplicaError, ReplicaLock};
@@ -251,7 +252,11 @@ pub fn join(dir: &Path, states: &Path, joining: &Joining<'_>) -> Result<Joined, 
     let errno = |errno: Errno| ReplicaError::Io { path: dir.to_owned(), cause: errno.into() };
     let park = Park::open(&tree).map_err(errno)?;
     let catalog = Catalog::create(&state.join("catalog.db"), joining.spaces)?;
-    let keep = joining.keep.map(|name| dir.join(std::ffi::OsStr::from_bytes(RESERVED_DIR)).join(name));
+    let keep = joining.keep.map(|name| {
+        let name = Name::new(name.as_bytes()).map_err(|_| Errno::EINVAL)?;
+        park::ensure_dir(&tree, park.own(), &name)
+    });
+    let keep = keep.transpose().map_err(errno)?;
     let mut walk = Walk { tree: &tree, joining, keep, park: &park, catalog, objects: 0, kept: 0 };
     walk.run().map_err(|trouble| match trouble {
         Trouble::Catalog(error) => error.into(),
@@ -278,7 +283,7 @@ struct Walk<'a> {
     tree: &'a Tree,
     joining: &'a Joining<'a>,
     /// Where to keep what may differ.
-    keep: Option<PathBuf>,
+    keep: Option<OwnedFd>,
     park: &'a Park,
     catalog: Catalog,
     objects: u64,
@@ -355,18 +360,18 @@ impl Walk<'_> {
     /// Copies what this side has, before the history that is followed overwrites it.
     fn keep(&mut self, path: &Path, found: &Found, (dir, name): (BorrowedFd<'_>, &Name)) -> Outcome<()> {
         let Some(keep) = &self.keep else { return Ok(()) };
-        let to = keep.join(path);
-        let done = match found.stat.mode & libc::S_IFMT {
-            libc::S_IFREG => self.keep_file(found.key, &to),
-            libc::S_IFLNK => sys::readlinkat(dir, name.as_cstr()).map_err(Trouble::from).and_then(|text| {
-                let link =
-                    parents(&to).and_then(|()| std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(&text), &to));
-                Ok(link.map_err(errno_of)?)
-            }),
-            kind => {
-                tracing::warn!(path = %path.display(), kind, "has no content to keep");
-                return Ok(());
-            }
+        let kind = found.stat.mode & libc::S_IFMT;
+        if kind != libc::S_IFREG && kind != libc::S_IFLNK {
+            tracing::warn!(path = %path.display(), kind, "has no content to keep");
+            return Ok(());
+        }
+        let (to, to_name) = place_below(self.tree, keep.as_fd(), path.as_os_str().as_bytes())?;
+        let done = if kind == libc::S_IFREG {
+            let from = self.tree.open_key(found.key, libc::O_RDONLY | libc::O_NOATIME)?;
+            copy(self.tree, from.as_fd(), self.park.own(), (to.as_fd(), &to_name))
+        } else {
+            let text = CString::new(sys::readlinkat(dir, name.as_cstr())?).map_err(|_| Errno::EINVAL)?;
+            self.tree.mutate().symlink(&text, to.as_fd(), &to_name).map_err(Trouble::from)
         };
         match done {
             // From an attempt before that was cut off.
@@ -375,19 +380,6 @@ impl Walk<'_> {
         }
         Ok(())
     }
-
-    fn keep_file(&self, key: ObjectKey, to: &Path) -> Outcome<()> {
-        parents(to).map_err(errno_of)?;
-        let from = self.tree.open_key(key, libc::O_RDONLY | libc::O_NOATIME)?;
-        let dir = File::open(to.parent().unwrap_or(Path::new("/"))).map_err(errno_of)?;
-        let name = Name::new(to.file_name().unwrap_or_default().as_bytes()).map_err(|_| Errno::EINVAL)?;
-        copy(self.tree, from.as_fd(), self.park.own(), (dir.as_fd(), &name))
-    }
-}
-
-/// Below `.dtfs`, where only root gets to: nobody else can put a link in the way.
-fn parents(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path.parent().unwrap_or(Path::new("/")))
 }
 
 fn write_history(state: &Path, history: &History) -> Result<(), ReplicaError> {
