@@ -128,3 +128,15 @@ fn a_target_process_that_is_killed_resumes_from_its_cursor() {
     assert!(again < QUIET_BYTES, "{again} bytes were sent after the target process was killed");
     pair.stop_and_compare("kill of the target process");
 }
+
+#[test]
+fn the_log_has_what_was_changed_a_moment_ago() {
+    let pair = Pair::new(FileSystem::Ext4, |_| {});
+    pair.wait();
+    for number in 0..30 {
+        let name = format!("just-now-{number}");
+        File::create(pair.source.join(&name)).unwrap();
+        let log = pair.host.must(&["log", "data"]);
+        assert!(log.contains(&name), "{name} is missing in {}", log);
+    }
+}

@@ -29,6 +29,10 @@ pub(super) fn log(
     limit: Option<u64>,
     sink: &mut dyn ReplySink,
 ) -> Result<Reply, Failure> {
+    // What was changed a moment ago is shown too; of a failed volume, what is durable.
+    if volume.journal.failed().is_none() {
+        volume.journal.commit(volume.journal.last_tid()).map_err(VolumeError::from)?;
+    }
     let oldest = volume.journal.oldest_kept();
     // `from` is the first wanted; a cursor stands behind the last one that is not.
     let after = from.map_or(oldest, |tid| Tid(tid.0.saturating_sub(1)).max(oldest));
