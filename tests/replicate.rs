@@ -140,3 +140,46 @@ fn the_log_has_what_was_changed_a_moment_ago() {
         assert!(log.contains(&name), "{name} is missing in {}", log);
     }
 }
+
+/// Which processors the workers of the daemon may run on, as the kernel writes them.
+fn places_of_workers(pid: i32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten().map(|task| task.path());
+    let workers =
+        tasks.filter(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("fuser-")));
+    let allowed = workers.filter_map(|task| {
+        let status = fs::read_to_string(task.join("status")).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).map(|list| list.trim().to_owned())
+    });
+    allowed.collect()
+}
+
+/// One caller alone is followed; when two ask in turn the workers are free again.
+#[test]
+fn a_worker_runs_where_its_only_caller_does() {
+    if std::thread::available_parallelism().unwrap().get() == 1 {
+        panic!("one processor shows nothing: this test needs two");
+    }
+    let pair = Pair::new(FileSystem::Ext4, |_| {});
+    let pid = pair.host.daemon_pid();
+    let file = File::create(pair.source.join("f")).unwrap();
+    let is_followed = || places_of_workers(pid).iter().any(|list| list.parse::<u32>().is_ok());
+    let write = |count: u64| (0..count).for_each(|at| file.write_all_at(b"x", at % 100).unwrap());
+    wait_until("a worker to follow its caller", Duration::from_secs(60), || {
+        write(500);
+        is_followed().then_some(())
+    });
+    let turn = std::sync::Barrier::new(2);
+    wait_until("the workers to be free", Duration::from_secs(60), || {
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        turn.wait();
+                        write(1);
+                    }
+                });
+            }
+        });
+        (!is_followed()).then_some(())
+    });
+}

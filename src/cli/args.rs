@@ -1,15 +1,24 @@
 //! The grammar of the command line.
 
+mod roles;
+mod targets;
+mod values;
+
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+pub(super) use self::roles::{DemoteArgs, MirrorArgs};
+use self::roles::{PfsCommand, PromoteArgs};
+pub(super) use self::targets::{
+    MirrorCommand, MirrorStartArgs, OrphansArgs, OrphansCommand, RejoinArgs, ReplicationCommand, TargetArgs, VerifyArgs,
+};
+use self::values::{duration, host, milliseconds, mount_options, seconds};
 use super::{Action, Invocation, Verbosity};
-use crate::base::{Fingerprint, Tid, VolumeUuid};
-use crate::config::{Adoption, ByteSize, Edits, MountOptions, Paths, TargetName, TargetUrl, VolumeName};
-use crate::control::{MirrorAction, PfsVerb, Promotion};
+use crate::base::{Fingerprint, Tid};
+use crate::config::{Adoption, Edits, MountOptions, Paths, TargetName, TargetUrl, VolumeName};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -81,104 +90,6 @@ impl ServeArgs {
     pub fn adoption(&self) -> Adoption {
         self.adopt.into()
     }
-}
-
-/// `dtfs promote ...`.
-#[derive(Args, Clone, Debug)]
-struct PromoteArgs {
-    /// The directory of the copy, or what `define source` calls it
-    #[arg(value_name = "DIR")]
-    dir: PathBuf,
-    /// The volume's name; otherwise that of the copy, or the last component of the directory
-    #[arg(long = "as", value_name = "NAME")]
-    name: Option<VolumeName>,
-    /// Give up what was received behind this change
-    #[arg(long, value_name = "TID")]
-    at: Option<Tid>,
-    /// Also a copy that is converging: it is no past state of its source, and objects may be missing or mixed
-    #[arg(long)]
-    force: bool,
-}
-
-impl From<PromoteArgs> for Promotion {
-    fn from(args: PromoteArgs) -> Promotion {
-        let PromoteArgs { dir, name, at, force } = args;
-        Promotion { dir, name, at, even_converging: force }
-    }
-}
-
-/// `dtfs demote ...`.
-#[derive(Args, Clone, Debug)]
-#[command(after_help = "Example:\n  dtfs demote data")]
-pub struct DemoteArgs {
-    /// Volume name, or a path inside it
-    #[arg(value_name = "VOL")]
-    pub volume: String,
-    /// Give up versions that only this copy has; otherwise they are kept in .dtfs/fork-EPOCH
-    #[arg(long)]
-    pub discard: bool,
-}
-
-/// HAMMER's pfs directives.
-#[derive(Subcommand, Clone, Debug)]
-enum PfsCommand {
-    /// Make a directory a master volume, and show what it is
-    #[command(name = "pfs-master", after_help = "Example:\n  dtfs pfs-master /srv/data")]
-    Master {
-        /// The directory; it is made when it is missing
-        #[arg(value_name = "DIR")]
-        dir: PathBuf,
-    },
-    /// Make an empty directory a copy that only a source of this volume may fill
-    #[command(
-        name = "pfs-slave",
-        after_help = "Example:
-  dtfs pfs-slave /mnt/replica shared-uuid=9043570e-b3d9-4de9-9bef-011617202aa6"
-    )]
-    Slave {
-        /// The directory; it is made when it is missing
-        #[arg(value_name = "DIR")]
-        dir: PathBuf,
-        /// The volume, as pfs-status shows it
-        #[arg(value_name = "shared-uuid=UUID", value_parser = shared_uuid)]
-        shared: VolumeUuid,
-    },
-    /// Show what a volume or a copy is
-    #[command(name = "pfs-status", after_help = "Example:\n  dtfs pfs-status data")]
-    Status {
-        /// Volume name, a path inside it, or the directory of a copy
-        #[arg(value_name = "VOL")]
-        volume: String,
-    },
-}
-
-impl From<PfsCommand> for PfsVerb {
-    fn from(command: PfsCommand) -> PfsVerb {
-        match command {
-            PfsCommand::Master { dir } => PfsVerb::Master { dir },
-            PfsCommand::Slave { dir, shared } => PfsVerb::Slave { dir, shared },
-            PfsCommand::Status { volume } => PfsVerb::Status { volume },
-        }
-    }
-}
-
-fn shared_uuid(text: &str) -> Result<VolumeUuid, String> {
-    let uuid = text.strip_prefix("shared-uuid=").and_then(|uuid| uuid.parse().ok());
-    uuid.ok_or_else(|| "write shared-uuid=UUID, as dtfs pfs-status shows it at the source".to_owned())
-}
-
-/// `dtfs mirror-copy ...` and `dtfs mirror-stream ...`.
-#[derive(Args, Clone, Debug)]
-pub struct MirrorArgs {
-    /// Volume name, or a path inside it
-    #[arg(value_name = "VOL")]
-    pub volume: String,
-    /// A target's name, or where it is: local:DIR, or just DIR
-    #[arg(value_name = "TARGET")]
-    pub target: String,
-    /// Most bytes on the wire in a second, such as 512K or 10M
-    #[arg(short = 'b', long = "bandwidth", value_name = "RATE")]
-    pub rate: Option<ByteSize>,
 }
 
 /// `dtfs demo [--keep]`.
@@ -397,15 +308,6 @@ pub enum DefineCommand {
     },
 }
 
-/// A name or an address, as a URL may have it.
-fn host(text: &str) -> Result<String, String> {
-    let bracketed = if text.contains(':') { format!("[{text}]") } else { text.to_owned() };
-    match format!("tls://{bracketed}/x").parse::<TargetUrl>() {
-        Ok(TargetUrl::Tls(place)) => Ok(place.host),
-        _ => Err("write a host's name or address".to_owned()),
-    }
-}
-
 /// `dtfs forget ...`.
 #[derive(Subcommand, Clone, Debug)]
 pub enum ForgetCommand {
@@ -461,137 +363,6 @@ pub enum PeerCommand {
         #[arg(value_name = "HOST")]
         host: String,
     },
-}
-
-/// `dtfs replication ...`.
-#[derive(Subcommand, Clone, Debug)]
-pub enum ReplicationCommand {
-    /// Send nothing until it is resumed, also after a restart
-    #[command(after_help = "Example:\n  dtfs replication pause data beta")]
-    Pause(TargetArgs),
-    /// Go on where it stopped
-    #[command(after_help = "Example:\n  dtfs replication resume data beta")]
-    Resume(TargetArgs),
-}
-
-/// `dtfs mirror ...`.
-#[derive(Subcommand, Clone, Debug)]
-pub enum MirrorCommand {
-    /// Make a target equal to its source, whatever it has
-    #[command(
-        after_help = "Examples:\n  dtfs mirror start data replica --checksum\n  dtfs mirror start data replica --full --wait"
-    )]
-    Start(MirrorStartArgs),
-    /// Give the mirror up; the target is consistent at no TID until one is started and done
-    #[command(after_help = "Example:\n  dtfs mirror stop data replica")]
-    Stop(TargetArgs),
-    /// Hold it until it is resumed, also after a restart
-    #[command(after_help = "Example:\n  dtfs mirror pause data replica")]
-    Pause(TargetArgs),
-    /// Go on where it was paused
-    #[command(after_help = "Example:\n  dtfs mirror resume data replica")]
-    Resume(TargetArgs),
-}
-
-/// `dtfs orphans ...`.
-#[derive(Subcommand, Clone, Debug)]
-pub enum OrphansCommand {
-    /// Show them
-    #[command(after_help = "Example:\n  dtfs orphans scan data replica --older-than 7d")]
-    Scan(OrphansArgs),
-    /// Move them to a directory below the target's .dtfs, with the paths that they had
-    #[command(after_help = "Example:\n  dtfs orphans move data replica --to found --older-than 7d")]
-    Move {
-        #[command(flatten)]
-        args: OrphansArgs,
-        /// The directory's name
-        #[arg(long, value_name = "NAME")]
-        to: String,
-    },
-    /// Remove them, directories with all that is in them
-    #[command(after_help = "Example:\n  dtfs orphans delete data replica --older-than 30d")]
-    Delete(OrphansArgs),
-}
-
-/// Which orphans.
-#[derive(Args, Clone, Debug)]
-pub struct OrphansArgs {
-    /// Of what.
-    #[command(flatten)]
-    pub which: TargetArgs,
-    /// Only those that were set aside so long ago, such as 1h or 7d
-    #[arg(long, value_name = "TIME", value_parser = duration)]
-    pub older_than: Option<Duration>,
-    /// For programs
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// `dtfs mirror start ...`.
-#[derive(Args, Clone, Debug)]
-pub struct MirrorStartArgs {
-    /// Of what.
-    #[command(flatten)]
-    pub which: TargetArgs,
-    /// How.
-    #[command(flatten)]
-    pub kind: MirrorKindArgs,
-    /// Wait until it is done, also where no terminal shows how far it is
-    #[arg(short, long)]
-    pub wait: bool,
-}
-
-/// What is done with what the target has.
-#[derive(Args, Clone, Debug)]
-#[group(multiple = false)]
-pub struct MirrorKindArgs {
-    /// Send everything
-    #[arg(long)]
-    pub full: bool,
-    /// Believe size and time of modification, compare the rest; send what differs (this is done when none is chosen)
-    #[arg(long)]
-    pub difference: bool,
-    /// Compare all content; send what differs
-    #[arg(long)]
-    pub checksum: bool,
-}
-
-impl MirrorStartArgs {
-    /// Which kind was chosen.
-    pub fn action(&self) -> MirrorAction {
-        match (self.kind.full, self.kind.checksum) {
-            (true, _) => MirrorAction::Full,
-            (_, true) => MirrorAction::Checksum,
-            _ => MirrorAction::Difference,
-        }
-    }
-}
-
-/// A volume and one of its targets.
-#[derive(Args, Clone, Debug)]
-pub struct TargetArgs {
-    /// Volume name, or a path inside it
-    #[arg(value_name = "VOL")]
-    pub volume: String,
-    /// The target
-    #[arg(value_name = "TARGET")]
-    pub target: TargetName,
-}
-
-/// `dtfs rejoin ...`.
-#[derive(Args, Clone, Debug)]
-#[command(after_help = "\
-The source was put back to an older state, and its target has what came after. Then nothing is sent to it until this\n\
-command says that the source counts: the target is compared with it, and what differs becomes as the source has it. What\n\
-was there instead, and what only the target has, is moved to .dtfs/fork-EPOCH in the target's directory. To make the\n\
-target's state count, copy what you need from it first.\n\n\
-Example:\n  dtfs rejoin data replica")]
-pub struct RejoinArgs {
-    #[command(flatten)]
-    pub which: TargetArgs,
-    /// Give up what only the target has, instead of keeping it there
-    #[arg(long)]
-    pub discard: bool,
 }
 
 /// `dtfs status ...`.
@@ -657,30 +428,6 @@ pub struct WaitArgs {
     pub timeout: Option<u64>,
 }
 
-/// `dtfs verify ...`.
-#[derive(Args, Clone, Debug)]
-#[command(
-    after_help = "Examples:\n  dtfs verify data replica\n  dtfs verify data replica --repair --bandwidth 50M\n\n\
-Exit codes: 0 equal, or everything mended; 6 differences are left; 8 some objects could not be compared."
-)]
-pub struct VerifyArgs {
-    /// Volume name, or a path inside it
-    #[arg(value_name = "VOL")]
-    pub volume: String,
-    /// The target
-    #[arg(value_name = "TARGET")]
-    pub target: TargetName,
-    /// Make what differs equal to the source, and nothing else
-    #[arg(long)]
-    pub repair: bool,
-    /// Most bytes a second that are read at each side, such as 50M
-    #[arg(short, long, value_name = "RATE")]
-    pub bandwidth: Option<ByteSize>,
-    /// For programs
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// `dtfs log ...`.
 #[derive(Args, Clone, Debug)]
 pub struct LogArgs {
@@ -696,34 +443,6 @@ pub struct LogArgs {
     /// One JSON object a line, for programs
     #[arg(long)]
     pub json: bool,
-}
-
-/// The problem and its remedy in one sentence, as clap shows only one.
-fn mount_options(text: &str) -> Result<MountOptions, String> {
-    text.parse::<MountOptions>().map_err(|problem| format!("{problem}; {}", problem.remedy()))
-}
-
-/// A number with ms, s, m, h or d; without one, seconds.
-fn duration(text: &str) -> Result<Duration, String> {
-    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
-    let unit = units.iter().find_map(|(unit, ms)| Some((text.strip_suffix(unit)?, *ms)));
-    let (digits, ms): (&str, u64) = unit.unwrap_or((text, 1000));
-    let number = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<u64>().ok()).flatten();
-    let duration = number.and_then(|n| n.checked_mul(ms)).map(Duration::from_millis);
-    duration.ok_or_else(|| "write a time such as 90s, 5m or 1h".to_owned())
-}
-
-/// Whole seconds, at least one.
-fn seconds(text: &str) -> Result<NonZeroU32, String> {
-    text.parse().map_err(|_| "write whole seconds, at least 1".to_owned())
-}
-
-/// Seconds with an optional fraction, as milliseconds.
-fn milliseconds(text: &str) -> Result<u64, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if seconds.is_finite() && (0.0..1e12).contains(&seconds) => Ok((seconds * 1000.0) as u64),
-        _ => Err("write seconds, such as 30 or 0.5".to_owned()),
-    }
 }
 
 impl Arguments {

@@ -1,4 +1,4 @@
-use super::super::{Adoption, EditLock, RefusalKind, TargetEntry, TargetName, add_target};
+use super::super::{EditLock, RefusalKind, TargetEntry, TargetName, add_target};
 use super::*;
 
 struct Place {
@@ -95,17 +95,8 @@ fn targets_and_volumes_keep_apart() {
     }
     assert!(check_target_dir(&place.paths, &place.top.join("c/new"), &mounts).is_ok());
     let lock = EditLock::take(&place.paths).unwrap();
-    let target = TargetEntry {
-        name: TargetName::new("t").unwrap(),
-        url: crate::config::TargetUrl::Local(place.top.join("c/new")),
-        adoption: Adoption::Refuse,
-        bandwidth: None,
-        period: None,
-        orphans: None,
-        orphans_older_than: None,
-        delay: None,
-        activity: Default::default(),
-    };
+    let target =
+        TargetEntry::new(TargetName::new("t").unwrap(), crate::config::TargetUrl::Local(place.top.join("c/new")));
     let volume = VolumeName::new("a").unwrap();
     add_target(&lock, &place.paths, &volume, &target).unwrap();
     assert!(check_target_entry(&place.paths, &volume, &target, &mounts).is_ok());

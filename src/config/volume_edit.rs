@@ -180,17 +180,7 @@ mod tests {
     use super::*;
 
     fn target(name: &str) -> TargetEntry {
-        TargetEntry {
-            name: TargetName::new(name).unwrap(),
-            url: format!("local:/t/{name}").parse().unwrap(),
-            adoption: Adoption::Refuse,
-            bandwidth: None,
-            period: None,
-            orphans: None,
-            orphans_older_than: None,
-            delay: None,
-            activity: Activity::Running,
-        }
+        TargetEntry::new(TargetName::new(name).unwrap(), format!("local:/t/{name}").parse().unwrap())
     }
 
     #[test]

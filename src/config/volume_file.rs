@@ -73,6 +73,23 @@ pub struct TargetEntry {
     pub activity: Activity,
 }
 
+impl TargetEntry {
+    /// One that follows every change as fast as it goes, and takes over nothing.
+    pub fn new(name: TargetName, url: TargetUrl) -> TargetEntry {
+        TargetEntry {
+            name,
+            url,
+            adoption: Adoption::Refuse,
+            bandwidth: None,
+            period: None,
+            orphans: None,
+            orphans_older_than: None,
+            delay: None,
+            activity: Activity::Running,
+        }
+    }
+}
+
 /// `[source]`: a tree of this host that another one may write, through the daemon.
 #[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,4 +1,5 @@
 use std::io::{Read, Write};
+use std::time::Instant;
 
 use super::super::{Client, LogEntry, StatusReply};
 use super::*;
@@ -56,6 +57,14 @@ impl Running {
     }
 }
 
+fn until(met: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !met() {
+        assert!(Instant::now() < deadline, "it did not happen in 60 seconds");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn wait_request() -> Request {
     Request::Wait { volume: "v".parse().unwrap(), target: None, tid: Some(Tid(u64::MAX)), timeout_ms: None }
 }
@@ -84,7 +93,7 @@ fn a_waiting_request_ends_at_stop_with_an_answer() {
     let running = start();
     let paths = running.paths.clone();
     let caller = std::thread::spawn(move || Client::connect(&paths).unwrap().call(&wait_request()));
-    std::thread::sleep(Duration::from_millis(50));
+    until(|| !running.stopper.stop.callers.lock().is_empty());
     running.stop();
     assert!(caller.join().unwrap().is_err());
 }
@@ -95,9 +104,7 @@ fn a_waiting_request_ends_when_the_caller_hangs_up() {
     let mut stream = UnixStream::connect(running.paths.socket()).unwrap();
     write_line(&mut stream, &RequestLine { v: VERSION, request: wait_request() }).unwrap();
     drop(stream);
-    while !running.stopper.stop.callers.lock().is_empty() {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until(|| running.stopper.stop.callers.lock().is_empty());
     running.stop();
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::volume::{Volume, VolumeError};
 use super::volumes::Volumes;
 use crate::base::Tid;
-use crate::config::{Activity, Adoption, TargetEntry, TargetName, TargetUrl, VolumeName, check_target_entry};
+use crate::config::{TargetEntry, TargetName, TargetUrl, VolumeName, check_target_entry};
 use crate::control::{ExitCode, Failure, MirrorMode, MirrorProgress, MirrorRun, Reply, ReplySink};
 use crate::sender::SenderState;
 
@@ -64,17 +64,7 @@ fn find_target(volumes: &Volumes, volume: &VolumeName, text: &str) -> Result<Tar
     if file.target(&name).is_some() {
         return Err(usage(format!("the volume {volume} has another target that is called {name}")));
     }
-    let entry = TargetEntry {
-        name,
-        url,
-        adoption: Adoption::Refuse,
-        bandwidth: None,
-        period: None,
-        orphans: None,
-        orphans_older_than: None,
-        delay: None,
-        activity: Activity::Running,
-    };
+    let entry = TargetEntry::new(name, url);
     check_target_entry(&volumes.paths, volume, &entry, &mounts)?;
     Ok(entry)
 }

@@ -136,35 +136,13 @@ impl PerformError {
 }
 
 fn perform(
-    Beginning { replica, received, high_water, delay }: Beginning,
+    beginning: Beginning,
     inbox: Arc<SegmentLog>,
     queue: &Receiver<Job>,
     out: &Outbox,
     positions: &Positions,
 ) -> Result<(), PerformError> {
-    let settled = !replica.is_converging();
-    let applier = Applier::new(replica, high_water)?;
-    let mut worker = Worker {
-        at: applier.applied(),
-        replay_to: received,
-        high_water,
-        settled,
-        hold: Hold::new(delay),
-        applier,
-        inbox,
-        out,
-        positions,
-        batch: 0,
-        batch_durable: 0,
-        saying: Saying::Done,
-        pending_bytes: 0,
-        pending_since: None,
-        idle: IDLE,
-        in_state: false,
-        started: false,
-        keep: None,
-        retried: Instant::now(),
-    };
+    let mut worker = Worker::new(beginning, inbox, out, positions)?;
     worker.run(queue).map_err(|error| worker.remember(error))
 }
 
@@ -213,6 +191,39 @@ enum Saying {
 
 /// How soon more is asked for, while the source takes in what it was asked for.
 const ASK_AGAIN: Duration = Duration::from_millis(10);
+
+impl<'a> Worker<'a> {
+    fn new(
+        Beginning { replica, received, high_water, delay }: Beginning,
+        inbox: Arc<SegmentLog>,
+        out: &'a Outbox,
+        positions: &'a Positions,
+    ) -> Result<Worker<'a>, PerformError> {
+        let settled = !replica.is_converging();
+        let applier = Applier::new(replica, high_water)?;
+        Ok(Worker {
+            at: applier.applied(),
+            replay_to: received,
+            high_water,
+            settled,
+            hold: Hold::new(delay),
+            applier,
+            inbox,
+            out,
+            positions,
+            batch: 0,
+            batch_durable: 0,
+            saying: Saying::Done,
+            pending_bytes: 0,
+            pending_since: None,
+            idle: IDLE,
+            in_state: false,
+            started: false,
+            keep: None,
+            retried: Instant::now(),
+        })
+    }
+}
 
 impl Worker<'_> {
     fn run(&mut self, queue: &Receiver<Job>) -> Result<(), PerformError> {
@@ -515,29 +526,11 @@ mod tests {
         let epoch = EpochId([2; 16]);
         let inbox = SegmentLog::open(&replica.inbox, volume, epoch, LogOptions::default()).unwrap();
         let positions = Positions::new(Position::START, Tid::ZERO, replica.commit(), Convergence::Consistent);
-        let applier = Applier::new(replica, Tid::ZERO).unwrap();
         let (out, outgoing) = outbox();
-        let mut worker = Worker {
-            at: applier.applied(),
-            replay_to: Tid::ZERO,
-            high_water: Tid::ZERO,
-            settled: true,
-            hold: Hold::new(Duration::ZERO),
-            applier,
-            inbox: Arc::new(inbox),
-            out: &out,
-            positions: &positions,
-            batch: 0,
-            batch_durable: 0,
-            saying: Saying::Done,
-            pending_bytes: 0,
-            pending_since: None,
-            idle: IDLE,
-            in_state: false,
-            started: true,
-            keep: None,
-            retried: Instant::now().checked_sub(RETRY_BLOCKED).unwrap(),
-        };
+        let beginning = Beginning { replica, received: Tid::ZERO, high_water: Tid::ZERO, delay: Duration::ZERO };
+        let mut worker = Worker::new(beginning, Arc::new(inbox), &out, &positions).unwrap();
+        worker.started = true;
+        worker.retried = Instant::now().checked_sub(RETRY_BLOCKED).unwrap();
         let unknown = Oid { space: Space(7), generation: 1, ino: 99 };
         let op = Op::StateAttrs { attrs: Attrs::default(), xattrs: vec![], flags: InodeFlags::default() };
         let body = Draft::new(unknown, &op, &[]).seal(Tid(1), 0).bytes().to_vec();

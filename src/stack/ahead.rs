@@ -137,7 +137,7 @@ mod tests {
     use super::*;
     use crate::backing::Tree;
     use crate::journal::{Journal, JournalOptions};
-    use crate::stack::StackOptions;
+    use crate::stack::{AttrChange, Caller, NodeId, StackOptions};
 
     const FILES: usize = 40;
     const DIRS: usize = 3;
@@ -177,6 +177,26 @@ mod tests {
         assert_eq!(counts, [FIRST, 3 * FIRST, all, all, all]);
         let counts = announced_beside(|stack| Touch::Data { key: key(stack, "dir/file0"), offset: 1 << 40, len: 9 }, 3);
         assert_eq!(counts, [FIRST, 3 * FIRST, all]);
+    }
+
+    /// A change that waits in a storm asks for what lies beside it; one in calm asks for itself.
+    #[test]
+    fn a_change_that_waits_in_a_storm_announces_its_neighbours() {
+        let (calm, stormy) = (announced_by_a_change(0), announced_by_a_change(20));
+        assert_eq!(calm, 1);
+        assert!(stormy > calm, "{stormy}");
+    }
+
+    fn announced_by_a_change(waits: usize) -> usize {
+        let (backing, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        (0..FILES).for_each(|number| std::fs::write(backing.path().join(format!("file{number}")), b"x").unwrap());
+        let (journal, _) = Journal::open(&state.path().join("v"), JournalOptions::default()).unwrap();
+        let stack = Stack::new(Tree::open(backing.path()).unwrap(), journal, StackOptions::default()).unwrap();
+        let entry = stack.lookup(NodeId::ROOT, b"file7").unwrap();
+        (0..waits).for_each(|_| stack.storm.wait());
+        let change = AttrChange { mode: Some(0o600), ..AttrChange::default() };
+        stack.setattr(&Caller::daemon(), entry.node, None, &change).unwrap();
+        announced(&stack)
     }
 
     #[test]

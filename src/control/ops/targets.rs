@@ -50,17 +50,7 @@ pub fn define_target(paths: &Paths, volume: &VolumeName, new: NewTarget) -> Resu
 fn complete(new: NewTarget) -> Result<TargetEntry, Failure> {
     let NewTarget { url, name, adoption, period } = new;
     match name.or_else(|| url.default_name()) {
-        Some(name) => Ok(TargetEntry {
-            name,
-            url,
-            adoption,
-            bandwidth: None,
-            period,
-            orphans: None,
-            orphans_older_than: None,
-            delay: None,
-            activity: Activity::Running,
-        }),
+        Some(name) => Ok(TargetEntry { adoption, period, ..TargetEntry::new(name, url) }),
         None => Err(Failure::new(ExitCode::Usage, format!("{url} gives no name for the target"))
             .with_remedy("name it with: --as NAME")),
     }
