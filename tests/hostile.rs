@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dtfs::backing::Tree;
-use dtfs::base::{AtimeMode, Commit, EpochId, Oid, Position, Space, StoredTimes, Tid, VolumeUuid};
+use dtfs::base::{AtimeMode, Commit, EpochId, Guarded, Oid, Position, Space, StoredTimes, Tid, VolumeUuid};
 use dtfs::journal::{Journal, JournalOptions, TargetId};
 use dtfs::record::{Attrs, Draft, Name, Op, Shape, Slot, Xattr};
 use dtfs::sender::{Forked, SenderOptions, SenderThread};
@@ -330,6 +330,7 @@ fn reply() -> HelloReply {
         high_water: Tid(0),
         doubt: String::new(),
         stored_times: StoredTimes::Exact,
+        guarded: Guarded::Kept,
     }
 }
 

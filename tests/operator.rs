@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
+use support::behind;
 use support::host::Host;
 use support::process::wait_until;
 use support::scratch::utf8;
@@ -221,7 +222,7 @@ fn status_events_and_monitor_tell_of_a_target_that_is_gone() {
     host.kill9_server();
     wait_until("the target's directory to be free", LIMIT, || {
         let aside = scratch.path().join("aside");
-        (fs::rename(scratch.path().join("copy"), aside).is_ok()).then_some(())
+        (behind::rename(&scratch.path().join("copy"), &aside).is_ok()).then_some(())
     });
     fs::write(scratch.path().join("copy"), "in the way").unwrap();
     fs::write(scratch.path().join("data/new"), vec![7; 100_000]).unwrap();

@@ -1,8 +1,8 @@
 //! The messages of a session.
 
 use crate::base::{
-    AtimeMode, ChainDigest, Commit, EpochId, History, Oid, Position, Spaces, StoredTimes, Tid, Timespec, VolumeUuid,
-    faults, is_unprintable,
+    AtimeMode, ChainDigest, Commit, EpochId, Guarded, History, Oid, Position, Spaces, StoredTimes, Tid, Timespec,
+    VolumeUuid, faults, is_unprintable,
 };
 use crate::record::{DecodeError, Difference, FieldReader, FieldWriter, OrphanList, OrphanOrder};
 
@@ -65,6 +65,8 @@ pub struct HelloReply {
     pub doubt: String,
     /// How it stores access times.
     pub stored_times: StoredTimes,
+    /// Who else can change its tree.
+    pub guarded: Guarded,
 }
 
 /// Something the target must have to go on.
@@ -404,6 +406,7 @@ impl HelloReply {
         out.u64(self.high_water.0);
         out.short_bytes(clip(&self.doubt));
         out.u8(self.stored_times as u8);
+        out.u8(self.guarded as u8);
     }
 
     fn decode(r: &mut FieldReader<'_>) -> Result<HelloReply, DecodeError> {
@@ -423,8 +426,8 @@ impl HelloReply {
         let (received, applied) = (position(r, "received")?, position(r, "applied")?);
         let (commit, high_water) = (Commit::from_bytes(r.fixed("commit")?), Tid(r.u64("high water")?));
         let doubt = text(r)?;
-        let stored_times = stored_times(r)?;
-        Ok(HelloReply { version, replica, state, received, applied, commit, high_water, doubt, stored_times })
+        let (stored_times, guarded) = (stored_times(r)?, guarded(r)?);
+        Ok(HelloReply { version, replica, state, received, applied, commit, high_water, doubt, stored_times, guarded })
     }
 }
 
@@ -461,6 +464,17 @@ fn stored_times(r: &mut FieldReader<'_>) -> Result<StoredTimes, DecodeError> {
         1 => Ok(StoredTimes::Coarse),
         2 => Ok(StoredTimes::Moving),
         other => Err(DecodeError::Value { what: "stored times", offset, value: u64::from(other) }),
+    }
+}
+
+fn guarded(r: &mut FieldReader<'_>) -> Result<Guarded, DecodeError> {
+    let offset = r.offset();
+    match r.u8("guarded")? {
+        0 => Ok(Guarded::Kept),
+        1 => Ok(Guarded::Restored),
+        2 => Ok(Guarded::Off),
+        3 => Ok(Guarded::Refused),
+        other => Err(DecodeError::Value { what: "guarded", offset, value: u64::from(other) }),
     }
 }
 
@@ -595,6 +609,7 @@ mod tests {
                 high_water: Tid(8),
                 doubt: "no catalog".into(),
                 stored_times: StoredTimes::Coarse,
+                guarded: Guarded::Restored,
             }),
             Message::Refuse { code: RefuseCode::Wrong, text: "no".into() },
             Message::Keep { epoch: EpochId([7; 16]) },

@@ -112,6 +112,7 @@ struct Mounted(PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
+        super::behind::uncover_below(&self.0);
         let path = utf8(&self.0);
         if !try_tool("umount", &[path]).status.success() {
             // Someone still stands in it, in a test that fails: detach it now, the kernel finishes when they leave.
