@@ -428,24 +428,7 @@ impl Volume {
     }
 
     fn start_sender(&self, live: &mut Live, id: TargetId, target: &TargetEntry, rate: Rate) -> Result<(), VolumeError> {
-        let options = SenderOptions {
-            target: id,
-            access_times: self.options.atime,
-            label: self.name.to_string(),
-            connect: self.connect(target),
-            compression: match target.url {
-                TargetUrl::Local(_) => LOCAL_COMPRESSION,
-                _ => Compression::Adaptive,
-            },
-            rate,
-            period: target.period.map(|seconds| Duration::from_secs(seconds.get().into())),
-            orphans: Some(super::orphans::policy(target)),
-            delay_seconds: target.delay.map_or(0, Delay::seconds),
-            forked: match target.adoption {
-                Adoption::Allow => Forked::Compare,
-                Adoption::Refuse => Forked::Refuse,
-            },
-        };
+        let options = sender_options(&self.paths, (&self.name, self.options.atime), (id, target), rate);
         let view: Arc<dyn TreeView> = live.stack.clone();
         let sender = SenderThread::spawn(self.journal.clone(), view, options)
             .map_err(|cause| VolumeError::Io { path: self.path.clone(), cause })?;
@@ -497,11 +480,6 @@ impl Volume {
     /// How a target's session stands; `None` when there is none.
     pub(super) fn sender_status(&self, target: &TargetName) -> Option<SenderStatus> {
         self.live.lock().senders.get(target).map(SenderThread::status)
-    }
-
-    fn connect(&self, target: &TargetEntry) -> crate::sender::Connect {
-        let (paths, target) = (self.paths.clone(), target.clone());
-        Box::new(move || super::connect::connect(&paths, &target))
     }
 
     /// Makes everything up to now durable, in the tree and in the journal; returns the last TID.
@@ -578,8 +556,36 @@ fn store_of(paths: &Paths, entry: &MountEntry) -> PathBuf {
     entry.options.store.clone().unwrap_or_else(|| paths.volume_state(&entry.volume))
 }
 
+/// What a sender needs to know of a target of the file of `volume`.
+pub(super) fn sender_options(
+    paths: &Paths,
+    (volume, access_times): (&VolumeName, AtimeMode),
+    (id, target): (TargetId, &TargetEntry),
+    rate: Rate,
+) -> SenderOptions {
+    let (paths, entry) = (paths.clone(), target.clone());
+    SenderOptions {
+        target: id,
+        access_times,
+        label: volume.to_string(),
+        connect: Box::new(move || super::connect::connect(&paths, &entry)),
+        compression: match target.url {
+            TargetUrl::Local(_) => LOCAL_COMPRESSION,
+            _ => Compression::Adaptive,
+        },
+        rate,
+        period: target.period.map(|seconds| Duration::from_secs(seconds.get().into())),
+        orphans: Some(super::orphans::policy(target)),
+        delay_seconds: target.delay.map_or(0, Delay::seconds),
+        forked: match target.adoption {
+            Adoption::Allow => Forked::Compare,
+            Adoption::Refuse => Forked::Refuse,
+        },
+    }
+}
+
 /// The rate of this minute, local time.
-fn rate(bandwidth: Option<Bandwidth>) -> crate::sender::Rate {
+pub(super) fn rate(bandwidth: Option<Bandwidth>) -> crate::sender::Rate {
     Box::new(move || {
         let now = jiff::Zoned::now();
         bandwidth.as_ref()?.bytes_per_second(now.hour() as u16 * 60 + now.minute() as u16)
