@@ -7,7 +7,7 @@ mod support;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -311,7 +311,7 @@ fn kills_leave_no_gap_and_no_stack() {
 }
 
 /// How often the target was seen covered, and how it was first seen to be closed or not.
-fn watch(target: &PathBuf, over: &AtomicBool) -> (u64, Cover) {
+fn watch(target: &Path, over: &AtomicBool) -> (u64, Cover) {
     let (mut looks, mut first) = (0, Cover::Bare);
     while !over.load(Ordering::SeqCst) {
         let now = cover_at(target).unwrap();

@@ -15,13 +15,13 @@ use serde_json::Value;
 use support::behind;
 use support::host::Host;
 use support::process::wait_until;
-use support::scratch::utf8;
+use support::scratch::{Directory, utf8};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A host with the volume `data` and its target `copy`, its daemon not started, and the directory above both.
-fn defined() -> (Host, tempfile::TempDir) {
-    let scratch = tempfile::tempdir().unwrap();
+fn defined() -> (Host, Directory) {
+    let scratch = Directory::new();
     let mut host = Host::new();
     fs::create_dir(scratch.path().join("data")).unwrap();
     host.define_volume("data", &scratch.path().join("data"));
@@ -356,7 +356,7 @@ fn the_doctor_finds_what_is_wrong_and_only_that() {
 
 #[test]
 fn the_menu_works_on_a_terminal_from_start_to_end() {
-    let scratch = tempfile::tempdir().unwrap();
+    let scratch = Directory::new();
     let data = scratch.path().join("data");
     fs::create_dir(&data).unwrap();
     let mut host = Host::new();
