@@ -24,12 +24,14 @@ struct Pair {
 
 impl Pair {
     /// All files of the source were read last in 2001, so that relatime moves an access time at the next read.
-    fn mirrored(mode: &str) -> Pair {
+    fn mirrored(mode: &str, guard: &str) -> Pair {
         let scratch = Scratch::new(FileSystem::Ext4);
         let (source, target) = (scratch.dir("source"), scratch.dir("target"));
         trees::fill(&source, 4);
         (0..4).for_each(|i| set_access_time(&file(&source, i), 1_000_000_000));
         let mut host = Host::new();
+        fs::create_dir_all(host.root().join("etc/dtfs")).unwrap();
+        fs::write(host.root().join("etc/dtfs/dtfs.toml"), format!("guard = \"{guard}\"\n")).unwrap();
         host.must(&["mounts", "add", utf8(&source), "-o", &format!("{mode},volume=data")]);
         host.adopt_volume(&source);
         host.define_target("data", &target);
@@ -60,7 +62,8 @@ fn access_time(path: &Path) -> i64 {
 }
 
 fn a_mode(mode: &str) {
-    let mut pair = Pair::mirrored(mode);
+    // Where nothing keeps others out, they move access times.
+    let mut pair = Pair::mirrored(mode, "off");
     // The mirror read everything and left no trace, and the target shows the old times.
     let old = 1_000_000_000_000_000_000;
     assert_eq!((0..4).map(|i| pair.times(i)).collect::<Vec<_>>(), [(old, old); 4], "{mode}: after the mirror");
@@ -86,6 +89,18 @@ fn a_mode(mode: &str) {
     assert_eq!(times[1].0, 1_100_000_000_000_000_000, "{mode}");
     assert!(times.iter().all(|(source, target)| source == target), "{mode}: {times:?}");
     trees::assert_equal(&pair.source, &pair.target, mode);
+}
+
+/// Who reads a target that only dtfs changes moves nothing.
+#[test]
+fn a_target_that_is_read_only_keeps_its_access_times() {
+    let mut pair = Pair::mirrored("atime", "on");
+    assert!(!pair.host.must(&["status", "data"]).contains("without noatime"));
+    assert!(
+        fs::metadata(file(&pair.target, 2)).unwrap().len() > 0 && !fs::read(file(&pair.target, 2)).unwrap().is_empty()
+    );
+    assert_eq!(access_time(&file(&pair.target, 2)), 1_000_000_000_000_000_000);
+    pair.host.stop();
 }
 
 #[test]

@@ -266,6 +266,52 @@ fn a_slave_that_nobody_has_filled_is_closed() {
     assert_eq!(mounts_at(&slave), 2);
 }
 
+/// What a restricted copy leaves out is no difference, whether it came with the mirror or afterwards.
+#[test]
+fn a_restricted_copy_takes_nothing_dangerous_and_is_equal_for_a_verification() {
+    let scratch = Scratch::new(FileSystem::Ext4);
+    let (source, target) = (scratch.dir("source"), scratch.dir("target"));
+    let make = |name: &str| {
+        let dir = source.join(name);
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("program"), name).unwrap();
+        fs::set_permissions(dir.join("program"), fs::Permissions::from_mode(0o6755)).unwrap();
+        // cap_net_raw+ep, as setcap(8) writes it (struct vfs_cap_data, version 2).
+        let capability = "0x0100000200200000000000000000000000000000";
+        tool("setfattr", &["-n", "security.capability", "-v", capability, utf8(&dir.join("program"))]);
+        tool("setfattr", &["-n", "trusted.of-source", "-v", "1", utf8(&dir.join("program"))]);
+        tool("setfattr", &["-n", "user.colour", "-v", "blue", utf8(&dir.join("program"))]);
+        tool("mknod", &["-m", "666", utf8(&dir.join("device")), "c", "1", "3"]);
+        fs::hard_link(dir.join("device"), dir.join("second")).unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o2775)).unwrap();
+    };
+    make("before");
+    let mut host = Host::new();
+    fs::create_dir_all(host.root().join("etc/dtfs")).unwrap();
+    fs::write(host.root().join("etc/dtfs/dtfs.toml"), "trust = \"restricted\"\n").unwrap();
+    host.define_volume("data", &source);
+    host.start_and_mount();
+    host.define_target("data", &target);
+    host.wait("data", WAIT_SECONDS);
+    make("after");
+    fs::rename(source.join("after/second"), source.join("after/third")).unwrap();
+    host.wait("data", WAIT_SECONDS);
+    for dir in ["before", "after"] {
+        let dir = target.join(dir);
+        assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o7777, 0o775);
+        assert_eq!(fs::metadata(dir.join("program")).unwrap().mode() & 0o7777, 0o755);
+        let behind = Behind::of(&target);
+        let xattrs = tool("getfattr", &["-d", "-m", "-", utf8(&behind.join(dir.file_name().unwrap()).join("program"))]);
+        assert!(xattrs.contains("user.colour"), "{xattrs}");
+        assert!(!xattrs.contains("security.capability") && !xattrs.contains("of-source"), "{xattrs}");
+        let device = fs::symlink_metadata(dir.join("device")).unwrap();
+        assert!(device.is_file() && device.len() == 0 && device.mode() & 0o7777 == 0 && device.nlink() == 2);
+    }
+    assert!(target.join("after/third").exists() && host.log().contains("left out of a restricted copy"));
+    host.must(&["verify", "data", "target"]);
+    host.stop();
+}
+
 /// Daemon and target are killed at random places, from the first session on: from the first cover on there is no moment
 /// without one, none is stacked, and after the last one nothing is left over.
 #[test]

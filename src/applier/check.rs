@@ -35,6 +35,8 @@ impl Applier {
     /// # Errors
     /// [`ApplyError`] when the tree cannot be read.
     pub fn check(&mut self, record: &Record<'_>, found: &mut Vec<Difference>) -> Result<(), ApplyError> {
+        let sifted = self.sieve.sift(record);
+        let record = sifted.as_ref().unwrap_or(record);
         let done = match self.is_settled(record.tid) {
             true => self.check_state(record.oid, &record.op, record.payload, found),
             // After a crash the tree may be newer than its place until the replay has passed everything it could hold.

@@ -26,6 +26,7 @@ mod park;
 mod replica;
 mod roles;
 mod state;
+mod trust;
 mod view;
 
 use std::collections::{BTreeSet, HashMap};
@@ -45,6 +46,8 @@ use listing::Listing;
 use park::Park;
 pub use replica::{About, Adopt, Origin, Replica, ReplicaError, ReplicaLock};
 pub use roles::{Joined, Joining, Leftovers, join, leave, told_history};
+use trust::Sieve;
+pub use trust::Trust;
 pub use view::{CopyView, Turns, ViewError};
 
 use crate::backing::Tree;
@@ -192,6 +195,8 @@ pub struct Applier {
     state: PathBuf,
     /// What keeps others out of the tree.
     guard: Guard,
+    /// What is not taken from the source.
+    sieve: Sieve,
     /// The last TID that may be in the tree, as it is written down.
     reach: Option<Tid>,
     /// Room for the catalog on a full disk.
@@ -231,6 +236,7 @@ impl Applier {
             high_water,
             doubt,
             keeping: None,
+            sieve: Sieve::of(&state),
             state,
             guard,
             reach,
@@ -247,6 +253,8 @@ impl Applier {
     /// # Errors
     /// [`ApplyError`]; the record must be performed again.
     pub fn apply(&mut self, record: &Record<'_>) -> Result<(), ApplyError> {
+        let sifted = self.sieve.sift(record);
+        let record = sifted.as_ref().unwrap_or(record);
         faults::point("applier.record")
             .map_err(|errno| self.explain(record.op.word(), record.oid, record.tid, errno.into()))?;
         let done = match self.perform(record) {

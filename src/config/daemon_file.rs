@@ -24,6 +24,9 @@ pub struct DaemonFile {
     /// Whether others are kept out of the trees of this host's copies.
     #[serde(default)]
     pub guard: Switch,
+    /// What the sources of this host's copies are trusted with.
+    #[serde(default)]
+    pub trust: Trusted,
     /// Where sources may call, as `0.0.0.0:6320`; `None` lets nobody. Read when the daemon starts.
     #[serde(default)]
     pub listen: Option<SocketAddr>,
@@ -47,6 +50,17 @@ pub enum Switch {
     On,
     /// It is not.
     Off,
+}
+
+/// What the sources of this host's copies are trusted with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Trusted {
+    /// Everything that a tree can hold.
+    #[default]
+    Full,
+    /// Content, names and rights: no device nodes, no set-user-ID and set-group-ID bits, no `trusted.*` and `security.*` xattrs.
+    Restricted,
 }
 
 /// How lines of the log look.

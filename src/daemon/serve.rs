@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::guard::guarding_of;
-use crate::applier::{Adopt, ReplicaError};
-use crate::config::{Adoption, DaemonFile, Paths};
+use crate::applier::{Adopt, ReplicaError, Trust};
+use crate::config::{Adoption, DaemonFile, Paths, Trusted};
 use crate::control::{ExitCode, Failure};
 use crate::receiver::{self, ServeError, ServeOptions};
 use crate::wire::{PatientReader, RefuseCode, refuse, remote_command};
@@ -32,6 +32,7 @@ pub fn serve(paths: &Paths, dir: &Path, adoption: Adoption) -> Result<(), Failur
         states: paths.replicas_dir(),
         adopt,
         guarding: guarding_of(&settings),
+        trust: trust_of(&settings),
         inbox_cap: settings.inbox_cap.map(|cap| cap.0),
         inbox_segment: None,
     };
@@ -59,6 +60,13 @@ fn settings(paths: &Paths) -> Result<DaemonFile, Failure> {
                 .map_err(|error| Failure::new(ExitCode::Failed, error))?;
             Err(error.into())
         }
+    }
+}
+
+fn trust_of(settings: &DaemonFile) -> Trust {
+    match settings.trust {
+        Trusted::Full => Trust::Full,
+        Trusted::Restricted => Trust::Restricted,
     }
 }
 

@@ -14,7 +14,7 @@ use super::inbox::{self, Inbox};
 use super::intake::Intake;
 use super::outbox::{Outbox, Outgoing, outbox};
 use super::positions::Positions;
-use crate::applier::{Adopt, Guarding, Origin, Replica, ReplicaError};
+use crate::applier::{Adopt, Guarding, Origin, Replica, ReplicaError, Trust};
 use crate::base::{Guarded, History, StoredTimes, Tid, VolumeUuid};
 use crate::journal::JournalError;
 use crate::record::{DecodeError, HISTORY_XATTR};
@@ -34,6 +34,8 @@ pub struct ServeOptions {
     pub adopt: Adopt,
     /// Whether others are kept out of its tree.
     pub guarding: Guarding,
+    /// What the source is trusted with.
+    pub trust: Trust,
     /// Most bytes of the inbox; `None` for a tenth of its filesystem, at most 8 GiB.
     pub inbox_cap: Option<u64>,
     /// Size of an inbox segment in bytes, a multiple of 4096; `None` for one that any batch fits in. A model of many short
@@ -158,6 +160,7 @@ fn prepare(hello: &Hello, options: &ServeOptions) -> Result<Ready, ServeError> {
     refuse_promoted(&options.dir, hello.volume)?;
     let mut replica = Replica::open(&options.dir, &options.states, (hello.volume, &hello.spaces), options.adopt)?;
     let guarded = replica.guard(options.guarding)?;
+    replica.trust(options.trust)?;
     replica.remember_history(&History::new(hello.volume, hello.epochs.clone()))?;
     let cap_bytes = match options.inbox_cap {
         Some(bytes) => bytes,

@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dtfs::applier::{Adopt, Guarding};
+use dtfs::applier::{Adopt, Guarding, Trust};
 use dtfs::backing::Tree;
 use dtfs::backing::compare::CompareOptions;
+use dtfs::backing::guard::{Cover, cover_at};
 use dtfs::journal::{Journal, JournalOptions, Own, Rejoin, TargetId};
 use dtfs::receiver::{ServeOptions, serve};
 use dtfs::sender::{Connect, Forked, SenderOptions, SenderState, SenderStatus, SenderThread};
@@ -328,8 +329,15 @@ impl Pair {
         Box::new(move || {
             let (near, far) = UnixStream::pair()?;
             let (dir, states) = (dir.clone(), states.clone());
-            let options =
-                ServeOptions { dir, states, adopt: Adopt::Yes, guarding: Guarding::Off, inbox_cap, inbox_segment };
+            let options = ServeOptions {
+                dir,
+                states,
+                adopt: Adopt::Yes,
+                guarding: Guarding::Off,
+                trust: Trust::Full,
+                inbox_cap,
+                inbox_segment,
+            };
             let log = sessions.clone();
             sessions.wires.lock().push(near.try_clone()?);
             let input = far.try_clone()?;
@@ -358,13 +366,19 @@ impl Pair {
         self.before.1 + self.sender.as_ref().map_or(0, |sender| sender.status().objects_read)
     }
 
+    /// Whether the target has yet to hear that it is consistent.
+    fn is_closed(&self) -> bool {
+        self.target().canonicalize().is_ok_and(|dir| cover_at(&dir).expect("the table of mounts") == Cover::Closed)
+    }
+
     fn is_consistent(&self) -> bool {
         let journal = self.stack().journal();
         let store = journal.store();
         let row = store.target_by_id(self.target).expect("the store").expect("the target");
         let connected = self.sender.as_ref().is_some_and(|sender| sender.status().state == SenderState::Connected);
         let all = row.mirrored && row.applied >= journal.last_tid();
-        connected && all && store.work_count(self.target).expect("the store") == 0
+        let told = connected && all && store.work_count(self.target).expect("the store") == 0;
+        told && !self.is_closed()
     }
 
     /// Waits until the target has everything.
@@ -424,6 +438,7 @@ impl Pair {
     /// Removes everything the target has, as an operator would who begins anew.
     pub(crate) fn wipe_target(&mut self) {
         self.stop();
+        super::behind::uncover(&self.target());
         for dir in [self.target(), self.states()] {
             clear_flags(&dir);
             fs::remove_dir_all(&dir).expect("a directory that can be removed");
@@ -458,6 +473,7 @@ impl Drop for Pair {
             let _ = end.join();
         }
         super::behind::uncover_below(self.root.path());
+        super::behind::uncover(&self.target());
         // No small history sets a flag, and a program takes its time.
         if !matches!(self.serving, Serving::Thread { inbox_segment: Some(_), .. }) {
             clear_flags(self.root.path());
