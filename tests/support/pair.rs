@@ -113,6 +113,13 @@ impl Pair {
         Pair::below(dir)
     }
 
+    /// As [`Pair::on`], with a journal as small as that of [`Pair::tight`].
+    pub(crate) fn tight_on(dir: &Path) -> Pair {
+        let options =
+            JournalOptions { segment_bytes: TIGHT_SEGMENT, cap_bytes: TIGHT_CAP, ..JournalOptions::default() };
+        Pair::with(dir, options)
+    }
+
     fn below(dir: &Path) -> Pair {
         Pair::with(dir, JournalOptions { segment_bytes: 8 << 20, ..JournalOptions::default() })
     }
