@@ -371,7 +371,8 @@ impl Pair {
         let row = store.target_by_id(self.target).expect("the store").expect("the target");
         let connected = self.sender.as_ref().is_some_and(|sender| sender.status().state == SenderState::Connected);
         let all = row.mirrored && row.applied >= journal.last_tid();
-        connected && all && store.work_count(self.target).expect("the store") == 0
+        let settled = self.sender.as_ref().is_some_and(|sender| !sender.status().unsettled);
+        connected && all && settled && store.work_count(self.target).expect("the store") == 0
     }
 
     /// Waits until the target has everything.
