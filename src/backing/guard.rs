@@ -71,8 +71,17 @@ pub fn open_covered(path: &Path) -> Result<OwnedFd> {
     sys::openat(clone.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0)
 }
 
-/// A private clone of the mount that is below the covers at `path`.
+/// A private clone of the mount that is below the covers at `path`: of the cover itself where that shows the tree. Only an
+/// empty directory has to be taken off, in a table of mounts of its own; that is a copy of all mounts, so that a filesystem
+/// which is unmounted in that moment is in use a little longer.
 pub(super) fn clone_covered(path: &Path) -> Result<OwnedFd> {
+    let (top, mounts) = (open(path)?, sys::mounts()?);
+    let id = sys::mount_id(top.as_fd())?;
+    if mounts.iter().any(|mount| mount.id == id && mount.point == path && is_read_only(mount, &mounts)) {
+        let clone = sys::clone_mount(top.as_fd())?;
+        sys::relax_mount(clone.as_fd())?;
+        return Ok(clone);
+    }
     sys::clone_mount_below(&c_path(path)?, |mounts| top_cover(path, mounts) != Cover::Bare)
 }
 

@@ -23,8 +23,18 @@ pub fn clone_mount(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
 /// # Errors
 /// As mount_setattr(2).
 pub fn restrict_mount(mount: BorrowedFd<'_>) -> Result<()> {
-    let set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
-    let attr = MountAttr { set, clear: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    set_mount(mount, MountAttr { set: RESTRICTIONS, clear: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 })
+}
+
+/// Takes back what [`restrict_mount`] did, for another detached mount that was cloned from such a one.
+///
+/// # Errors
+/// As mount_setattr(2).
+pub fn relax_mount(mount: BorrowedFd<'_>) -> Result<()> {
+    set_mount(mount, MountAttr { set: 0, clear: RESTRICTIONS, propagation: libc::MS_PRIVATE, userns_fd: 0 })
+}
+
+fn set_mount(mount: BorrowedFd<'_>, attr: MountAttr) -> Result<()> {
     let (fd, flags) = (mount.as_raw_fd(), libc::AT_EMPTY_PATH as libc::c_uint);
     // SAFETY: the empty path is a live C string, and `attr` lives and has the size that is said.
     let done =
@@ -41,6 +51,7 @@ struct MountAttr {
     userns_fd: u64,
 }
 
+const RESTRICTIONS: u64 = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
 const MOUNT_ATTR_RDONLY: u64 = 1;
 const MOUNT_ATTR_NOSUID: u64 = 2;
 const MOUNT_ATTR_NODEV: u64 = 4;

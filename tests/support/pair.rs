@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use dtfs::applier::{Adopt, Guarding, Trust};
 use dtfs::backing::Tree;
 use dtfs::backing::compare::CompareOptions;
-use dtfs::backing::guard::{Cover, cover_at};
 use dtfs::journal::{Journal, JournalOptions, Own, Rejoin, TargetId};
 use dtfs::receiver::{ServeOptions, serve};
 use dtfs::sender::{Connect, Forked, SenderOptions, SenderState, SenderStatus, SenderThread};
@@ -112,6 +111,13 @@ impl Pair {
     /// With source and journal in `dir`; the target belongs elsewhere.
     pub(crate) fn on(dir: &Path) -> Pair {
         Pair::below(dir)
+    }
+
+    /// As [`Pair::on`], with a journal as small as that of [`Pair::tight`].
+    pub(crate) fn tight_on(dir: &Path) -> Pair {
+        let options =
+            JournalOptions { segment_bytes: TIGHT_SEGMENT, cap_bytes: TIGHT_CAP, ..JournalOptions::default() };
+        Pair::with(dir, options)
     }
 
     fn below(dir: &Path) -> Pair {
@@ -366,19 +372,14 @@ impl Pair {
         self.before.1 + self.sender.as_ref().map_or(0, |sender| sender.status().objects_read)
     }
 
-    /// Whether the target has yet to hear that it is consistent.
-    fn is_closed(&self) -> bool {
-        self.target().canonicalize().is_ok_and(|dir| cover_at(&dir).expect("the table of mounts") == Cover::Closed)
-    }
-
     fn is_consistent(&self) -> bool {
         let journal = self.stack().journal();
         let store = journal.store();
         let row = store.target_by_id(self.target).expect("the store").expect("the target");
         let connected = self.sender.as_ref().is_some_and(|sender| sender.status().state == SenderState::Connected);
         let all = row.mirrored && row.applied >= journal.last_tid();
-        let told = connected && all && store.work_count(self.target).expect("the store") == 0;
-        told && !self.is_closed()
+        let settled = self.sender.as_ref().is_some_and(|sender| !sender.status().unsettled);
+        connected && all && settled && store.work_count(self.target).expect("the store") == 0
     }
 
     /// Waits until the target has everything.
