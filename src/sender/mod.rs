@@ -22,6 +22,7 @@ mod thread;
 mod verify;
 mod verify_desk;
 mod watcher;
+mod window;
 mod work;
 
 pub use mirror::{Hold, MirrorKind, MirrorProgress, begin_mirror, last_mirror};

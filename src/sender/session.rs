@@ -1,7 +1,7 @@
 //! One session: handshake, then the loop of sending and listening.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -18,6 +18,7 @@ use super::stream::{Batch, Stream};
 use super::thread::SenderOptions;
 use super::verify::Verifier;
 use super::watcher::{SILENCE, Watcher};
+use super::window::Window;
 use super::work::{Done, Reading, Walk};
 use super::{SenderState, SessionError};
 use crate::base::{Tid, VolumeUuid, faults};
@@ -42,8 +43,6 @@ pub(super) struct Parts<'a> {
     pub(super) orphans: &'a OrphanDesk,
 }
 
-/// Bytes that may be under way.
-const WINDOW_BYTES: u64 = 16 << 20;
 /// How often a session looks at itself when nothing happens.
 const TICK: Duration = Duration::from_secs(2);
 /// Most rows of work that a target may have asked for, and after how many more that is looked at. A row takes some 100 bytes.
@@ -60,9 +59,7 @@ pub(super) struct Session<'a> {
     walk: Walk<'a>,
     meter: Meter,
     batch: u64,
-    /// Batches under way and their size on the wire.
-    under_way: VecDeque<(u64, u64)>,
-    under_way_bytes: u64,
+    window: Window,
     /// Rows that end, or move on, when their batch is durable at the target.
     unfinished: VecDeque<(u64, Vec<Done>)>,
     /// The process of a target on this host.
@@ -166,8 +163,7 @@ impl<'a> Session<'a> {
             walk: Walk::new(parts.view, parts.journal, target, Hold::of(parts.journal.store(), target)?)?,
             meter: Meter::open(parts.journal.store(), target)?,
             batch: 0,
-            under_way: VecDeque::new(),
-            under_way_bytes: 0,
+            window: Window::default(),
             unfinished: VecDeque::new(),
             follower,
             share: Share::Behind,
@@ -320,34 +316,17 @@ impl<'a> Session<'a> {
 
     /// Sends a bounded piece of what there is: records first, then state. False when there is nothing to send now.
     fn send_some(&mut self) -> Result<bool, SessionError> {
-        if self.under_way_bytes >= WINDOW_BYTES {
+        if self.window.is_full() {
             return Ok(false);
         }
-        if self.stream.wants_state() {
-            let mut readings = self.walk.read_some()?;
-            if self.walk.begins_tree() {
-                self.parts.counter.begin();
-            }
-            if !readings.is_empty() {
-                self.tell(Convergence::Converging)?;
-            }
-            if readings.is_empty() && self.unfinished.is_empty() && !self.walk.is_held() {
-                readings = self.verify_some()?;
-            }
-            self.take_share(if readings.is_empty() && self.unfinished.is_empty() {
-                Share::Behind
-            } else {
-                Share::Beside
-            });
-            let stamp = self.stream.queue(readings);
-            if let Some(stamp) = stamp.filter(|_| !faults::skipped("journal.durable_only")) {
-                // State may not overtake the records it includes, and those are sent only once they are durable.
-                self.parts.journal.commit(stamp)?;
-            }
+        let wants_state = self.stream.wants_state();
+        let holds_state = wants_state && self.window.is_full_for_state();
+        if wants_state && !holds_state {
+            self.read_state()?;
         }
         // State that was read is never held up: it is what somebody waits for, or the target lacks.
         if self.stream.wants_state() && self.rests_until.is_some_and(|until| Instant::now() < until) {
-            return self.rest();
+            return if holds_state { Ok(false) } else { self.rest() };
         }
         let durable = match faults::skipped("journal.durable_only") {
             true => self.parts.journal.last_tid(),
@@ -358,18 +337,21 @@ impl<'a> Session<'a> {
             next => next?,
         };
         let Some(next) = next else {
+            if holds_state {
+                return Ok(false);
+            }
             self.rests_until = self.parts.options.period.map(|period| Instant::now() + period);
             return self.rest();
         };
         self.note_moves(&next.message)?;
+        let began = Instant::now();
         let bytes = match matches!(next.message, Message::Records { .. }) && faults::skipped("sender.batch") {
             true => 0,
             false => self.writer.send(&next.message)?,
         };
         if next.message.is_batch() {
             self.batch += 1;
-            self.under_way.push_back((self.batch, bytes));
-            self.under_way_bytes += bytes;
+            self.window.sent(self.batch, bytes, began);
         }
         if matches!(next.message, Message::Check { .. }) {
             self.parts.verifier.borrow_mut().sent(self.batch, next.done);
@@ -378,6 +360,31 @@ impl<'a> Session<'a> {
         }
         self.count_bytes(next.read);
         Ok(true)
+    }
+
+    /// Reads state that can be sent next.
+    fn read_state(&mut self) -> Result<(), SessionError> {
+        let mut readings = self.walk.read_some()?;
+        if self.walk.begins_tree() {
+            self.parts.counter.begin();
+        }
+        if !readings.is_empty() {
+            self.tell(Convergence::Converging)?;
+        }
+        if readings.is_empty() && self.unfinished.is_empty() && !self.walk.is_held() {
+            readings = self.verify_some()?;
+        }
+        self.take_share(if readings.is_empty() && self.unfinished.is_empty() {
+            Share::Behind
+        } else {
+            Share::Beside
+        });
+        let stamp = self.stream.queue(readings);
+        if let Some(stamp) = stamp.filter(|_| !faults::skipped("journal.durable_only")) {
+            // State may not overtake the records it includes, and those are sent only once they are durable.
+            self.parts.journal.commit(stamp)?;
+        }
+        Ok(())
     }
 
     /// A target on this host follows the changes of programs at a small share of the processor; whoever waits for a mirror or
@@ -477,9 +484,7 @@ impl<'a> Session<'a> {
 
     fn on_ack(&mut self, ack: Ack) -> Result<(), SessionError> {
         self.check(&ack)?;
-        while self.under_way.front().is_some_and(|(batch, _)| *batch <= ack.batch_taken) {
-            self.under_way_bytes -= self.under_way.pop_front().map_or(0, |(_, bytes)| bytes);
-        }
+        self.window.taken(ack.batch_taken, Instant::now());
         let advanced = ack.applied > self.last_ack.applied || ack.batch_durable > self.last_ack.batch_durable;
         if advanced || !ack.needs.is_empty() {
             self.advance(&ack)?;
@@ -535,18 +540,23 @@ impl<'a> Session<'a> {
 
     /// Cursor, finished work and new work, in one transaction.
     fn advance(&mut self, ack: &Ack) -> Result<(), SessionError> {
-        let (mut finished, mut progress) = (Vec::new(), Vec::new());
+        let (mut finished, mut progress) = (Vec::new(), BTreeMap::new());
         while self.unfinished.front().is_some_and(|(batch, _)| *batch <= ack.batch_durable) {
             for done in self.unfinished.pop_front().map(|(_, done)| done).unwrap_or_default() {
                 match done {
                     Done::Nothing => {}
                     Done::Row(id) => finished.push(id),
-                    Done::Upto(id, offset) => progress.push((id, offset)),
+                    Done::Upto(id, offset) => {
+                        progress.insert(id, offset);
+                    }
                     Done::Check(_) => {}
                 }
             }
         }
         let needs: Vec<NewWork> = ack.needs.iter().map(new_work).collect();
+        self.walk.ended(&finished);
+        progress.retain(|id, _| !finished.contains(id));
+        let progress: Vec<_> = progress.into_iter().collect();
         let store = self.parts.journal.store();
         let first = ack.batch_taken == 0;
         if first {
