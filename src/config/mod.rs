@@ -12,7 +12,6 @@ mod check;
 mod daemon_file;
 mod error;
 mod escape;
-mod every;
 mod mount_options;
 mod mounts_file;
 mod names;
@@ -23,6 +22,7 @@ mod refusal;
 mod size;
 mod suggest;
 mod target_url;
+mod time_span;
 mod toml_text;
 mod volume_edit;
 mod volume_file;
@@ -35,7 +35,6 @@ pub use check::{
 };
 pub use daemon_file::{DaemonFile, LogFormat, LogLevel, Seconds};
 pub use error::ConfigError;
-pub use every::{Delay, VerifyEvery};
 pub use mount_options::{AccessTimes, MountOptions, OpenFiles, OptionProblem, Submounts, Writes};
 pub use mounts_file::{MountEntry, MountsFile};
 pub use names::{NameProblem, TargetName, VolumeName};
@@ -46,6 +45,7 @@ pub use refusal::{Refusal, RefusalKind, Relation};
 pub use size::ByteSize;
 pub use suggest::nearest;
 pub use target_url::{DEFAULT_PORT, SshPlace, TargetUrl, TlsPlace};
+pub use time_span::{Delay, TimeSpan};
 pub use volume_edit::{
     add_target, create_volume_file, pause_target, remove_target, remove_volume_file, retire_source, set_source,
 };

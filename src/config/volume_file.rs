@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Bandwidth, ByteSize, ConfigError, Delay, Orphans, Paths, TargetName, TargetUrl, VerifyEvery, VolumeName, atomic,
+    Bandwidth, ByteSize, ConfigError, Delay, Orphans, Paths, TargetName, TargetUrl, TimeSpan, VolumeName, atomic,
     toml_text,
 };
 
@@ -64,7 +64,7 @@ pub struct TargetEntry {
     pub orphans: Option<Orphans>,
     /// How long orphans are kept before that; without it seven days.
     #[serde(default)]
-    pub orphans_older_than: Option<VerifyEvery>,
+    pub orphans_older_than: Option<TimeSpan>,
     /// How long it stays behind on purpose; `None` is not at all.
     #[serde(default)]
     pub delay: Option<Delay>,
@@ -152,7 +152,7 @@ pub struct VolumeFile {
     pub journal_full: JournalFull,
     /// How often each target is compared with the source; `None` for never.
     #[serde(default)]
-    pub verify: Option<VerifyEvery>,
+    pub verify: Option<TimeSpan>,
     /// For a copy of another host's volume: who writes it, and where it lies.
     #[serde(default)]
     pub source: Option<SourceEntry>,

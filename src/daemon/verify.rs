@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::volume::Volume;
 use crate::base::{Name, Timespec};
-use crate::config::{TargetName, VerifyEvery};
+use crate::config::{TargetName, TimeSpan};
 use crate::control::{DifferenceRow, ExitCode, Failure, Reply, ReplySink, VerifyReply};
 use crate::sender::{Found, SenderState, VerifyProgress, VerifyRequest, last_verified};
 
@@ -65,7 +65,7 @@ impl Volume {
     }
 
     /// Starts the verifications that are due.
-    pub(super) fn verify_when_due(&self, every: VerifyEvery) -> Result<(), Failure> {
+    pub(super) fn verify_when_due(&self, every: TimeSpan) -> Result<(), Failure> {
         let store = self.journal.store();
         let failed = super::volume::VolumeError::from;
         for row in store.targets().map_err(failed)? {

@@ -9,6 +9,8 @@
 //! - Progress lives in the thread of the target: a session that ends takes nothing with it but what was under way.
 //! - An object that moves while the tree is read is read where it is now, unless it was met where it was.
 
+mod judge;
+
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -18,11 +20,9 @@ use super::moved::{Listed, Moved};
 use super::verify_desk::{Found, Repair, VerifyDesk, VerifyProgress, VerifyRequest};
 use super::work::{Done, Purpose, Reading};
 use crate::base::{Name, Oid, Tid};
-use crate::catchup::{
-    DirReading, DirWalk, Follow, ObjectReading, TreeView, has_reserved, name_in, read_check, read_suspect,
-};
+use crate::catchup::{DirReading, DirWalk, Follow, ObjectReading, TreeView, read_check, read_suspect};
 use crate::journal::{NewWork, WorkKind, WorkReason};
-use crate::record::{Difference, DifferenceKind, DirItem};
+use crate::record::{Difference, DirItem};
 use crate::sys;
 
 /// A directory on the way to an object.
@@ -150,17 +150,7 @@ pub(super) struct Verifier {
 const SLICE_BYTES: u64 = 4 << 20;
 const SLICE_TASKS: usize = 512;
 const MOST_BATCHES: usize = 4;
-/// How often what is pending is looked at, a little later each time.
-const MOST_TRIES: u32 = 20;
 const RETRY_STEP: Duration = Duration::from_millis(100);
-/// Differences that are kept with their paths.
-const MOST_KEPT: usize = 1000;
-/// Ranges of one object that get a second look: one that differs is enough.
-const MOST_RANGES: usize = 64;
-const SUSPECT_BYTES: u64 = 1 << 20;
-/// Looks at what differs in nothing but what a single look may be wrong about.
-const MOST_LOOKS: u32 = 6;
-
 impl Verifier {
     pub(super) fn new(desk: Arc<VerifyDesk>) -> Verifier {
         Verifier { desk, run: None }
@@ -368,93 +358,6 @@ impl Run {
         Reading { stamp, records: records.into(), done, objects: 0, covered: 0, purpose: Purpose::Check }
     }
 
-    /// What the target says of one reading.
-    fn judge(&mut self, view: &dyn TreeView, task: Task, heard: &[Difference]) {
-        if heard.iter().any(|difference| difference.kind == DifferenceKind::Pending) {
-            return self.look_again(task);
-        }
-        if heard.is_empty() {
-            return;
-        }
-        match self.stage {
-            Stage::FirstLook | Stage::LookAfterMending => self.suspect(&task, heard),
-            Stage::SecondLook | Stage::LastLook if task.looks < MOST_LOOKS && heard.iter().all(may_be_wrong) => {
-                self.later.push(Task { looks: task.looks + 1, ..task });
-            }
-            Stage::SecondLook => {
-                let counted: Vec<_> = self.counted(view, &task, heard);
-                if !counted.is_empty() {
-                    counted.into_iter().for_each(|difference| self.report(view, &task, difference));
-                    self.confirmed.insert(task.oid, task);
-                }
-            }
-            Stage::LastLook => self.progress.left += self.counted(view, &task, heard).len() as u64,
-            Stage::Mending => {}
-        }
-    }
-
-    /// Without the holes of a file that has reserved space.
-    fn counted<'d>(&self, view: &dyn TreeView, task: &Task, heard: &'d [Difference]) -> Vec<&'d Difference> {
-        let holes = |difference: &&Difference| difference.kind == DifferenceKind::Holes;
-        let blurred = heard.iter().any(|d| holes(&d)) && has_reserved(view, task.oid).unwrap_or(false);
-        heard.iter().filter(|difference| !(blurred && holes(difference))).collect()
-    }
-
-    fn look_again(&mut self, task: Task) {
-        match task.tries < MOST_TRIES {
-            true => self.later.push(Task { tries: task.tries + 1, ..task }),
-            false => self.progress.unsettled += 1,
-        }
-    }
-
-    fn suspect(&mut self, task: &Task, heard: &[Difference]) {
-        let again = |what| Task { what, tries: 0, ..task.clone() };
-        if let What::Tree | What::Listing = task.what {
-            return self.suspects.push(again(What::Listing));
-        }
-        if heard.iter().any(|difference| !difference.kind.has_range()) {
-            self.suspects.push(again(What::Suspect { offset: 0, len: 0 }));
-        }
-        for difference in heard.iter().filter(|difference| difference.kind.has_range()).take(MOST_RANGES) {
-            let (offset, len) = (difference.offset, difference.len.min(SUSPECT_BYTES));
-            self.suspects.push(again(What::Suspect { offset, len }));
-        }
-    }
-
-    fn report(&mut self, view: &dyn TreeView, task: &Task, difference: &Difference) {
-        if self.seen.len() >= MOST_KEPT {
-            self.progress.found += 1;
-            return;
-        }
-        let (path, xattr) = match (task.what, difference.kind) {
-            (_, DifferenceKind::Xattr) => (self.path_of(view, task), difference.name.clone()),
-            (What::Listing, _) if !difference.name.is_empty() => (join(task.dir.path(), &difference.name), Vec::new()),
-            _ => (self.path_of(view, task), Vec::new()),
-        };
-        let told = |kind| self.seen.contains(&Found { path: path.clone(), kind, offset: 0, xattr: Vec::new() });
-        let is_object = difference.kind == DifferenceKind::Missing && difference.name.is_empty();
-        if is_object && (told(DifferenceKind::Replaced) || told(DifferenceKind::Missing)) {
-            return;
-        }
-        let found = Found { path, kind: difference.kind, offset: difference.offset, xattr };
-        // Seen in two ranges, or by two names, it is told once.
-        if self.seen.insert(found.clone()) {
-            self.progress.found += 1;
-            Arc::make_mut(&mut self.progress.differences).push(found);
-        }
-    }
-
-    fn path_of(&self, view: &dyn TreeView, task: &Task) -> Vec<u8> {
-        if task.dir.oid == task.oid {
-            return task.dir.path();
-        }
-        match name_in(view, task.dir.oid, task.oid) {
-            Ok(Some(name)) => join(task.dir.path(), name.as_bytes()),
-            // It has moved since.
-            _ => join(task.dir.path(), format!("(object {})", task.oid).as_bytes()),
-        }
-    }
-
     /// Nothing is left to read and everything is answered. `None` when the run is over.
     fn next_stage(&mut self) -> Option<Step> {
         if !self.later.is_empty() {
@@ -492,12 +395,6 @@ impl Run {
             Stage::LastLook => None,
         }
     }
-}
-
-/// A name that came between two parts of a directory is named with none of them; and while somebody reads a reserved range,
-/// the map of holes shows data there.
-fn may_be_wrong(difference: &Difference) -> bool {
-    matches!(difference.kind, DifferenceKind::Extra | DifferenceKind::Holes)
 }
 
 /// A task for an object that was moved. Its path is what the kernel says of it.
