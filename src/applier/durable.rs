@@ -26,7 +26,7 @@ impl Background {
         let (outcome, outcomes) = bounded(1);
         let sync = move || {
             for () in starts {
-                if outcome.send(syncer.sync()).is_err() {
+                if outcome.send(faults::step("applier.group_sync", || syncer.sync())).is_err() {
                     return;
                 }
             }
