@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, Select, TryRecvError};
 
 use super::outbox::Outbox;
 use super::positions::Positions;
+use super::relay::RelayEnd;
 use crate::applier::{Applier, ApplyError, Replica};
 use crate::base::{EpochId, Position, Tid, faults};
 use crate::journal::{ChainEnd, JournalError, SegmentLog};
@@ -165,6 +166,8 @@ struct Worker<'a> {
     keep: Option<EpochId>,
     /// When what is blocked was last asked for.
     retried: Instant,
+    /// What is done for targets of this copy.
+    relay: RelayEnd,
 }
 
 impl<'a> Worker<'a> {
@@ -175,6 +178,7 @@ impl<'a> Worker<'a> {
         positions: &'a Positions,
     ) -> Result<Worker<'a>, PerformError> {
         let settled = !replica.is_converging();
+        let relay = RelayEnd::new(replica.state_dir());
         let applier = Applier::new(replica, high_water)?;
         Ok(Worker {
             at: applier.applied(),
@@ -193,6 +197,7 @@ impl<'a> Worker<'a> {
             started: false,
             keep: None,
             retried: Instant::now(),
+            relay,
         })
     }
 }
@@ -211,7 +216,12 @@ enum Next {
 impl Worker<'_> {
     fn run(&mut self, queue: &Receiver<Job>) -> Result<(), PerformError> {
         loop {
-            match self.next(queue) {
+            if !self.durable.is_dirty() {
+                self.relay.end_turn()?;
+            }
+            let next = self.next(queue);
+            self.relay.take_turn()?;
+            match next {
                 Next::Job(job) => self.job(job)?,
                 Next::Synced => self.end_group()?,
                 Next::Nothing if self.saying == Saying::Goes => {}
@@ -219,11 +229,14 @@ impl Worker<'_> {
                 Next::Over => return self.make_durable_if_dirty(),
             }
             self.release_in_time()?;
-            if self.durable.is_due() {
+            if self.durable.is_dirty() && self.relay.is_wanted() {
+                self.make_durable()?;
+            } else if self.durable.is_due() {
                 self.begin_group()?;
             } else if self.saying == Saying::Goes {
                 self.say_durable()?;
             }
+            self.tell_relay()?;
         }
     }
 
@@ -242,6 +255,15 @@ impl Worker<'_> {
             },
             Err(_) => Next::Nothing,
         }
+    }
+
+    /// Nothing is told before the source has said how it begins: where this copy is may not count.
+    fn tell_relay(&mut self) -> Result<(), PerformError> {
+        if !self.started {
+            return Ok(());
+        }
+        let is_settled = self.settled && !self.applier.is_in_doubt();
+        Ok(self.relay.tell(self.at, is_settled, self.durable.is_dirty())?)
     }
 
     /// What must not be forgotten when the process ends with `error`.
@@ -355,8 +377,12 @@ impl Worker<'_> {
     }
 
     fn records(&mut self, body: &[u8]) -> Result<(), PerformError> {
+        self.relay.before_change(self.at)?;
         for record in RecordIter::new(body) {
             let record = record?;
+            if record.op.is_state() {
+                self.relay.touched(record.oid);
+            }
             self.with_room(|applier| applier.apply(&record))?;
         }
         self.with_room(Applier::finish_group)?;
@@ -409,14 +435,18 @@ impl Worker<'_> {
     fn jump(&mut self, after: Position) -> Result<(), PerformError> {
         self.begin()?;
         self.catch_up("the position moves")?;
+        self.end_group()?;
         let at = self.at;
         if let Some(epoch) = self.keep {
             self.with_room(|applier| applier.begin_keeping(at, epoch))?;
             self.keep = None;
         }
+        self.relay.before_change(at)?;
+        self.relay.before_jump(&self.inbox, at.tid, after.tid)?;
         self.with_room(|applier| applier.begin_jump(at, after))?;
         faults::point("receiver.jump").map_err(ApplyError::Sync)?;
         self.inbox.reset(ChainEnd { tid: after.tid, digest: after.digest })?;
+        self.applier.note_epoch(after)?;
         self.at = after;
         self.commit()?;
         self.positions.jump(after);

@@ -14,6 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 pub(super) use self::error::{VolumeError, holders_below};
 use self::journal::store_of;
 pub(super) use self::journal::{journal_options, open_journal};
+pub(super) use self::targets::{rate, sender_options};
 use super::bypass::{Bypass, Watch};
 use super::unwatched::{Changes, Suspects};
 use super::watched::Moment;

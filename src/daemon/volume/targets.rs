@@ -7,9 +7,10 @@ use std::time::Duration;
 use super::{Live, Volume, VolumeError};
 use crate::backing::TreeView;
 use crate::base::Tid;
-use crate::config::{Activity, Adoption, Bandwidth, Delay, TargetEntry, TargetName, TargetUrl};
+use crate::config::{Activity, Adoption, Bandwidth, Delay, Paths, TargetEntry, TargetName, TargetUrl, VolumeName};
 use crate::journal::{AWAITED, TargetId};
 use crate::sender::{Forked, Rate, SenderOptions, SenderStatus, SenderThread};
+use crate::stack::AtimeMode;
 use crate::wire::Compression;
 
 /// State of a target's row that no file names: the sessions of commands go on at its place.
@@ -69,24 +70,7 @@ impl Volume {
     }
 
     fn start_sender(&self, live: &mut Live, id: TargetId, target: &TargetEntry, rate: Rate) -> Result<(), VolumeError> {
-        let options = SenderOptions {
-            target: id,
-            access_times: self.options.atime,
-            label: self.name.to_string(),
-            connect: self.connect(target),
-            compression: match target.url {
-                TargetUrl::Local(_) => LOCAL_COMPRESSION,
-                _ => Compression::Adaptive,
-            },
-            rate,
-            period: target.period.map(|seconds| Duration::from_secs(seconds.get().into())),
-            orphans: Some(crate::daemon::orphans::policy(target)),
-            delay_seconds: target.delay.map_or(0, Delay::seconds),
-            forked: match target.adoption {
-                Adoption::Allow => Forked::Compare,
-                Adoption::Refuse => Forked::Refuse,
-            },
-        };
+        let options = sender_options(&self.paths, (&self.name, self.options.atime), (id, target), rate);
         let view: Arc<dyn TreeView> = live.stack.clone();
         let sender = SenderThread::spawn(self.journal.clone(), view, options)
             .map_err(|cause| VolumeError::Io { path: self.path.clone(), cause })?;
@@ -144,11 +128,6 @@ impl Volume {
         self.live.lock().senders.get(target).map(SenderThread::status)
     }
 
-    fn connect(&self, target: &TargetEntry) -> crate::sender::Connect {
-        let (paths, target) = (self.paths.clone(), target.clone());
-        Box::new(move || crate::daemon::connect::connect(&paths, &target))
-    }
-
     /// Stops replicating to a target and forgets its place.
     pub(in crate::daemon) fn forget_target(&self, name: &TargetName) -> Result<(), VolumeError> {
         let mut live = self.live.lock();
@@ -191,8 +170,36 @@ impl Volume {
     }
 }
 
+/// What a sender needs to know of a target of the file of `volume`.
+pub(in crate::daemon) fn sender_options(
+    paths: &Paths,
+    (volume, access_times): (&VolumeName, AtimeMode),
+    (id, target): (TargetId, &TargetEntry),
+    rate: Rate,
+) -> SenderOptions {
+    let (paths, entry) = (paths.clone(), target.clone());
+    SenderOptions {
+        target: id,
+        access_times,
+        label: volume.to_string(),
+        connect: Box::new(move || crate::daemon::connect::connect(&paths, &entry)),
+        compression: match target.url {
+            TargetUrl::Local(_) => LOCAL_COMPRESSION,
+            _ => Compression::Adaptive,
+        },
+        rate,
+        period: target.period.map(|seconds| Duration::from_secs(seconds.get().into())),
+        orphans: Some(crate::daemon::orphans::policy(target)),
+        delay_seconds: target.delay.map_or(0, Delay::seconds),
+        forked: match target.adoption {
+            Adoption::Allow => Forked::Compare,
+            Adoption::Refuse => Forked::Refuse,
+        },
+    }
+}
+
 /// The rate of this minute, local time.
-fn rate(bandwidth: Option<Bandwidth>) -> crate::sender::Rate {
+pub(in crate::daemon) fn rate(bandwidth: Option<Bandwidth>) -> crate::sender::Rate {
     Box::new(move || {
         let now = jiff::Zoned::now();
         bandwidth.as_ref()?.bytes_per_second(now.hour() as u16 * 60 + now.minute() as u16)

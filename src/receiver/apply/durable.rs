@@ -83,7 +83,7 @@ impl Durable {
     }
 
     /// Whether something is not durable.
-    fn is_dirty(&self) -> bool {
+    pub(super) fn is_dirty(&self) -> bool {
         self.group.is_some() || self.pending_since.is_some()
     }
 
@@ -119,13 +119,14 @@ impl Worker<'_> {
     pub(super) fn make_durable(&mut self) -> Result<(), PerformError> {
         self.commit()?;
         self.say_durable()?;
-        Ok(self.inbox.trim_upto(self.at.tid)?)
+        Ok(self.inbox.trim_upto(self.relay.trim_upto(self.at.tid)?)?)
     }
 
     pub(super) fn commit(&mut self) -> Result<(), PerformError> {
         let began = Instant::now();
         let at = self.at;
         self.with_room(|applier| applier.make_durable(at))?;
+        self.relay.write_rows()?;
         self.durable.group = None;
         self.durable.batch = self.batch;
         self.durable.took(began.elapsed());
@@ -147,10 +148,11 @@ impl Worker<'_> {
     pub(super) fn end_group(&mut self) -> Result<(), PerformError> {
         let Some(Group { at, batch, began }) = self.durable.group.take() else { return Ok(()) };
         self.applier.end_durable()?;
+        self.relay.write_rows()?;
         self.durable.batch = batch;
         self.durable.took(began.elapsed());
         self.say_durable()?;
-        Ok(self.inbox.trim_upto(at.tid)?)
+        Ok(self.inbox.trim_upto(self.relay.trim_upto(at.tid)?)?)
     }
 
     /// What is needed goes out before the positions that follow from it: once the source has the position, it has what was

@@ -18,6 +18,7 @@ use super::pace::Pace;
 use super::status::SharedStatus;
 use super::stream::{Batch, Stream};
 use super::thread::SenderOptions;
+use super::turn::Turn;
 use super::verify::Verifier;
 use super::watcher::{SILENCE, Watcher};
 use super::window::Window;
@@ -25,7 +26,7 @@ use super::work::{Done, Reading, Walk};
 use super::{SenderState, SessionError};
 use crate::base::{Tid, VolumeUuid, faults};
 use crate::catchup::TreeView;
-use crate::journal::{Journal, JournalError, NewWork, TargetId};
+use crate::journal::{JournalError, NewWork, Part, Replay, TargetId};
 use crate::record::OrphanList;
 use crate::sys::{self, Share};
 use crate::wire::{Ack, Breaker, Convergence, FrameReader, FrameWriter, Hello, Message, PROTOCOL_VERSION, WireError};
@@ -33,7 +34,7 @@ use crate::wire::{Ack, Breaker, Convergence, FrameReader, FrameWriter, Hello, Me
 /// What a session works with.
 #[derive(Clone, Copy)]
 pub(super) struct Parts<'a> {
-    pub(super) journal: &'a Arc<Journal>,
+    pub(super) journal: &'a Arc<dyn Replay>,
     pub(super) view: &'a dyn TreeView,
     pub(super) options: &'a SenderOptions,
     pub(super) mailbox: &'a Arc<Mailbox>,
@@ -45,6 +46,8 @@ pub(super) struct Parts<'a> {
 
 /// How often a session looks at itself when nothing happens.
 const TICK: Duration = Duration::from_secs(2);
+/// How soon a tree that could not be read is asked for again.
+const TURN_AGAIN: Duration = Duration::from_millis(100);
 
 pub(super) struct Session<'a> {
     parts: Parts<'a>,
@@ -78,6 +81,8 @@ pub(super) struct Session<'a> {
     rests_until: Option<Instant>,
     counted_bytes: u64,
     watcher: Watcher,
+    /// There may be something to read, and the tree cannot be read now.
+    waits_for_turn: bool,
 }
 
 impl<'a> Session<'a> {
@@ -174,6 +179,7 @@ impl<'a> Session<'a> {
             rests_until: None,
             counted_bytes: bytes,
             watcher,
+            waits_for_turn: false,
         })
     }
 
@@ -270,7 +276,8 @@ impl<'a> Session<'a> {
 
     /// How long there is nothing to do but listen.
     fn patience(&self) -> Duration {
-        self.parts.verifier.borrow().due_in().map_or(TICK, |due| due.min(TICK))
+        let patience = if self.waits_for_turn { TURN_AGAIN } else { TICK };
+        self.parts.verifier.borrow().due_in().map_or(patience, |due| due.min(patience))
     }
 
     /// No work is left: a verification goes on, if there is one.
@@ -304,6 +311,10 @@ impl<'a> Session<'a> {
             return Err(SessionError::Silent(SILENCE.as_secs()));
         }
         self.walk.look_again();
+        if self.told == Some(Convergence::Converging) && self.parts.journal.part() == Part::Relay {
+            // Its own source may have said so to this copy.
+            self.tell_convergence()?;
+        }
         let clock = self.parts.mailbox.clock_offset_micros();
         self.parts.status.update(|status| status.clock_offset_micros = clock);
         self.send(&Message::Ping)
@@ -314,10 +325,16 @@ impl<'a> Session<'a> {
         if self.window.is_full() {
             return Ok(false);
         }
+        if !self.parts.journal.is_settled() {
+            self.tell(Convergence::Converging)?;
+        }
         let wants_state = self.stream.wants_state();
         let holds_state = wants_state && self.window.is_full_for_state();
-        if wants_state && !holds_state {
-            self.read_state()?;
+        if wants_state
+            && !holds_state
+            && let Some(turn) = self.take_turn()
+        {
+            self.read_state(turn)?;
         }
         // State that was read is never held up: it is what somebody waits for, or the target lacks.
         if self.stream.wants_state() && self.rests_until.is_some_and(|until| Instant::now() < until) {
@@ -361,7 +378,7 @@ impl<'a> Session<'a> {
     }
 
     /// Reads state that can be sent next.
-    fn read_state(&mut self) -> Result<(), SessionError> {
+    fn read_state(&mut self, turn: Turn<'_>) -> Result<(), SessionError> {
         let mut readings = self.walk.read_some()?;
         if self.walk.begins_tree() {
             self.parts.counter.begin();
@@ -373,12 +390,21 @@ impl<'a> Session<'a> {
             readings = self.verify_some()?;
         }
         self.take_share(if readings.is_empty() && self.unfinished.is_empty() { Share::Behind } else { Share::Beside });
+        drop(turn);
         let stamp = self.stream.queue(readings);
         if let Some(stamp) = stamp.filter(|_| !faults::skipped("journal.durable_only")) {
             // State may not overtake the records it includes, and those are sent only once they are durable.
             self.parts.journal.commit(stamp)?;
         }
         Ok(())
+    }
+
+    /// The tree to read from, if it can be read now. A reading must not be older than what was sent.
+    fn take_turn(&mut self) -> Option<Turn<'a>> {
+        let may_read = self.walk.may_read();
+        let turn = Turn::take(self.parts.view, may_read).filter(|turn| !may_read || turn.is_at(self.stream.sent()));
+        self.waits_for_turn = turn.is_none();
+        turn
     }
 
     /// A target on this host follows the changes of programs at a small share of the processor; whoever waits for a mirror or
@@ -445,7 +471,9 @@ impl<'a> Session<'a> {
 
     /// Tells the target whether rows of work are left for it, when that is news: it must know when nobody is there to ask.
     fn tell_convergence(&mut self) -> Result<(), SessionError> {
-        let left = !self.parts.journal.store().work_next(self.target, 0, 1)?.is_empty();
+        // In this order: a copy is settled only once it has written down what it passes on.
+        let settled = self.parts.journal.is_settled();
+        let left = !settled || !self.parts.journal.store().work_next(self.target, 0, 1)?.is_empty();
         self.tell(if left { Convergence::Converging } else { Convergence::Consistent })
     }
 
