@@ -20,7 +20,7 @@ use crate::support::trees;
 const PORT: u16 = 6320;
 /// Directories are read from the root down, so one of these is met at the beginning of a mirror, and the other at its end.
 const PLACES: [&str; 2] = ["", "late/1/2/3"];
-/// What is met between the two: files that nothing is done to.
+/// What is met between the two: files of which every tenth gets another content and size.
 const BULK: u64 = 3000;
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -90,6 +90,11 @@ impl Rig {
     fn tamper(&self) {
         for place in PLACES {
             TAMPERINGS.iter().for_each(|one| (one.change)(&self.target.join(place).join(one.path)));
+        }
+        // Wherever a fault strikes, something is to be mended that every kind sees.
+        for file in (0..BULK).step_by(10) {
+            let path = self.target.join(format!("bulk/x/{}/file-{:05}", file / 500, file % 500));
+            fs::write(path, "of another").unwrap();
         }
         let differing = self.differing();
         for path in paths(|_| true) {
