@@ -45,8 +45,9 @@ pub(super) struct Parts<'a> {
 }
 
 /// A program that syncs each of its changes makes records durable one by one. Those of so long a time go to the target
-/// together: it syncs its inbox once for each batch, and on one disk the two would wait for each other.
-const GATHER: Duration = Duration::from_millis(10);
+/// together: it syncs its inbox once for each batch, and on one disk the two would wait for each other. Well below what a
+/// target takes for a pause, in which it makes everything durable.
+const GATHER: Duration = Duration::from_millis(5);
 /// How often a session looks at itself when nothing happens.
 const TICK: Duration = Duration::from_secs(2);
 /// How soon a tree that could not be read is asked for again.
