@@ -45,7 +45,7 @@ struct Rig {
 
 impl Rig {
     /// Mirrored; mirrors from then on take some seconds.
-    fn new(faults: &str) -> Rig {
+    fn new() -> Rig {
         let scratch = Scratch::with_size(FileSystem::Ext4, 1024);
         let (source, target) = (scratch.dir("source"), scratch.path().join("target"));
         for place in PLACES {
@@ -63,8 +63,7 @@ impl Rig {
         fs::create_dir_all(settings.parent().unwrap()).unwrap();
         fs::write(&settings, format!("listen = \"{FAR}:{PORT}\"\n")).unwrap();
         far.start();
-        near.start_with_faults(faults);
-        near.must(&["mounts", "mount", "--all"]);
+        near.start_and_mount();
         far.must(&["peer", "add", "near", near.must(&["peer", "show"]).trim()]);
         near.must(&["peer", "add", FAR, far.must(&["peer", "show"]).trim()]);
         far.must(&["define", "source", "copy", "near", utf8(&target)]);
@@ -164,7 +163,7 @@ fn paths(which: impl Fn(&tampering::Tampering) -> bool) -> BTreeSet<String> {
 }
 
 fn mends(kind: &str, leaves: impl Fn(&tampering::Tampering) -> bool) {
-    let mut rig = Rig::new("");
+    let mut rig = Rig::new();
     for fault in FAULTS {
         let left = rig.left_by(kind, fault);
         assert_eq!(left, paths(&leaves), "{kind} through {fault:?}");
@@ -195,7 +194,11 @@ fn checksum_mirrors_mend_everything_through_every_fault() {
 /// A source that forgets what is to do once it is sent leaves tamperings behind where what was sent is lost.
 #[test]
 fn control_a_row_ends_before_it_is_acknowledged() {
-    let mut rig = Rig::new("sender.acked=skip");
+    let mut rig = Rig::new();
+    rig.near.stop();
+    rig.near.start_with_faults("sender.acked=skip");
+    rig.near.must(&["mounts", "mount", "--all"]);
+    rig.near.wait("data", 300);
     let left = rig.left_by("--full", Fault::KillOfTarget);
     assert!(!left.is_empty(), "the rig would not have seen it");
 }
