@@ -17,6 +17,7 @@ mod displaced;
 mod doubt;
 mod durable;
 mod fresh;
+mod guard;
 mod keep;
 mod listing;
 mod names;
@@ -39,6 +40,8 @@ use catalog::{Catalog, Known};
 use doubt::DoubtFile;
 use durable::Background;
 use fresh::Fresh;
+use guard::Guard;
+pub use guard::Guarding;
 use keep::Keeping;
 use listing::Listing;
 use park::Park;
@@ -189,6 +192,8 @@ pub struct Applier {
     keeping: Option<Keeping>,
     /// Where the state of this copy lies.
     state: PathBuf,
+    /// What keeps others out of the tree.
+    guard: Guard,
     /// The last TID that may be in the tree, as it is written down.
     reach: Option<Tid>,
     /// Room for the catalog on a full disk.
@@ -213,7 +218,7 @@ impl Applier {
     pub fn new(replica: Replica, high_water: Tid) -> Result<Applier, ApplyError> {
         let coarse_times = replica.stored_times() == StoredTimes::Coarse;
         let reach = replica.reach()?;
-        let Replica { tree, catalog, park, doubt, ballast, lock, state, .. } = replica;
+        let Replica { tree, catalog, park, doubt, ballast, lock, state, guard, .. } = replica;
         let plain = park.is_plain(&tree);
         let mut applier = Applier {
             fresh: Fresh::new(plain.unwrap_or(false)),
@@ -233,6 +238,7 @@ impl Applier {
             doubt,
             keeping: None,
             state,
+            guard,
             reach,
             ballast,
             background: None,

@@ -136,6 +136,7 @@ impl<'a> Session<'a> {
         let reply = wait_for_reply(&parts)?;
         let differs = note_times(&parts, &reply)?;
         let start = begin(&parts, &reply)?;
+        super::guarded::note_guarded(&parts, &reply)?;
         if start.what == Begin::Keep {
             writer.send(&Message::Keep { epoch: start.after.epoch })?;
         }
@@ -300,6 +301,7 @@ impl<'a> Session<'a> {
         let store = self.parts.journal.store();
         if let Some(progress) = ended {
             super::verify_desk::remember(store, self.target, &progress)?;
+            super::guarded::settle(store, self.target)?;
         }
         if !step.mend.is_empty() {
             store.work_renew(self.target, &step.mend)?;
