@@ -127,7 +127,7 @@ class Ext4:
         return self.path
 
     def __exit__(self, *_):
-        subprocess.run(["umount", self.path], check=False)
+        subprocess.run(["umount", "--recursive", self.path], check=False)
         if os.path.ismount(self.path):
             subprocess.run(["umount", "--lazy", self.path], check=False)
         self.image.unlink()

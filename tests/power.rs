@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dtfs::backing::compare::compare_trees;
+use support::behind::Behind;
 use support::host::Frozen;
 use support::power::{JournalOn, Machine, Victim};
 use support::prng::Prng;
@@ -128,7 +129,7 @@ impl Rig {
     /// again, so it must be there. Returns how the trees differ in the end.
     fn mirror_round(&mut self, number: u64) -> Vec<String> {
         let machine = &mut self.machine;
-        std::fs::remove_dir_all(machine.target.join("bulk")).unwrap();
+        std::fs::remove_dir_all(Behind::of(&machine.target).path().join("bulk")).unwrap();
         machine.host.must(&["mirror", "start", "data", "target", "--full"]);
         let count = BULK / 4 + self.prng.below(BULK / 2);
         wait_until("the mirror to get there", Duration::from_secs(u64::from(WAIT_SECONDS)), || {

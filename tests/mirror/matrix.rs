@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::PATIENCE;
+use crate::support::behind::Behind;
 use crate::support::host::Host;
 use crate::support::link::{FAR, Link};
 use crate::support::process::wait_until;
@@ -87,12 +88,13 @@ impl Rig {
     }
 
     fn tamper(&self) {
+        let behind = Behind::of(&self.target);
         for place in PLACES {
-            TAMPERINGS.iter().for_each(|one| (one.change)(&self.target.join(place).join(one.path)));
+            TAMPERINGS.iter().for_each(|one| (one.change)(&behind.path().join(place).join(one.path)));
         }
         // Wherever a fault strikes, something is to be mended that every kind sees.
         for file in (0..BULK).step_by(10) {
-            let path = self.target.join(format!("bulk/x/{}/file-{:05}", file / 500, file % 500));
+            let path = behind.path().join(format!("bulk/x/{}/file-{:05}", file / 500, file % 500));
             fs::write(path, "of another").unwrap();
         }
         let differing = self.differing();
