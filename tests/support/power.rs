@@ -103,6 +103,7 @@ impl Drive {
 
     /// Nothing of the old mount may live on: a file that somebody left open would show the next life its old cache.
     fn unplug(&mut self) {
+        super::behind::uncover_below(&self.point);
         self.binds.iter().for_each(|(_, to)| unmount(to));
         unmount(&self.point);
         let device = self.device.take().expect("it is plugged in");
@@ -274,8 +275,9 @@ impl Machine {
     }
 }
 
-/// Mounts of this thread, and of what it starts, are its own from now on.
-fn enter_namespace() {
+/// Mounts of this thread, and of what it starts, are its own from now on: no namespace that another test makes keeps a
+/// filesystem of this one mounted after its unmount.
+pub(crate) fn enter_namespace() {
     unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace (needs root)");
     tool("mount", &["--make-rprivate", "/"]);
 }
