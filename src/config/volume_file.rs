@@ -9,6 +9,7 @@ use super::{
     Bandwidth, ByteSize, ConfigError, Delay, Orphans, Paths, TargetName, TargetUrl, TimeSpan, VolumeName, atomic,
     toml_text,
 };
+use crate::base::Rules;
 
 /// The part this host plays for a volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -153,6 +154,9 @@ pub struct VolumeFile {
     /// How often each target is compared with the source; `None` for never.
     #[serde(default)]
     pub verify: Option<TimeSpan>,
+    /// Which paths targets get: `+ PATTERN` and `- PATTERN`, the first that matches decides; see [`Rules`].
+    #[serde(default, deserialize_with = "super::rules::read")]
+    pub rules: Rules,
     /// For a copy of another host's volume: who writes it, and where it lies.
     #[serde(default)]
     pub source: Option<SourceEntry>,
@@ -256,6 +260,15 @@ mod tests {
         assert_eq!(file.targets[0].adoption, Adoption::Allow);
         assert_eq!(file.targets[0].delay.map(Delay::seconds), Some(6 * 3600));
         assert_eq!(parse("").unwrap(), VolumeFile::default());
+    }
+
+    #[test]
+    fn reads_rules_and_names_the_line_of_one_that_is_none() {
+        let file = parse("role = \"master\"\nrules = [\"+ /keep/\", \"- *.tmp\"]\n").unwrap();
+        assert!(file.rules.excludes(b"a/b.tmp", false) && !file.rules.excludes(b"keep", true));
+        let error = parse("role = \"master\"\nrules = [\"*.tmp\"]\n").unwrap_err();
+        assert_eq!(error.line(), Some(2));
+        assert!(error.to_string().contains("is not a rule"), "{error}");
     }
 
     #[test]

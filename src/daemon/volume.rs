@@ -14,7 +14,7 @@ use super::memory::memory_file;
 use super::unwatched::{Changes, Suspects};
 use super::watched::Moment;
 use crate::backing::{BackingError, Tree, TreeView};
-use crate::base::Tid;
+use crate::base::{Rules, Tid};
 use crate::config::{
     AccessTimes, Activity, Adoption, Bandwidth, ByteSize, Delay, JournalFull, MountEntry, MountOptions, OpenFiles,
     Paths, Submounts, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
@@ -63,6 +63,8 @@ pub(super) struct Live {
     pub(super) entries: BTreeMap<TargetName, TargetEntry>,
     /// Targets that nothing is sent to for now.
     pub(super) paused: Vec<TargetName>,
+    /// What of the tree the targets get.
+    rules: Arc<Rules>,
 }
 
 /// Why a volume cannot be opened or mounted.
@@ -231,6 +233,7 @@ impl Volume {
             runs: BTreeSet::new(),
             entries: BTreeMap::new(),
             paused: Vec::new(),
+            rules: Arc::new(file.rules.clone()),
         };
         let volume = Arc::new(Volume {
             name: entry.volume.clone(),
@@ -245,7 +248,7 @@ impl Volume {
         });
         volume.tell(&last_stop);
         volume.tell_hidden(&hidden);
-        volume.set_targets(&file.targets)?;
+        volume.set_targets(file)?;
         Ok(volume)
     }
 
@@ -369,6 +372,7 @@ impl Volume {
         live.stack = Stack::new(tree, self.journal.clone(), self.options)?;
         self.tell_hidden(&hidden);
         self.remember_inodes(&live.stack);
+        live.rules = Arc::new(file.rules.clone());
         self.start_senders(live, &file.targets)
     }
 
@@ -378,6 +382,11 @@ impl Volume {
         self.path != entry.path || self.opened_with != now
     }
 
+    /// Whether the file has other rules than its targets are sent by.
+    pub(super) fn has_other_rules(&self, file: &VolumeFile) -> bool {
+        *self.live.lock().rules != file.rules
+    }
+
     /// The targets that run, and where each is.
     pub(super) fn target_urls(&self) -> Result<BTreeMap<TargetName, String>, VolumeError> {
         let rows = self.journal.store().targets()?;
@@ -385,10 +394,16 @@ impl Volume {
     }
 
     /// Makes the running senders those of `targets`: new ones start, those that are paused or no longer named stop, and those
-    /// whose entry was changed start again, at their place in the journal.
-    pub(super) fn set_targets(&self, targets: &[TargetEntry]) -> Result<(), VolumeError> {
+    /// whose entry was changed start again, at their place in the journal. With other rules than before all do.
+    pub(super) fn set_targets(&self, file: &VolumeFile) -> Result<(), VolumeError> {
+        let targets = &file.targets[..];
         let mut live = self.live.lock();
-        let Live { senders, entries, runs, .. } = &mut *live;
+        let Live { senders, entries, runs, rules, .. } = &mut *live;
+        if **rules != file.rules {
+            *rules = Arc::new(file.rules.clone());
+            senders.clear();
+            runs.clear();
+        }
         senders.retain(|name, _| {
             let named = targets.iter().any(|target| target.name == *name && entries.get(name) == Some(target));
             named || runs.contains(name)
@@ -440,6 +455,7 @@ impl Volume {
             rate,
             period: target.period.map(|seconds| Duration::from_secs(seconds.get().into())),
             orphans: Some(super::orphans::policy(target)),
+            rules: live.rules.clone(),
             delay_seconds: target.delay.map_or(0, Delay::seconds),
             forked: match target.adoption {
                 Adoption::Allow => Forked::Compare,

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::edge;
 use super::greeting::{Begin, begin, find_target, note_times, wait_for_reply};
 use super::mailbox::{Closed, Event, Mailbox};
 use super::mirror::{Counter, Hold, Meter};
 use super::moved::moved_by;
 use super::orphans::OrphanDesk;
 use super::pace::Pace;
+use super::scope::Scope;
 use super::status::SharedStatus;
 use super::stream::{Batch, Stream};
 use super::thread::SenderOptions;
@@ -40,6 +42,8 @@ pub(super) struct Parts<'a> {
     pub(super) verifier: &'a RefCell<Verifier>,
     pub(super) counter: &'a Counter,
     pub(super) orphans: &'a OrphanDesk,
+    /// What the rules leave of the tree, if there are any.
+    pub(super) scope: &'a RefCell<Option<Scope>>,
 }
 
 /// Bytes that may be under way.
@@ -134,7 +138,9 @@ impl<'a> Session<'a> {
         }))?;
         let reply = wait_for_reply(&parts)?;
         let differs = note_times(&parts, &reply)?;
+        let mirrored = find_target(&parts)?.mirrored;
         let start = begin(&parts, &reply)?;
+        edge::begin(&parts, start.after.tid, start.what, mirrored)?;
         if start.what == Begin::Keep {
             writer.send(&Message::Keep { epoch: start.after.epoch })?;
         }
@@ -163,7 +169,7 @@ impl<'a> Session<'a> {
             target,
             writer,
             stream,
-            walk: Walk::new(parts.view, parts.journal, target, Hold::of(parts.journal.store(), target)?)?,
+            walk: Walk::new(&parts, Hold::of(parts.journal.store(), target)?)?,
             meter: Meter::open(parts.journal.store(), target)?,
             batch: 0,
             under_way: VecDeque::new(),
@@ -357,10 +363,14 @@ impl<'a> Session<'a> {
             Err(SessionError::Journal(JournalError::Trimmed { oldest })) => Some(self.pass_over(oldest)?),
             next => next?,
         };
-        let Some(next) = next else {
+        let Some(mut next) = next else {
             self.rests_until = self.parts.options.period.map(|period| Instant::now() + period);
             return self.rest();
         };
+        if edge::filter(&self.parts, &mut next.message)? {
+            self.walk.look_again();
+            self.tell(Convergence::Converging)?;
+        }
         self.note_moves(&next.message)?;
         let bytes = match matches!(next.message, Message::Records { .. }) && faults::skipped("sender.batch") {
             true => 0,
@@ -438,6 +448,7 @@ impl<'a> Session<'a> {
             // What moved by them is not told: the tree is read from its root once more.
             self.parts.journal.store().work_renew(self.target, &[NewWork::whole_tree(reason, Tid::ZERO)])?;
         }
+        edge::pass_over(&self.parts, row.covered)?;
         self.walk.look_again();
         self.stream.jump(row.covered)
     }

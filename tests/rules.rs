@@ -1,0 +1,257 @@
+//! Include and exclude rules: what they match is what rsync's match, and a target has what rsync would have copied, whatever is
+//! renamed over their edges meanwhile.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics with the reason")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dtfs::base::{Rules, faults};
+use support::hand::Hand;
+use support::history::History;
+use support::pair::Pair;
+use support::prng::Prng;
+use support::process::tool;
+use support::scratch::utf8;
+use support::trees::{self, BUT_HOLES};
+
+/// Rules over the names that histories use.
+const POOL: &[&str] = &[
+    "- f",
+    "- a/",
+    "- /b/",
+    "- /b/c/",
+    "- c/d",
+    "- /d/*/e",
+    "- **/c/a",
+    "- /e/**",
+    "- [ab]",
+    "- /a/?",
+    "- d/***",
+    "+ /b/c/***",
+    "+ b",
+    "+ e/f",
+    "+ /c/[a-c]",
+    "+ /a/",
+];
+
+fn some_rules(prng: &mut Prng) -> Vec<&'static str> {
+    (0..1 + prng.below(5)).map(|_| prng.pick(POOL)).collect()
+}
+
+/// Makes `copy` what rsync makes of `source` by the rules.
+fn rsync(source: &Path, copy: &Path, rules: &[&str]) {
+    // Without the window, times within the second that a directory was made in are not set.
+    let how = ["-aHAX", "--numeric-ids", "--modify-window=-1", "--delete", "--delete-excluded"];
+    let filters = rules.iter().map(|rule| format!("--filter={rule}"));
+    let mut args: Vec<String> = how.into_iter().map(str::to_owned).chain(filters).collect();
+    args.push("--filter=- /.dtfs".to_owned());
+    args.extend([format!("{}/", utf8(source)), format!("{}/", utf8(copy))]);
+    tool("rsync", &args.iter().map(String::as_str).collect::<Vec<_>>());
+}
+
+/// Waits until the target has everything, and holds it against what rsync makes of the source.
+fn wait_as_rsync(pair: &Pair, rules: &[&str], context: &str) {
+    pair.wait();
+    let copy = pair.root().join("rsync");
+    let _ = fs::remove_dir_all(&copy);
+    fs::create_dir(&copy).unwrap();
+    rsync(&pair.source(), &copy, rules);
+    let report = dtfs::backing::compare::compare_trees(&copy, &pair.target(), &BUT_HOLES).unwrap();
+    assert!(report.is_equal(), "{context}: what rsync makes of it and the target differ:\n{report}");
+}
+
+fn parse(rules: &[&str]) -> Rules {
+    Rules::parse(rules.iter().copied()).unwrap()
+}
+
+/// Two lives by two sets of rules.
+fn history(seed: u64) -> Result<(), String> {
+    let outcome = std::panic::catch_unwind(|| {
+        let (pair, tight) = match seed % 4 {
+            0 => (Pair::tight(), true),
+            _ => (Pair::in_memory(), false),
+        };
+        let mut prng = Prng::new(seed.wrapping_mul(7_919));
+        let mut history = History::new(pair, seed, tight);
+        let mut told = Vec::new();
+        let lived = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            for life in ["the first rules", "other rules"] {
+                let rules = some_rules(&mut prng);
+                told.push(rules.clone());
+                history.pair.rules = parse(&rules);
+                history.restart_sender();
+                history.run();
+                wait_as_rsync(&history.pair, &rules, &format!("seed {seed}, {life}"));
+                assert_eq!(history.pair.stack().journal().store().work_count(history.pair.id()).unwrap(), 0);
+            }
+        }));
+        if lived.is_err() {
+            eprintln!("seed {seed}: {told:?} {:?}\n{}", history.story, history.pair.explain());
+        }
+        lived.map_err(|_| ())
+    });
+    match outcome {
+        Ok(Ok(())) => Ok(()),
+        _ => Err(format!("DTFS_SEED={seed} repeats it")),
+    }
+}
+
+/// Names one number of the environment.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+fn failing(seeds: std::ops::Range<u64>) -> Vec<String> {
+    let next = AtomicU64::new(seeds.start);
+    let failed = parking_lot::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds.end {
+                        return;
+                    }
+                    failed.lock().extend(history(seed).err());
+                }
+            });
+        }
+    });
+    failed.into_inner()
+}
+
+/// `DTFS_HISTORIES` says how many, `DTFS_SEED` names one.
+#[test]
+fn random_histories_end_as_rsync_would_have_them() {
+    faults::arm_from_env().unwrap();
+    let seeds = match number("DTFS_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("DTFS_HISTORIES").unwrap_or(40),
+    };
+    assert_eq!(failing(seeds), Vec::<String>::new());
+}
+
+/// Without the judgement of records the same histories show a target that differs. In a process of its own, for a fault point
+/// is armed for all of it.
+#[test]
+fn control_records_are_not_judged() {
+    let this = std::env::current_exe().unwrap();
+    let mut command = Command::new(this);
+    command.args(["--exact", "random_histories_end_as_rsync_would_have_them", "--nocapture"]);
+    let output = command.envs([("DTFS_FAULTS", "sender.rules=skip"), ("DTFS_HISTORIES", "8")]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "eight histories without the rule end equal: the rig sees nothing");
+    assert!(said.contains("what rsync makes of it and the target differ"), "it fails for another reason:\n{said}");
+}
+
+/// Every path below `dir`, and whether it is a directory.
+fn paths(dir: &Path, at: &Path, found: &mut BTreeSet<(String, bool)>) {
+    for entry in fs::read_dir(at).unwrap() {
+        let path = entry.unwrap().path();
+        let is_dir = path.is_dir();
+        found.insert((utf8(path.strip_prefix(dir).unwrap()).to_owned(), is_dir));
+        if is_dir {
+            paths(dir, &path, found);
+        }
+    }
+}
+
+#[test]
+fn patterns_match_what_they_match_in_rsync() {
+    const ATOMS: &[&str] = &[
+        "a",
+        "b",
+        "ab",
+        "*",
+        "**",
+        "?",
+        "/",
+        "/",
+        "[ab]",
+        "[!a]",
+        "a*",
+        "*b",
+        "\\*",
+        "[a-c]",
+        ".x",
+        "***",
+        "[[:alpha:]]",
+        "*/",
+    ];
+    let seed = number("DTFS_SEED").unwrap_or(1);
+    let mut prng = Prng::new(seed);
+    let dir = tempfile::tempdir().unwrap();
+    let (source, copy) = (dir.path().join("source"), dir.path().join("copy"));
+    let names = ["a", "b", "ab", "ba", "*", "a.x", "c", "\\"];
+    for one in names {
+        for two in names {
+            fs::create_dir_all(source.join(one).join(two)).unwrap();
+            for three in ["a", "b", "ab", ".x", "*b"] {
+                fs::write(source.join(one).join(two).join(three), "").unwrap();
+            }
+        }
+        fs::write(source.join(format!("{one}{one}")), "").unwrap();
+    }
+    fs::create_dir(&copy).unwrap();
+    let mut all = BTreeSet::new();
+    paths(&source, &source, &mut all);
+    let mut tried = 0;
+    while tried < 60 {
+        let texts: Vec<String> = (0..1 + prng.below(4))
+            .map(|_| {
+                let pattern: String = (0..1 + prng.below(5)).map(|_| prng.pick(ATOMS)).collect();
+                format!("{} {pattern}", if prng.chance(70) { "-" } else { "+" })
+            })
+            .collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let Ok(rules) = Rules::parse(texts.iter().copied()) else { continue };
+        tried += 1;
+        rsync(&source, &copy, &texts);
+        let mut copied = BTreeSet::new();
+        paths(&copy, &copy, &mut copied);
+        let ours = all.iter().filter(|(path, is_dir)| !rules.excludes_at_any_level(path.as_bytes(), *is_dir));
+        assert_eq!(ours.cloned().collect::<BTreeSet<_>>(), copied, "seed {seed}, rules {texts:?}");
+    }
+}
+
+/// What is excluded is not read, not sent and not asked about; what crosses the edge is removed, or fetched whole.
+#[test]
+fn what_crosses_the_edge_goes_and_comes_whole() {
+    let mut pair = Pair::new();
+    let rules = ["- *.tmp", "- /cache/"];
+    pair.rules = parse(&rules);
+    let hand = Hand::new(pair.stack());
+    hand.mkdir("cache").unwrap();
+    hand.file("cache/large", &vec![7; 3 << 20]).unwrap();
+    trees::fill(&pair.source().join("tree/deep"), 300);
+    pair.start();
+    wait_as_rsync(&pair, &rules, "mirror");
+    assert!(pair.bytes_sent() < 1 << 20, "what is excluded was sent: {} bytes", pair.bytes_sent());
+    let sent = pair.bytes_sent();
+    hand.patch("cache/large", 5, &[9; 100_000]).unwrap();
+    hand.file("tree/one.tmp", &vec![5; 500_000]).unwrap();
+    wait_as_rsync(&pair, &rules, "changes of what is excluded");
+    assert!(pair.bytes_sent() - sent < 10 << 10, "{} bytes were sent of what is excluded", pair.bytes_sent() - sent);
+    // One name inside, one outside: it stays as long as one is inside.
+    hand.link("tree/one.tmp", "tree/one").unwrap();
+    wait_as_rsync(&pair, &rules, "a name inside");
+    hand.patch("tree/one.tmp", 7, b"by its other name").unwrap();
+    wait_as_rsync(&pair, &rules, "a change by the name outside");
+    hand.unlink("tree/one").unwrap();
+    hand.rename("tree", "cache/tree").unwrap();
+    wait_as_rsync(&pair, &rules, "a tree went outside");
+    let parked = fs::read_dir(pair.target().join(".dtfs/park")).unwrap().count();
+    assert_eq!(parked, 0, "what went outside is still in the park");
+    hand.patch("cache/tree/deep/file-00007", 0, b"changed outside").unwrap();
+    hand.rename("cache/tree/deep", "back").unwrap();
+    wait_as_rsync(&pair, &rules, "a part of it came back");
+    hand.exchange("back", "cache/tree").unwrap();
+    wait_as_rsync(&pair, &rules, "exchanged over the edge");
+    assert_eq!(pair.target_errors(), Vec::<String>::new());
+}
