@@ -17,7 +17,8 @@ use support::history::History;
 use support::pair::Pair;
 use support::prng::Prng;
 use support::process::tool;
-use support::scratch::utf8;
+use support::replica;
+use support::scratch::{FileSystem, utf8};
 use support::trees::{self, BUT_HOLES};
 
 /// Rules over the names that histories use.
@@ -254,4 +255,73 @@ fn what_crosses_the_edge_goes_and_comes_whole() {
     hand.exchange("back", "cache/tree").unwrap();
     wait_as_rsync(&pair, &rules, "exchanged over the edge");
     assert_eq!(pair.target_errors(), Vec::<String>::new());
+}
+
+fn set_rules(pair: &replica::Pair, rules: &[&str]) -> String {
+    let file = pair.host.root().join("etc/dtfs/mounts.d/data.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let others: String =
+        text.lines().filter(|line| !line.starts_with("rules")).map(|line| format!("{line}\n")).collect();
+    let array = rules.iter().map(|rule| format!("{rule:?}")).collect::<Vec<_>>().join(", ");
+    // In front of the tables of the targets.
+    fs::write(&file, format!("rules = [{array}]\n{others}")).unwrap();
+    pair.host.must(&["reload"])
+}
+
+fn as_rsync(pair: &replica::Pair, rules: &[&str], context: &str) {
+    pair.wait();
+    let copy = pair.source.with_file_name("rsync");
+    let _ = fs::remove_dir_all(&copy);
+    fs::create_dir(&copy).unwrap();
+    rsync(&pair.source, &copy, rules);
+    trees::assert_equal_in(&copy, &pair.target, &BUT_HOLES, context);
+}
+
+/// The whole, by the real program and on a mount: rules are written into the volume's file and changed, trees move over their
+/// edges while servers and daemon are killed, and a verification finds nothing to complain of.
+#[test]
+fn rules_of_a_volumes_file_count_from_a_reload_on() {
+    let seed = number("DTFS_SEED").unwrap_or(1);
+    eprintln!("DTFS_SEED={seed} repeats it");
+    let mut prng = Prng::new(seed);
+    let mut pair = replica::Pair::mirrored(FileSystem::Ext4, |source| {
+        for dir in ["tree/sub", "cache/deep", "tree/cache"] {
+            trees::fill(&source.join(dir), 60);
+        }
+        fs::write(source.join("tree/x.tmp"), "temporary").unwrap();
+        fs::write(source.join("tree/keep.tmp"), "kept").unwrap();
+    });
+    let rules = ["+ keep.tmp", "- *.tmp", "- /cache/", "- tree/c*"];
+    let said = set_rules(&pair, &rules);
+    assert!(said.contains("the rules have changed"), "{said}");
+    as_rsync(&pair, &rules, "rules were set");
+    assert!(pair.target.join("tree/keep.tmp").exists() && !pair.target.join("cache").exists());
+    let places =
+        ["tree", "cache", "tree/cache", "tree/sub", "other", "cache/deep", "tree/x.tmp", "other/y.tmp", "tree/z"];
+    for round in 0..3 {
+        for step in 0..60 {
+            let (from, to) = (pair.source.join(prng.pick(&places)), pair.source.join(prng.pick(&places)));
+            let _ = match prng.below(4) {
+                0 => fs::create_dir(&to),
+                1 if !from.is_dir() => fs::write(&from, format!("{round} {step}")),
+                _ => fs::rename(&from, &to),
+            };
+            if step == 30 {
+                pair.host.kill9_servers();
+            }
+        }
+        if round == 1 {
+            pair.host.kill9_and_wait();
+            pair.host.start_and_mount();
+        }
+        as_rsync(&pair, &rules, &format!("round {round} of seed {seed}"));
+    }
+    pair.host.must(&["verify", "data", "target"]);
+    let orphans = pair.host.must(&["orphans", "scan", "data", "target"]);
+    assert!(!orphans.contains("tmp") && !orphans.contains("file-"), "what is excluded counts as orphan: {orphans}");
+    let answer = pair.host.run(&["demote", "data"]);
+    assert_eq!(answer.code, 7, "only this copy has what the rules exclude: {answer:?}");
+    set_rules(&pair, &[]);
+    pair.wait();
+    pair.stop_and_compare("without rules again");
 }
