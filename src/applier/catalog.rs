@@ -518,6 +518,44 @@ fn read_row(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Option<Row>> {
     Ok((crc_of(&oid, &row) == columns.get::<_, u32>(5)?).then_some(row))
 }
 
+/// The catalog of a copy, for somebody who only looks: another process may have it open, and only what that one has made
+/// durable is seen.
+pub(super) struct Look {
+    path: PathBuf,
+    connection: Connection,
+}
+
+impl Look {
+    pub(super) fn open(path: &Path) -> Result<Look, CatalogError> {
+        Ok(Look { path: path.to_owned(), connection: open_database(path)? })
+    }
+
+    pub(super) fn key_of(&self, oid: Oid) -> Result<Option<ObjectKey>, CatalogError> {
+        let query = "SELECT oid, ino, generation, kind, state, crc FROM obj WHERE oid = ?1";
+        let found = self
+            .connection
+            .prepare_cached(query)
+            .and_then(|mut statement| statement.query_row([&oid.to_bytes()[..]], read_row).optional())
+            .map_err(|cause| self.sql("read object", cause))?;
+        found.map(|row| row.map(|row| row.key).ok_or_else(|| damaged_row(&self.path))).transpose()
+    }
+
+    /// Whether all of every object is known, and none is blocked.
+    pub(super) fn is_whole(&self) -> Result<bool, CatalogError> {
+        let none = "SELECT NOT EXISTS (SELECT 1 FROM obj WHERE state < 2) AND NOT EXISTS (SELECT 1 FROM blocked)";
+        let answer = self.connection.prepare_cached(none).and_then(|mut query| query.query_row([], |row| row.get(0)));
+        answer.map_err(|cause| self.sql("read incomplete objects", cause))
+    }
+
+    pub(super) fn spaces(&self) -> Result<Spaces, CatalogError> {
+        read_spaces(&self.connection).map_err(|cause| self.sql("read spaces", cause))
+    }
+
+    fn sql(&self, what: &'static str, cause: rusqlite::Error) -> CatalogError {
+        CatalogError::Sql { path: self.path.clone(), what, cause }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -25,6 +25,7 @@ mod park;
 mod replica;
 mod roles;
 mod state;
+mod view;
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -40,7 +41,8 @@ use keep::Keeping;
 use listing::Listing;
 use park::Park;
 pub use replica::{About, Adopt, Origin, Replica, ReplicaError, ReplicaLock};
-pub use roles::{Joined, Joining, Leftovers, join, leave};
+pub use roles::{Joined, Joining, Leftovers, join, leave, told_history};
+pub use view::{CopyView, Turns, ViewError};
 
 use crate::backing::Tree;
 use crate::base::{Ballast, Commit, Oid, Position, StoredTimes, Tid, faults};

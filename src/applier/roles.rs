@@ -101,6 +101,24 @@ impl Replica {
 }
 
 impl Applier {
+    /// The source went on in another epoch, whose first place is `after`; remembered with those it told of before.
+    ///
+    /// # Errors
+    /// When that cannot be written down.
+    pub fn note_epoch(&self, after: Position) -> Result<(), ApplyError> {
+        let Some(mut history) = told_history(&self.state) else { return Ok(()) };
+        if history.epochs.iter().any(|epoch| epoch.epoch == after.epoch) {
+            return Ok(());
+        }
+        history.epochs.push(after);
+        Ok(write_history(&self.state, &History::new(history.volume, history.epochs))?)
+    }
+
+    /// Where the state of this copy lies.
+    pub fn state_dir(&self) -> &Path {
+        &self.state
+    }
+
     /// The source has, or has no more, rows of work for this copy. Remembered also after a power loss.
     ///
     /// # Errors
@@ -380,6 +398,11 @@ impl Walk<'_> {
         }
         Ok(())
     }
+}
+
+/// Whose copy the one in `state` is, and where its epochs begin, as far as its source told.
+pub fn told_history(state: &Path) -> Option<History> {
+    History::from_bytes(&fs::read(state.join(HISTORY)).ok()?)
 }
 
 fn write_history(state: &Path, history: &History) -> Result<(), ReplicaError> {

@@ -36,7 +36,7 @@ impl<'a> ChangedSince<'a> {
 
     /// Walks the directory `oid` too, with what lies below it: it was moved while the walk went on.
     pub fn also(&mut self, oid: Oid) {
-        self.todo.extend(self.view.key_of(oid));
+        self.todo.extend(self.view.key_of(oid).ok().flatten());
     }
 
     /// Looks at the next directory and tells `found` of it and of what is right below it. False when none is left, or as
@@ -56,7 +56,7 @@ impl<'a> ChangedSince<'a> {
     }
 
     fn look(&mut self, key: ObjectKey, mut dir: DirStream, found: &mut dyn FnMut(Changed) -> bool) -> Result<bool> {
-        if self.is_new(&sys::fstat(dir.fd())?) && !found(Changed::Dir(self.view.oid_of(key))) {
+        if self.is_new(&sys::fstat(dir.fd())?) && !found(Changed::Dir(self.view.oid_of(key)?)) {
             return Ok(false);
         }
         let root = key == self.view.tree().root_key();
@@ -93,7 +93,7 @@ impl<'a> ChangedSince<'a> {
             self.todo.push(key);
             return Ok(None);
         }
-        Ok(Some(self.view.oid_of(key)))
+        Ok(Some(self.view.oid_of(key)?))
     }
 
     fn is_new(&self, stat: &sys::Stat) -> bool {

@@ -87,7 +87,7 @@ pub fn has_reserved(view: &dyn TreeView, oid: Oid) -> Result<bool> {
 /// # Errors
 /// As open(2), getdents64(2) and stat(2). A directory that is gone has no names.
 pub fn name_in(view: &dyn TreeView, dir: Oid, oid: Oid) -> Result<Option<Name>> {
-    let (Some(key), Some(wanted)) = (view.key_of(dir), view.key_of(oid)) else { return Ok(None) };
+    let (Some(key), Some(wanted)) = (view.key_of(dir)?, view.key_of(oid)?) else { return Ok(None) };
     let tree = view.tree();
     let fd = match tree.open_key(key, libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOATIME) {
         Err(errno) if is_gone(errno) => return Ok(None),

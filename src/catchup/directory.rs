@@ -54,7 +54,7 @@ pub struct Child {
 /// Whether `oid` is a directory; what a target asks for by its oid may be one.
 pub fn is_dir(view: &dyn TreeView, oid: Oid) -> bool {
     let stat = || -> Result<sys::Stat> {
-        let key = view.key_of(oid).ok_or(Errno::ESTALE)?;
+        let key = view.key_of(oid)?.ok_or(Errno::ESTALE)?;
         sys::fstat(view.tree().open_key(key, libc::O_PATH)?.as_fd())
     };
     stat().is_ok_and(|stat| stat.mode & libc::S_IFMT == libc::S_IFDIR)
@@ -116,7 +116,7 @@ impl DirWalk {
     /// # Errors
     /// As open(2), getdents64(2) and stat(2).
     pub fn next_part(&mut self, view: &dyn TreeView) -> Result<DirReading> {
-        let Some(key) = view.key_of(self.oid) else {
+        let Some(key) = view.key_of(self.oid)? else {
             return Ok(self.gone(view.stamp()));
         };
         let guard = view.lock(key);
@@ -209,5 +209,5 @@ fn item(view: &dyn TreeView, tree: &Tree, dir: BorrowedFd<'_>, name: Name) -> Re
     let found = tree.found(fd.as_fd())?;
     let shape = Shape::of(fd.as_fd(), &found.stat)?;
     let bytes = if shape.is_file() { found.stat.size.min(found.stat.blocks * 512) } else { 0 };
-    Ok((DirItem { name, oid: view.oid_of(found.key), shape }, bytes))
+    Ok((DirItem { name, oid: view.oid_of(found.key)?, shape }, bytes))
 }

@@ -67,7 +67,7 @@ pub(super) fn locked(
 ) -> Result<ObjectReading> {
     let gone =
         |stamp| ObjectReading { stamp, records: vec![state(oid, stamp, &Op::StateGone, &[])], next: None, covered: 0 };
-    let Some(key) = view.key_of(oid) else {
+    let Some(key) = view.key_of(oid)? else {
         return Ok(gone(view.stamp()));
     };
     let guard = view.lock(key);

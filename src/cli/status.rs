@@ -7,7 +7,7 @@ use super::args::StatusArgs;
 use super::cannot_write;
 use super::print::{print_json, say};
 use super::table::Table;
-use crate::config::Paths;
+use crate::config::{Paths, VolumeName};
 use crate::control::ops::{self, resolve_volume};
 use crate::control::{CopyStatus, ExitCode, Failure, StatusReply, TargetStatus, VolumeStatus};
 
@@ -49,6 +49,8 @@ pub(super) fn print(output: &mut dyn Write, status: &StatusReply) -> Result<(), 
     }
     if !status.copies.is_empty() {
         print_copies(output, &status.copies)?;
+        let of_copies = status.copies.iter().map(|copy| (&copy.name, &copy.targets[..]));
+        print_targets(output, &of_copies.collect::<Vec<_>>())?;
     }
     if status.volumes.is_empty() {
         return Ok(());
@@ -57,18 +59,21 @@ pub(super) fn print(output: &mut dyn Write, status: &StatusReply) -> Result<(), 
         say(output, "")?;
     }
     print_volumes(output, &status.volumes)?;
-    if status.volumes.iter().any(|volume| !volume.targets.is_empty()) {
-        say(output, "")?;
-        print_targets(output, &status.volumes)?;
-    }
-    Ok(())
+    let of_volumes = status.volumes.iter().map(|volume| (&volume.name, &volume.targets[..]));
+    print_targets(output, &of_volumes.collect::<Vec<_>>())
 }
 
 fn print_copies(output: &mut dyn Write, copies: &[CopyStatus]) -> Result<(), Failure> {
-    let mut table = Table::new(&["COPY", "WRITTEN BY", "APPLIED TID", "PATH"]);
+    let mut table = Table::new(&["COPY", "WRITTEN BY", "APPLIED TID", "PATH", "REASON"]);
     for copy in copies {
         let path = copy.path.display().to_string();
-        table.row([copy.name.to_string(), copy.host.clone(), copy.applied_tid.to_string(), path]);
+        table.row([
+            copy.name.to_string(),
+            copy.host.clone(),
+            copy.applied_tid.to_string(),
+            path,
+            copy.reason.clone().unwrap_or_default(),
+        ]);
     }
     table.print(output)
 }
@@ -99,7 +104,12 @@ fn bypassed(volume: &VolumeStatus) -> String {
     }
 }
 
-fn print_targets(output: &mut dyn Write, volumes: &[VolumeStatus]) -> Result<(), Failure> {
+/// The targets of volumes, or of copies that pass on what they get; nothing where there are none.
+fn print_targets(output: &mut dyn Write, volumes: &[(&VolumeName, &[TargetStatus])]) -> Result<(), Failure> {
+    if volumes.iter().all(|(_, targets)| targets.is_empty()) {
+        return Ok(());
+    }
+    say(output, "")?;
     let mut table = Table::new(&[
         "VOLUME",
         "TARGET",
@@ -114,10 +124,10 @@ fn print_targets(output: &mut dyn Write, volumes: &[VolumeStatus]) -> Result<(),
         "URL",
         "REASON",
     ]);
-    for (volume, target) in volumes.iter().flat_map(|volume| volume.targets.iter().map(move |t| (volume, t))) {
+    for (volume, target) in volumes.iter().flat_map(|(name, targets)| targets.iter().map(move |t| (name, t))) {
         let (state, _) = target.state.parts();
         table.row([
-            volume.name.to_string(),
+            volume.to_string(),
             target.name.to_string(),
             state.to_owned(),
             target.consistent_at.map_or_else(|| "-".to_owned(), |tid| tid.to_string()),

@@ -198,6 +198,7 @@ impl VolumeFile {
         let otherwise = "correct the line; nothing of this volume runs until then";
         let parsed: VolumeFile = toml_text::parse(file, bytes, otherwise)?;
         parsed.refuse_twice(file)?;
+        parsed.refuse_rules_of_a_copy(file)?;
         Ok(parsed)
     }
 
@@ -226,6 +227,18 @@ impl VolumeFile {
     /// The target called `name`.
     pub fn target(&self, name: &TargetName) -> Option<&TargetEntry> {
         self.targets.iter().find(|target| target.name == *name)
+    }
+
+    /// A copy passes on what it has: rules count where changes are made.
+    fn refuse_rules_of_a_copy(&self, file: &Path) -> Result<(), ConfigError> {
+        match self.source.is_some() && !self.rules.is_empty() {
+            true => Err(ConfigError::Conflict {
+                file: file.to_owned(),
+                problem: "rules are set for a copy of another host's volume".to_owned(),
+                remedy: "remove the line; set them on the host where changes are made".to_owned(),
+            }),
+            false => Ok(()),
+        }
     }
 
     fn refuse_twice(&self, file: &Path) -> Result<(), ConfigError> {
@@ -269,6 +282,12 @@ mod tests {
         let error = parse("role = \"master\"\nrules = [\"*.tmp\"]\n").unwrap_err();
         assert_eq!(error.line(), Some(2));
         assert!(error.to_string().contains("is not a rule"), "{error}");
+    }
+
+    #[test]
+    fn rules_of_a_copy_are_refused() {
+        let text = "rules = [\"- a\"]\n[source]\nhost = \"alpha\"\ndir = \"/srv/data\"\n";
+        assert!(matches!(parse(text), Err(ConfigError::Conflict { .. })));
     }
 
     #[test]

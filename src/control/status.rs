@@ -34,6 +34,12 @@ pub struct CopyStatus {
     /// The newest change that is durable in its tree; 0 before the first session, and when it cannot be read.
     #[serde(with = "tid_text")]
     pub applied_tid: Tid,
+    /// Whom it is passed on to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<TargetStatus>,
+    /// Why nothing is passed on, in one sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// The daemon that answered.

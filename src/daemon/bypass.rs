@@ -138,7 +138,7 @@ impl Shared {
         if found.stat.nlink == 0 {
             return;
         }
-        noted.objects.insert(self.stack.oid_of(found.key));
+        noted.objects.insert(self.stack.oid(found.key));
         noted.dirs.extend(below.ancestors().skip(1).filter_map(|dir| self.dir(dir)));
         if noted.objects.len() > MOST {
             *noted = Noted { anything: true, ..Noted::default() };
@@ -156,6 +156,6 @@ impl Shared {
                 tree.key_of(dir.as_fd()).ok()?
             }
         };
-        Some(self.stack.oid_of(key))
+        Some(self.stack.oid(key))
     }
 }

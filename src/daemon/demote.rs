@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use super::volume::{Volume, VolumeError};
 use super::volumes::Volumes;
 use crate::applier::Joining;
-use crate::backing::TreeView;
 use crate::base::{Oid, Position, Tid};
 use crate::config::VolumeName;
 use crate::control::{Demoted, ExitCode, Failure, LogEntry, OwnVersions};
@@ -68,7 +67,7 @@ impl Volumes {
             history: &history.map_err(VolumeError::from)?,
             spaces: &spaces.map_err(VolumeError::from)?,
             at,
-            oid_of: &|key| stack.oid_of(key),
+            oid_of: &|key| stack.oid(key),
             own: differing.as_ref(),
             keep,
         };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::relay::RelayedCopy;
 use super::volume::{Volume, VolumeError};
 use super::volumes::{Run, Volumes};
 use crate::base::Tid;
@@ -42,7 +43,10 @@ impl Handler for DaemonHandler {
             Request::Status { volume } => Ok(Reply::Status(super::status::status(volumes, volume.as_ref())?)),
             Request::Wait { volume, target, tid, timeout_ms } => {
                 let deadline = timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
-                wait(&*volumes.need(&volume)?, target.as_ref(), tid, deadline, sink)
+                match volumes.find_relay(&volume) {
+                    Some(copy) => wait_for_relayed(&copy, target.as_ref(), tid, deadline, sink),
+                    None => wait(&*volumes.need(&volume)?, target.as_ref(), tid, deadline, sink),
+                }
             }
             Request::SyncTid { volume } => Ok(Reply::Tid { tid: volumes.need(&volume)?.synctid()? }),
             Request::Log { volume, from, follow, limit } => {
@@ -86,7 +90,7 @@ impl DaemonHandler {
         match (target, self.volumes.find(volume)) {
             (None, _) => self.volumes.forget(volume)?,
             (Some(target), Some(open)) => open.forget_target(target)?,
-            (Some(_), None) => {}
+            (Some(target), None) => self.volumes.forget_relayed(volume, target)?,
         }
         Ok(Reply::Done)
     }
@@ -115,6 +119,41 @@ fn wait(
     let targets = selected(volume, only)?;
     for name in &targets {
         wait_for_one(volume, name, tid, deadline, sink)?;
+    }
+    Ok(Reply::Waited { tid, targets })
+}
+
+/// The same for the targets of a copy, which get what it has.
+fn wait_for_relayed(
+    copy: &RelayedCopy,
+    only: Option<&TargetName>,
+    tid: Option<Tid>,
+    deadline: Option<Instant>,
+    sink: &mut dyn ReplySink,
+) -> Result<Reply, Failure> {
+    const LOOK_EVERY: Duration = Duration::from_millis(100);
+    const FLUSH_EVERY: Duration = Duration::from_secs(1);
+    let tid = tid.unwrap_or_else(|| copy.last_tid());
+    let all = copy.target_names();
+    let targets = only.map_or_else(|| all.clone(), |name| vec![name.clone()]);
+    if let Some(name) = targets.iter().find(|name| !all.contains(name)) {
+        return Err(Failure::new(ExitCode::Usage, format!("the copy has no target {name}"))
+            .with_remedy("dtfs status shows the targets"));
+    }
+    for name in &targets {
+        let mut flushed: Option<Instant> = None;
+        while !copy.is_consistent(name, tid)? {
+            let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            if late || !sink.is_wanted() {
+                return Err(Failure::new(ExitCode::Behind, format!("target {name} is not consistent at {tid} yet"))
+                    .with_remedy("dtfs status shows how far it is"));
+            }
+            if flushed.is_none_or(|at| at.elapsed() >= FLUSH_EVERY) {
+                copy.flush_target(name);
+                flushed = Some(Instant::now());
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
     }
     Ok(Reply::Waited { tid, targets })
 }

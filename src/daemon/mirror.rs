@@ -5,7 +5,7 @@ use super::volume::{Volume, VolumeError};
 use crate::base::Timespec;
 use crate::config::TargetName;
 use crate::control::{ExitCode, Failure, MirrorAction, MirrorReply, rfc3339};
-use crate::journal::{Level, TargetRow};
+use crate::journal::{Level, Store, TargetRow};
 use crate::sender::{Hold, MirrorKind, SenderStatus, begin_mirror, last_mirror};
 
 impl Volume {
@@ -82,37 +82,36 @@ impl Volume {
         hold.set(store, row.id).map_err(VolumeError::from)?;
         Ok(store.event(Level::Info, Some(row.id), text).map_err(VolumeError::from)?)
     }
+}
 
-    /// How the mirror of a target stands; `None` when there was none.
-    pub(super) fn mirror_reply(
-        &self,
-        row: &TargetRow,
-        sender: &SenderStatus,
-    ) -> Result<Option<MirrorReply>, VolumeError> {
-        let store = self.journal.store();
-        let progress = match &sender.mirror {
-            Some(progress) => progress.clone(),
-            None => last_mirror(store, row.id)?,
-        };
-        let Some(kind) = progress.kind else { return Ok(None) };
-        let state = match (store.mirror_is_left(row.id)?, Hold::of(store, row.id)?) {
-            (false, _) => "done",
-            (true, Hold::Running) => "running",
-            (true, hold) => hold.word(),
-        };
-        let runs = state == "running";
-        Ok(Some(MirrorReply {
-            mirror: kind.word().to_owned(),
-            progress: state.to_owned(),
-            began: rfc3339(Timespec { sec: progress.began_sec, nsec: 0 }),
-            objects: progress.objects,
-            bytes: progress.bytes,
-            total_objects: progress.total.map(|(objects, _)| objects),
-            total_bytes: progress.total.map(|(_, bytes)| bytes),
-            objects_a_second: if runs { progress.rate.0 } else { 0 },
-            bytes_a_second: if runs { progress.rate.1 } else { 0 },
-            seconds_left: progress.seconds_left().filter(|_| runs),
-            current: runs.then(|| show(&progress.current)),
-        }))
-    }
+/// How the mirror of a target stands; `None` when there was none.
+pub(super) fn mirror_reply(
+    store: &Store,
+    row: &TargetRow,
+    sender: &SenderStatus,
+) -> Result<Option<MirrorReply>, VolumeError> {
+    let progress = match &sender.mirror {
+        Some(progress) => progress.clone(),
+        None => last_mirror(store, row.id)?,
+    };
+    let Some(kind) = progress.kind else { return Ok(None) };
+    let state = match (store.mirror_is_left(row.id)?, Hold::of(store, row.id)?) {
+        (false, _) => "done",
+        (true, Hold::Running) => "running",
+        (true, hold) => hold.word(),
+    };
+    let runs = state == "running";
+    Ok(Some(MirrorReply {
+        mirror: kind.word().to_owned(),
+        progress: state.to_owned(),
+        began: rfc3339(Timespec { sec: progress.began_sec, nsec: 0 }),
+        objects: progress.objects,
+        bytes: progress.bytes,
+        total_objects: progress.total.map(|(objects, _)| objects),
+        total_bytes: progress.total.map(|(_, bytes)| bytes),
+        objects_a_second: if runs { progress.rate.0 } else { 0 },
+        bytes_a_second: if runs { progress.rate.1 } else { 0 },
+        seconds_left: progress.seconds_left().filter(|_| runs),
+        current: runs.then(|| show(&progress.current)),
+    }))
 }

@@ -29,6 +29,7 @@ mod orphans;
 mod pfs;
 mod promote;
 mod rejoin;
+mod relay;
 mod run;
 mod scan;
 mod serve;

@@ -13,7 +13,7 @@ use super::handler::DaemonHandler;
 use super::listener::Listener;
 use super::meter;
 use super::volumes::{Run, Volumes};
-use super::{metrics, service};
+use super::{metrics, relay, service};
 use crate::config::{DaemonFile, OpenFiles, Paths};
 use crate::control::{ExitCode, Failure, Selection, Server, Stopper};
 
@@ -41,6 +41,7 @@ pub fn run(paths: &Paths) -> Result<(), Failure> {
         let _ = metrics::serve(address, volumes.clone())
             .inspect_err(|error| tracing::error!(%address, %error, "no metrics are served"));
     }
+    volumes.set_relays();
     service::ready(&volumes);
     let handler = DaemonHandler { volumes: volumes.clone(), stopper: server.stopper() };
     let tended = tend(volumes.clone()).map_err(|error| io("a thread", error))?;
@@ -94,6 +95,12 @@ fn tend(volumes: Arc<Volumes>) -> std::io::Result<Sender<()>> {
     std::thread::Builder::new().name("dtfs-meter".into()).spawn(move || {
         while measuring.recv_timeout(meter::EVERY) == Err(RecvTimeoutError::Timeout) {
             measured.meter.look(&measured);
+        }
+    })?;
+    let (looked, looking) = (volumes.clone(), ended.clone());
+    std::thread::Builder::new().name("dtfs-relays".into()).spawn(move || {
+        while looking.recv_timeout(relay::LOOK_EVERY) == Err(RecvTimeoutError::Timeout) {
+            looked.tend_relays();
         }
     })?;
     std::thread::Builder::new().name("dtfs-tend".into()).spawn(move || {

@@ -6,11 +6,11 @@ use super::volume::Volume;
 use super::volumes::Volumes;
 use crate::applier::Replica;
 use crate::base::{Tid, Timespec};
-use crate::config::{Delay, MountEntry, Paths, TargetName, VolumeFile, VolumeName};
+use crate::config::{Delay, MountEntry, TargetName, VolumeFile, VolumeName};
 use crate::control::{
     CopyStatus, Failure, LastError, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, rfc3339,
 };
-use crate::journal::{TargetRow, WorkReason};
+use crate::journal::{Replay, TargetRow, WorkReason};
 use crate::sender::{SenderState, SenderStatus};
 
 /// The state of an open volume.
@@ -48,23 +48,32 @@ pub(super) fn status(volumes: &Volumes, only: Option<&VolumeName>) -> Result<Sta
         });
     }
     match (only, reply.volumes.is_empty()) {
+        (Some(name), true) if volumes.find_relay(name).is_some() => {
+            let mut copies = copies(volumes)?;
+            copies.retain(|copy| copy.name == *name);
+            Ok(StatusReply { copies, ..reply })
+        }
         (Some(name), true) => volumes.need(name).map(|_| reply),
         (Some(_), false) => Ok(reply),
-        (None, _) => Ok(StatusReply { copies: copies(&volumes.paths)?, ..reply }),
+        (None, _) => Ok(StatusReply { copies: copies(volumes)?, ..reply }),
     }
 }
 
-/// The copies that other hosts write here.
-fn copies(paths: &Paths) -> Result<Vec<CopyStatus>, Failure> {
+/// The copies that other hosts write here, and whom they pass it on to.
+fn copies(volumes: &Volumes) -> Result<Vec<CopyStatus>, Failure> {
+    let paths = &volumes.paths;
     let files = VolumeFile::load_all(paths)?.into_iter();
     let sources = files.filter_map(|named| Some((named.volume, named.file.ok()?.source?)));
-    Ok(sources
+    sources
         .map(|(name, source)| {
             let about = Replica::describe(&source.dir, &paths.replicas_dir()).ok().flatten();
             let applied_tid = about.map_or(Tid::ZERO, |about| about.applied.tid);
-            CopyStatus { name, host: source.host, path: source.dir, applied_tid }
+            let relay = volumes.find_relay(&name);
+            let targets = relay.as_ref().map_or(Ok(Vec::new()), |relay| relay.status())?;
+            let reason = relay.and_then(|relay| relay.reason());
+            Ok(CopyStatus { name, host: source.host, path: source.dir, applied_tid, targets, reason })
         })
-        .collect())
+        .collect()
 }
 
 fn closed_volume(volumes: &Volumes, entry: &MountEntry) -> VolumeStatus {
@@ -126,8 +135,28 @@ fn target(
     row: &TargetRow,
     (sender, sees_all): (&SenderStatus, bool),
 ) -> Result<TargetStatus, Failure> {
-    let store = volume.journal.store();
-    let failed = super::volume::VolumeError::from;
+    let standing = Standing { log: volume.journal.as_ref(), sender, sees_all };
+    let verify = sender.verify.as_ref().map(|progress| volume.verify_reply(name, progress));
+    Ok(TargetStatus { verify, ..target_status(&standing, name, row)? })
+}
+
+/// What is known of a target beside its row.
+pub(super) struct Standing<'a> {
+    /// What is sent to it.
+    pub(super) log: &'a dyn Replay,
+    pub(super) sender: &'a SenderStatus,
+    /// Whether nothing is missed here that it should have.
+    pub(super) sees_all: bool,
+}
+
+/// The status of a target.
+pub(super) fn target_status(
+    standing: &Standing<'_>,
+    name: &TargetName,
+    row: &TargetRow,
+) -> Result<TargetStatus, Failure> {
+    let Standing { log, sender, sees_all } = *standing;
+    let (store, failed) = (log.store(), super::volume::VolumeError::from);
     let work_left = store.work_count(row.id).map_err(failed)?;
     let oldest = store.work_next(row.id, 0, 1).map_err(failed)?;
     let bulk = |reason| matches!(reason, WorkReason::Mirror | WorkReason::Difference);
@@ -153,8 +182,8 @@ fn target(
         state,
         received_tid: row.received.max(sender.received),
         applied_tid: row.applied,
-        lag_changes: volume.journal.last_tid().0.saturating_sub(row.applied.0),
-        lag_bytes: volume.journal.bytes_after(row.applied),
+        lag_changes: log.last_tid().0.saturating_sub(row.applied.0),
+        lag_bytes: log.bytes_after(row.applied),
         lag_seconds: 0.0,
         delay_seconds: 0,
         rate_bytes: 0,
@@ -166,8 +195,8 @@ fn target(
         clock_offset_seconds: sender.clock_offset_micros.map(|micros| micros as f64 / 1e6),
         differs: sender.differs.clone(),
         orphans: sender.orphans,
-        mirror: volume.mirror_reply(row, sender)?,
-        verify: sender.verify.as_ref().map(|progress| volume.verify_reply(name, progress)),
+        mirror: super::mirror::mirror_reply(store, row, sender)?,
+        verify: None,
         last_error: sender.last_error.as_ref().map(last_error),
     })
 }

@@ -63,7 +63,7 @@ pub(super) struct Suspects {
 impl Suspects {
     fn of(stack: &Stack, look: Look) -> Suspects {
         let written = look.holds.into_iter().filter(|hold| hold.opener.writes);
-        let oid = |object: &OwnedFd| Some(stack.oid_of(stack.tree().key_of(object.as_fd()).ok()?));
+        let oid = |object: &OwnedFd| Some(stack.oid(stack.tree().key_of(object.as_fd()).ok()?));
         let objects = written.filter_map(|hold| Some((oid(hold.object.as_ref()?)?, hold.opener))).collect();
         Suspects { objects, unseen: look.unseen }
     }

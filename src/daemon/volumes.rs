@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 
 use super::drain::{Hurry, drain};
 use super::meter::Meter;
+use super::relay::RelayedCopy;
 use super::volume::{Mounting, Volume, VolumeError, holders_below};
 use crate::base::Timespec;
 use crate::config::{
@@ -25,6 +26,8 @@ pub(super) struct Volumes {
     /// What `status` says of the daemon itself.
     pub(super) daemon: DaemonStatus,
     pub(super) meter: Meter,
+    /// Copies with targets. Rank: as `table`.
+    pub(super) relays: Mutex<BTreeMap<VolumeName, Arc<RelayedCopy>>>,
     /// Protects the table. Rank: above each volume's own lock, never held while one of them is taken for long: look-ups and
     /// insertions only.
     table: Mutex<Table>,
@@ -57,6 +60,7 @@ impl Volumes {
             paths,
             daemon,
             meter: Meter::default(),
+            relays: Mutex::default(),
             table: Mutex::new(Table::default()),
             changing: Mutex::new(()),
         }
@@ -274,6 +278,9 @@ impl Volumes {
             let (volume, path) = (&entry.volume, entry.path.display());
             notes.push(format!("{volume}: the entry {path} is not mounted; mount it with: dtfs mounts mount {path}"));
         }
+        if run == Run::Real {
+            self.set_relays();
+        }
         for volume in self.open() {
             // One file that cannot be read does not keep the other volumes from following theirs.
             match self.reload_volume(&volume, &file, run) {
@@ -346,6 +353,7 @@ impl Volumes {
             }
         }
         drain(&open, patience, hurry);
+        self.close_relays();
         drop(open);
         let open = std::mem::take(&mut self.table.lock().open);
         for (name, volume) in open {

@@ -17,17 +17,21 @@ mod changes;
 mod error;
 mod local;
 mod log;
+mod relay;
+mod replay;
 mod store;
 mod volume;
 
 pub use error::JournalError;
 pub use local::{Intent, REGION_BYTES, Region};
-pub use log::{ChainEnd, Chunk, LogOptions, Position, SegmentLog, SegmentReader};
+pub use log::{ChainEnd, Chunk, FollowedLog, FollowedReader, LogOptions, Position, SegmentLog, SegmentReader};
+pub use relay::{become_work, keeps_from, make_room};
+pub use replay::{Part, Replay, ReplayReader};
 pub use store::{
     AWAITED, EpochRow, EventRow, Level, NewWork, Own, Rejoin, Said, Store, TargetId, TargetRow, WorkKind, WorkReason,
     WorkRow,
 };
 pub use volume::{
     Checkpointer, Founding, Identity, InFlight, Journal, JournalOptions, JournalReader, LastStop, OidMap, OwnChanges,
-    Reservation, SyncTree, UnderWay, WhenFull,
+    Reservation, SyncTree, UnderWay, WhenFull, boot_id,
 };

@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 
 use super::outbox::Outbox;
 use super::positions::Positions;
+use super::relay::RelayEnd;
 use crate::applier::{Applier, ApplyError, Replica};
 use crate::base::{EpochId, Position, Tid, faults};
 use crate::journal::{ChainEnd, JournalError, SegmentLog};
@@ -179,6 +180,8 @@ struct Worker<'a> {
     keep: Option<EpochId>,
     /// When what is blocked was last asked for.
     retried: Instant,
+    /// What is done for targets of this copy.
+    relay: RelayEnd,
 }
 
 /// Whether what is durable was told.
@@ -200,6 +203,7 @@ impl<'a> Worker<'a> {
         positions: &'a Positions,
     ) -> Result<Worker<'a>, PerformError> {
         let settled = !replica.is_converging();
+        let relay = RelayEnd::new(replica.state_dir());
         let applier = Applier::new(replica, high_water)?;
         Ok(Worker {
             at: applier.applied(),
@@ -221,6 +225,7 @@ impl<'a> Worker<'a> {
             started: false,
             keep: None,
             retried: Instant::now(),
+            relay,
         })
     }
 }
@@ -228,19 +233,34 @@ impl<'a> Worker<'a> {
 impl Worker<'_> {
     fn run(&mut self, queue: &Receiver<Job>) -> Result<(), PerformError> {
         loop {
-            match queue.recv_timeout(self.patience()) {
+            if self.pending_since.is_none() {
+                self.relay.end_turn()?;
+            }
+            let next = queue.recv_timeout(self.patience());
+            self.relay.take_turn()?;
+            match next {
                 Ok(job) => self.job(job)?,
                 Err(RecvTimeoutError::Timeout) if self.saying == Saying::Goes => {}
                 Err(RecvTimeoutError::Timeout) => self.idle()?,
                 Err(RecvTimeoutError::Disconnected) => return self.make_durable_if_dirty(),
             }
             self.release_in_time()?;
-            if self.is_due() {
+            if self.is_due() || self.pending_since.is_some() && self.relay.is_wanted() {
                 self.make_durable()?;
             } else if self.saying == Saying::Goes {
                 self.say_durable()?;
             }
+            self.tell_relay()?;
         }
+    }
+
+    /// Nothing is told before the source has said how it begins: where this copy is may not count.
+    fn tell_relay(&mut self) -> Result<(), PerformError> {
+        if !self.started {
+            return Ok(());
+        }
+        let is_settled = self.settled && !self.applier.is_in_doubt();
+        Ok(self.relay.tell(self.at, is_settled, self.pending_since.is_some())?)
     }
 
     /// What must not be forgotten when the process ends with `error`.
@@ -353,8 +373,12 @@ impl Worker<'_> {
     }
 
     fn records(&mut self, body: &[u8]) -> Result<(), PerformError> {
+        self.relay.before_change(self.at)?;
         for record in RecordIter::new(body) {
             let record = record?;
+            if record.op.is_state() {
+                self.relay.touched(record.oid);
+            }
             self.with_room(|applier| applier.apply(&record))?;
         }
         self.with_room(Applier::finish_group)?;
@@ -413,9 +437,12 @@ impl Worker<'_> {
             self.with_room(|applier| applier.begin_keeping(at, epoch))?;
             self.keep = None;
         }
+        self.relay.before_change(at)?;
+        self.relay.before_jump(&self.inbox, at.tid, after.tid)?;
         self.with_room(|applier| applier.begin_jump(at, after))?;
         faults::point("receiver.jump").map_err(ApplyError::Sync)?;
         self.inbox.reset(ChainEnd { tid: after.tid, digest: after.digest })?;
+        self.applier.note_epoch(after)?;
         self.at = after;
         self.commit()?;
         self.positions.jump(after);
@@ -457,13 +484,14 @@ impl Worker<'_> {
     fn make_durable(&mut self) -> Result<(), PerformError> {
         self.commit()?;
         self.say_durable()?;
-        Ok(self.inbox.trim_upto(self.at.tid)?)
+        Ok(self.inbox.trim_upto(self.relay.trim_upto(self.at.tid)?)?)
     }
 
     fn commit(&mut self) -> Result<(), PerformError> {
         let began = Instant::now();
         let at = self.at;
         self.with_room(|applier| applier.make_durable(at))?;
+        self.relay.write_rows()?;
         self.batch_durable = self.batch;
         self.idle = (began.elapsed() * 2).clamp(IDLE, IDLE_MOST);
         self.pending_bytes = 0;

@@ -14,8 +14,10 @@ mod inbox;
 mod intake;
 mod outbox;
 mod positions;
+mod relay;
 mod roles;
 mod session;
 
+pub use relay::{Relay, RelayError};
 pub use roles::{Force, RaiseError, Raised, join, raise};
 pub use session::{ServeError, ServeOptions, serve};

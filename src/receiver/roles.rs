@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::inbox::{self, continues};
+use super::relay::RelayEnd;
 use super::session::ServeError;
 use crate::applier::{self, Applier, ApplyError, Joined, Joining, Leftovers, Replica, ReplicaError};
 use crate::base::{History, ObjectKey, Oid, Position, Spaces, Tid, VolumeUuid};
@@ -77,6 +78,8 @@ pub struct Raised {
     dir: PathBuf,
     state: PathBuf,
     _lock: applier::ReplicaLock,
+    /// Nobody reads the tree for the next in the chain any more.
+    _relay: RelayEnd,
 }
 
 impl Raised {
@@ -105,6 +108,9 @@ pub fn raise(dir: &Path, states: &Path, at: Option<Tid>, force: Force) -> Result
     let told = replica.history(about.volume);
     check(&replica, force)?;
     let applied = replica.applied();
+    let mut relay = RelayEnd::new(&state);
+    relay.take_turn()?;
+    relay.before_change(applied)?;
     let epoch = applied.epoch;
     let options = inbox::log_options(inbox::default_cap(&replica.inbox)?, None);
     let inbox = SegmentLog::open(&replica.inbox, about.volume, epoch, options).and_then(|log| {
@@ -114,7 +120,7 @@ pub fn raise(dir: &Path, states: &Path, at: Option<Tid>, force: Force) -> Result
     let (log, received) = match inbox {
         Ok(inbox) => inbox,
         // What it held is lost; the tree alone counts.
-        Err(_) if force == Force::Yes => return raise_tree(replica, (told, spaces), (dir, state, lock)),
+        Err(_) if force == Force::Yes => return raise_tree(replica, (told, spaces), (dir, state, lock), relay),
         Err(error) => return Err(error.into()),
     };
     let noted = replica.reach()?;
@@ -136,18 +142,20 @@ pub fn raise(dir: &Path, states: &Path, at: Option<Tid>, force: Force) -> Result
     let objects = applier.into_objects(leftovers)?;
     let history = History { volume: about.volume, epochs: told.up_to(fork.epoch) };
     let dir = dir.to_owned();
-    Ok(Raised { history, fork, spaces, objects, received: received.tid, dir, state, _lock: lock })
+    Ok(Raised { history, fork, spaces, objects, received: received.tid, dir, state, _lock: lock, _relay: relay })
 }
 
 fn raise_tree(
     replica: Replica,
     (told, spaces): (History, Spaces),
     (dir, state, lock): (&Path, PathBuf, applier::ReplicaLock),
+    relay: RelayEnd,
 ) -> Result<Raised, RaiseError> {
     let fork = replica.reached().unwrap_or(replica.applied());
     let objects = Applier::new(replica, fork.tid)?.into_objects(Leftovers::Keep)?;
     let history = History { volume: told.volume, epochs: told.up_to(fork.epoch) };
-    Ok(Raised { history, fork, spaces, objects, received: fork.tid, dir: dir.to_owned(), state, _lock: lock })
+    let (dir, received) = (dir.to_owned(), fork.tid);
+    Ok(Raised { history, fork, spaces, objects, received, dir, state, _lock: lock, _relay: relay })
 }
 
 fn check(replica: &Replica, force: Force) -> Result<(), RaiseError> {

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use super::SessionError;
 use super::mailbox::Event;
 use super::mirror::{MirrorKind, note_begin};
-use super::plan::{Cause, Forked, Ours, Plan, plan};
+use super::plan::{Cause, Forked, Ours, Plan, Standing, plan};
 use super::session::Parts;
 use super::standing::{position_at, standing};
 use crate::base::{AtimeMode, History, Position, StoredTimes, Tid};
-use crate::journal::{AWAITED, Journal, Level, NewWork, Own, Said, Store, TargetRow, WorkReason};
+use crate::journal::{AWAITED, Level, NewWork, Own, Part, Replay, Said, Store, TargetRow, WorkReason};
 use crate::wire::{HelloReply, Message, PROTOCOL_VERSION, ReplicaState};
 
 /// How long a greeting may take. The target opens its state first, which may mean a recovery of its database.
@@ -79,7 +79,7 @@ pub(super) fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, Sess
         Some(Own::Keep) => Forked::Keep,
         Some(Own::Discard) => Forked::Compare,
         // A target that was defined anew with the leave to take over what is there.
-        None if !row.mirrored => parts.options.forked,
+        None if !row.mirrored && journal.part() == Part::Origin => parts.options.forked,
         None => Forked::Refuse,
     };
     let awaited = store.targets()?.into_iter().find(|row| row.state == AWAITED);
@@ -90,10 +90,13 @@ pub(super) fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, Sess
         covered: row.covered,
         mirrored: row.mirrored,
         said: row.said,
-        standing: standing(journal, &reply.received)?,
+        standing: standing(journal.as_ref(), &reply.received)?,
         forked,
         awaited: awaited.as_ref().map(|row| (row.received, row.covered)),
     };
+    if journal.part() == Part::Relay && ours.standing == Standing::Ahead {
+        return Err(SessionError::Ahead { received: reply.received.tid, here: ours.durable });
+    }
     let plan = plan(&ours, reply);
     let is_fork = matches!(plan, Plan::Refuse(_) | Plan::Compare(Cause::Forked));
     if decided.is_some() && !is_fork {
@@ -110,7 +113,7 @@ pub(super) fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, Sess
         Plan::Jump { to } => {
             take_back(store, (&row, awaited), reply)?;
             store.target_said(target, Some(&said))?;
-            return Ok(Start { after: position_at(journal, to)?, what: Begin::Jump });
+            return Ok(Start { after: position_at(journal.as_ref(), to)?, what: Begin::Jump });
         }
         Plan::Refuse(fork) => {
             let (copy, durable) = (reply.replica, ours.durable);
@@ -120,7 +123,7 @@ pub(super) fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, Sess
         Plan::Compare(cause) => (WorkReason::Verify, format!("the whole tree is compared: {cause}")),
     };
     if is_fork {
-        leave_what_is_lost(journal, &reply.received)?;
+        leave_what_is_lost(journal.as_ref(), &reply.received)?;
     }
     let base = journal.durable_tid();
     store.reset_target(target, base, &[NewWork::whole_tree(reason, Tid::ZERO)])?;
@@ -128,7 +131,7 @@ pub(super) fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, Sess
     // After the work is queued: a copy that is known has had its beginning.
     store.target_said(target, Some(&said))?;
     let level = if reason == WorkReason::Mirror { Level::Info } else { Level::Warning };
-    let after = position_at(journal, base)?;
+    let after = position_at(journal.as_ref(), base)?;
     let what = if is_fork && forked == Forked::Keep { Begin::Keep } else { Begin::Jump };
     let kept = match what {
         Begin::Keep => format!("; what it has and this source has not is kept there in .dtfs/fork-{}", after.epoch),
@@ -140,7 +143,7 @@ pub(super) fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, Sess
 
 /// The target has followed a history further than it goes here. From now on no TID means one thing there and another here,
 /// and no place behind the parting is taken for one of ours.
-fn leave_what_is_lost(journal: &Journal, theirs: &Position) -> Result<(), SessionError> {
+fn leave_what_is_lost(journal: &dyn Replay, theirs: &Position) -> Result<(), SessionError> {
     if theirs.epoch == journal.identity().epoch || theirs.tid >= journal.last_tid() {
         let why = "a target holds changes that this volume has lost";
         journal.begin_epoch(theirs.tid, why)?;

@@ -21,6 +21,7 @@ mod standing;
 mod status;
 mod stream;
 mod thread;
+mod turn;
 mod verify;
 mod verify_desk;
 mod watcher;
@@ -97,6 +98,14 @@ pub enum SessionError {
     /// The target said something it may not.
     #[error("the target broke the protocol: {0}")]
     Protocol(&'static str),
+    /// The target has more than the copy that would pass records on to it.
+    #[error("it has received {received}, and this copy has only {here} so far: it waits until this copy has caught up")]
+    Ahead {
+        /// Where the target is.
+        received: Tid,
+        /// Where this copy is.
+        here: Tid,
+    },
     /// Nothing was heard for too long.
     #[error("nothing was heard from the target for {0} seconds")]
     Silent(u64),

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 
 use super::plan::Standing;
 use crate::base::{EpochId, Position, Tid};
-use crate::journal::{EpochRow, Journal, JournalError};
+use crate::journal::{EpochRow, JournalError, Part, Replay};
 
 /// Judges a target's position.
-pub(super) fn standing(journal: &Journal, theirs: &Position) -> Result<Standing, JournalError> {
+pub(super) fn standing(journal: &dyn Replay, theirs: &Position) -> Result<Standing, JournalError> {
     if *theirs == Position::START {
         return Ok(Standing::Ours);
     }
@@ -27,10 +27,16 @@ pub(super) fn standing(journal: &Journal, theirs: &Position) -> Result<Standing,
 }
 
 /// Our own position at `tid`, which is durable.
-pub(super) fn position_at(journal: &Journal, tid: Tid) -> Result<Position, JournalError> {
+pub(super) fn position_at(journal: &dyn Replay, tid: Tid) -> Result<Position, JournalError> {
     let epochs = journal.epochs()?;
     let epoch = epochs.iter().rev().find(|epoch| epoch.fork.tid <= tid).map_or(journal.identity().epoch, |row| row.id);
-    Ok(Position { epoch, tid, digest: journal.digest_at(tid)?.unwrap_or_default() })
+    let digest = match (journal.digest_at(tid)?, journal.part()) {
+        (Some(digest), _) => digest,
+        (None, Part::Origin) => Default::default(),
+        // What it has received is being begun anew.
+        (None, Part::Relay) => return Err(JournalError::Failed { reason: format!("{tid} is not known here yet") }),
+    };
+    Ok(Position { epoch, tid, digest })
 }
 
 /// Those of `all` that begin behind a place in `epoch`, oldest first.

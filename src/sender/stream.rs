@@ -7,15 +7,15 @@ use super::SessionError;
 use super::standing::{epochs_after, position_at};
 use super::work::{Done, Purpose, Reading};
 use crate::base::{EpochId, Position, Tid};
-use crate::journal::{EpochRow, Journal, JournalReader};
+use crate::journal::{EpochRow, Replay, ReplayReader};
 use crate::wire::Message;
 
 /// Bytes in one batch, about.
 const BATCH_BYTES: usize = 1 << 20;
 
 pub(super) struct Stream {
-    journal: Arc<Journal>,
-    reader: JournalReader,
+    journal: Arc<dyn Replay>,
+    reader: Box<dyn ReplayReader>,
     /// Epochs that begin behind what was sent: the target's position names the epoch that its TID belongs to.
     epochs: VecDeque<EpochRow>,
     /// The last epoch that is known of.
@@ -38,8 +38,8 @@ pub(super) struct Batch {
 }
 
 impl Stream {
-    pub(super) fn new(journal: Arc<Journal>, after: Position) -> Result<Stream, SessionError> {
-        let reader = journal.reader(after.tid)?;
+    pub(super) fn new(journal: Arc<dyn Replay>, after: Position) -> Result<Stream, SessionError> {
+        let reader = journal.read_after(after.tid)?;
         let all = journal.epochs()?;
         let (epochs, known) = (epochs_after(&all, after.epoch), all.last().map_or(after.epoch, |epoch| epoch.id));
         Ok(Stream { journal, reader, epochs, known, sent: after.tid, waiting: VecDeque::new(), maybe_more: true })
@@ -109,7 +109,7 @@ impl Stream {
     /// the journal started again. The target's place moves behind them, or it would never be where the source is.
     fn skip(&mut self, to: Tid) -> Result<Batch, SessionError> {
         self.sent = to;
-        Ok(start(position_at(&self.journal, to)?))
+        Ok(start(position_at(self.journal.as_ref(), to)?))
     }
 
     /// Every record of the epoch before was sent.
@@ -120,9 +120,9 @@ impl Stream {
 
     /// Goes on behind `after`: rows of work cover the records up to there.
     pub(super) fn jump(&mut self, after: Tid) -> Result<Batch, SessionError> {
-        self.reader = self.journal.reader(after)?;
+        self.reader = self.journal.read_after(after)?;
         self.maybe_more = true;
-        let to = position_at(&self.journal, after)?;
+        let to = position_at(self.journal.as_ref(), after)?;
         let all = self.journal.epochs()?;
         self.epochs = epochs_after(&all, to.epoch);
         self.known = all.last().map_or(to.epoch, |epoch| epoch.id);

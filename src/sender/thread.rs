@@ -18,7 +18,7 @@ use super::verify_desk::{VerifyDesk, VerifyRequest};
 use super::{SenderState, SenderStatus, SessionError};
 use crate::base::{AtimeMode, Rules, Timespec, random_bytes};
 use crate::catchup::TreeView;
-use crate::journal::{Journal, Level, TargetId};
+use crate::journal::{Level, Replay, TargetId};
 use crate::record::{OrphanAction, OrphanList};
 use crate::wire::{Compression, Connection, RefuseCode, WireError};
 
@@ -72,7 +72,7 @@ impl SenderThread {
     /// # Errors
     /// When no thread can be started.
     pub fn spawn(
-        journal: Arc<Journal>,
+        journal: Arc<dyn Replay>,
         view: Arc<dyn TreeView>,
         options: SenderOptions,
     ) -> std::io::Result<SenderThread> {
@@ -198,7 +198,7 @@ impl Drop for SenderThread {
 }
 
 struct Runner {
-    journal: Arc<Journal>,
+    journal: Arc<dyn Replay>,
     view: Arc<dyn TreeView>,
     options: SenderOptions,
     mailbox: Arc<Mailbox>,

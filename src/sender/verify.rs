@@ -406,7 +406,7 @@ impl Run {
 /// A task for an object that was moved. Its path is what the kernel says of it.
 fn task_of(view: &dyn TreeView, moved: &Moved) -> Task {
     let path = |oid| {
-        let fd = view.key_of(oid).and_then(|key| view.tree().open_key(key, libc::O_PATH).ok());
+        let fd = view.key_of(oid).ok().flatten().and_then(|key| view.tree().open_key(key, libc::O_PATH).ok());
         fd.and_then(|fd| sys::path_of(fd.as_fd())).map(super::work::inside_root).unwrap_or_default()
     };
     let (dir, what) = match moved.is_dir {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::mailbox::{Call, Mailbox};
 use crate::base::Tid;
-use crate::journal::Journal;
+use crate::journal::Replay;
 use crate::wire::Breaker;
 
 /// A connection on which nothing was heard for so long is cut: a target says something every two seconds.
@@ -29,7 +29,7 @@ const WATCH: Duration = Duration::from_millis(50);
 const PACE: Duration = Duration::from_millis(20);
 
 impl Watcher {
-    pub(super) fn spawn(journal: Arc<Journal>, mailbox: Arc<Mailbox>, mut after: Tid, breaker: Breaker) -> Watcher {
+    pub(super) fn spawn(journal: Arc<dyn Replay>, mailbox: Arc<Mailbox>, mut after: Tid, breaker: Breaker) -> Watcher {
         let (stop, broken) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (stopped, cut) = (stop.clone(), broken.clone());
         let handle = std::thread::spawn(move || {

@@ -21,7 +21,7 @@ use crate::catchup::{
     CHUNK_BYTES, Child, Compare, DirReading, DirWalk, Follow, ObjectReading, is_dir, read_changed, read_object,
     read_range,
 };
-use crate::journal::{Journal, Level, NewWork, TargetId, WorkKind, WorkReason, WorkRow};
+use crate::journal::{Level, NewWork, Replay, TargetId, WorkKind, WorkReason, WorkRow};
 use crate::record::Encoded;
 use crate::sys::{self, Errno};
 
@@ -92,7 +92,7 @@ impl Reading {
 
 pub(super) struct Walk<'a> {
     view: &'a dyn TreeView,
-    journal: &'a Arc<Journal>,
+    journal: &'a Arc<dyn Replay>,
     target: TargetId,
     rules: &'a Rules,
     /// Rows that were fetched.
@@ -145,7 +145,7 @@ impl<'a> Walk<'a> {
 
     fn of(
         (view, rules): (&'a dyn TreeView, &'a Rules),
-        journal: &'a Arc<Journal>,
+        journal: &'a Arc<dyn Replay>,
         target: TargetId,
         hold: Hold,
     ) -> Result<Walk<'a>, SessionError> {
@@ -204,6 +204,11 @@ impl<'a> Walk<'a> {
     /// Why a tree is being read, if one is.
     pub(super) fn tree(&self) -> Option<WorkReason> {
         self.tree
+    }
+
+    /// Whether there may be something to read now.
+    pub(super) fn may_read(&self) -> bool {
+        !self.is_held() && (self.maybe_more || self.current.is_some() || !self.page.is_empty())
     }
 
     /// Whether nothing is read although there may be work.
@@ -328,7 +333,7 @@ impl<'a> Walk<'a> {
 
     /// A file that takes a while is being read.
     fn note_path(&mut self, oid: Oid) {
-        let fd = self.view.key_of(oid).and_then(|key| self.view.tree().open_key(key, libc::O_PATH).ok());
+        let fd = self.view.key_of(oid).ok().flatten().and_then(|key| self.view.tree().open_key(key, libc::O_PATH).ok());
         if let Some(path) = fd.and_then(|fd| sys::path_of(fd.as_fd())) {
             self.current_path = inside_root(path);
         }

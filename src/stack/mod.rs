@@ -249,7 +249,8 @@ impl Stack {
         }
     }
 
-    fn oid(&self, key: ObjectKey) -> Oid {
+    /// The name of the local object `key` on every host.
+    pub fn oid(&self, key: ObjectKey) -> Oid {
         match key == self.tree.root_key() {
             true => Oid::ROOT,
             false => self.oids.oid_of(key).unwrap_or_else(|| Oid::new(self.space, key)),
@@ -262,16 +263,16 @@ impl TreeView for Stack {
         &self.tree
     }
 
-    fn key_of(&self, oid: Oid) -> Option<ObjectKey> {
-        match oid {
+    fn key_of(&self, oid: Oid) -> Result<Option<ObjectKey>> {
+        Ok(match oid {
             Oid::ROOT => Some(self.tree.root_key()),
             oid if oid.space == self.space => Some(oid.key()),
             oid => self.oids.key_of(oid),
-        }
+        })
     }
 
-    fn oid_of(&self, key: ObjectKey) -> Oid {
-        self.oid(key)
+    fn oid_of(&self, key: ObjectKey) -> Result<Oid> {
+        Ok(self.oid(key))
     }
 
     fn lock(&self, key: ObjectKey) -> ObjectGuard<'_> {

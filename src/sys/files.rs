@@ -255,3 +255,26 @@ pub fn flock_exclusive(fd: BorrowedFd<'_>) -> Result<()> {
     // SAFETY: no pointers.
     check(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map(drop)
 }
+
+/// As [`flock_exclusive`], but waits for whoever holds it.
+///
+/// # Errors
+/// As flock(2); EINTR is tried again.
+pub fn flock_wait(fd: BorrowedFd<'_>) -> Result<()> {
+    loop {
+        // SAFETY: no pointers.
+        match check(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX) }) {
+            Err(Errno::EINTR) => {}
+            done => return done.map(drop),
+        }
+    }
+}
+
+/// flock(2) with LOCK_UN.
+///
+/// # Errors
+/// As flock(2).
+pub fn flock_release(fd: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: no pointers.
+    check(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_UN) }).map(drop)
+}

@@ -29,7 +29,8 @@ pub struct NewTarget {
 pub fn define_target(paths: &Paths, volume: &VolumeName, new: NewTarget) -> Result<(TargetEntry, Told), Failure> {
     let lock = EditLock::take(paths)?;
     let mounts = MountsFile::load(paths)?;
-    if mounts.find_volume(volume).is_none() {
+    let is_copy = VolumeFile::load(paths, volume)?.source.is_some();
+    if mounts.find_volume(volume).is_none() && !is_copy {
         let message = format!("the volume {volume} has no entry in {}", mounts.file().display());
         return Err(Failure::new(ExitCode::Usage, message)
             .with_remedy(format!("define it first: dtfs define volume {volume} DIR")));

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::files::SegmentFile;
 use super::layout::{BLOCK, ChainEnd, FrameHeader, FrameKind, HeaderError, Link};
-use super::{Position, SegmentLog, scan};
+use super::{Index, Position, SegmentLog, scan};
 use crate::base::{ChainDigest, Tid};
 use crate::journal::error::JournalError;
 use crate::record::{Header, chain};
@@ -31,31 +33,7 @@ impl SegmentLog {
     /// # Errors
     /// `Io`, `Damaged` or `Record` when the place cannot be read.
     pub fn digest_at(&self, tid: Tid) -> Result<Option<ChainDigest>, JournalError> {
-        let (segments, end) = {
-            let index = self.index.lock();
-            if tid < index.oldest() {
-                return Ok(None);
-            }
-            let found = index.segments.iter().rposition(|segment| segment.start.end.tid <= tid);
-            let segments: Vec<_> = index.segments.iter().skip(found.unwrap_or(0)).take(1).map(start_of).collect();
-            (segments, index.durable)
-        };
-        if tid >= end.tid {
-            return Ok((tid == end.tid).then_some(end.digest));
-        }
-        let mut found = None;
-        for (file, link, stop) in segments {
-            found = Some(link.end.digest);
-            walk(&file, link, stop, |met| {
-                if met.header.first > tid {
-                    return Ok(Walk::Done);
-                }
-                let whole = met.header.last <= tid;
-                found = Some(if whole { met.header.digest } else { digest_inside(&met, tid)? });
-                Ok(if whole { Walk::On } else { Walk::Done })
-            })?;
-        }
-        Ok(found)
+        digest_at(&self.index, tid)
     }
 
     /// Shows every frame from `from` on to `visit`: where it begins, what it holds, its body.
@@ -112,6 +90,35 @@ impl SegmentLog {
         }
         Ok(())
     }
+}
+
+/// As [`SegmentLog::digest_at`], by the list of segments.
+pub(super) fn digest_at(index: &Mutex<Index>, tid: Tid) -> Result<Option<ChainDigest>, JournalError> {
+    let (segments, end) = {
+        let index = index.lock();
+        if tid < index.oldest() {
+            return Ok(None);
+        }
+        let found = index.segments.iter().rposition(|segment| segment.start.end.tid <= tid);
+        let segments: Vec<_> = index.segments.iter().skip(found.unwrap_or(0)).take(1).map(start_of).collect();
+        (segments, index.durable)
+    };
+    if tid >= end.tid {
+        return Ok((tid == end.tid).then_some(end.digest));
+    }
+    let mut found = None;
+    for (file, link, stop) in segments {
+        found = Some(link.end.digest);
+        walk(&file, link, stop, |met| {
+            if met.header.first > tid {
+                return Ok(Walk::Done);
+            }
+            let whole = met.header.last <= tid;
+            found = Some(if whole { met.header.digest } else { digest_inside(&met, tid)? });
+            Ok(if whole { Walk::On } else { Walk::Done })
+        })?;
+    }
+    Ok(found)
 }
 
 /// A segment's file, its beginning and its last TID, with its end when that is known exactly.

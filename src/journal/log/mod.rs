@@ -4,6 +4,7 @@
 //! before it, and the last file is read to its valid end.
 
 mod files;
+mod follow;
 mod history;
 mod layout;
 mod open;
@@ -28,6 +29,7 @@ use files::{SegmentDir, SegmentFile};
 use layout::Link;
 
 pub(super) use files::sync_parent;
+pub use follow::{FollowedLog, FollowedReader};
 pub use layout::ChainEnd;
 pub(super) use layout::{FrameKind, frame_bytes};
 pub use reader::{Chunk, SegmentReader};

@@ -139,7 +139,7 @@ pub(super) fn new_segment(epoch: EpochId, start: Link, file: Arc<SegmentFile>) -
     Segment { no: start.segment, epoch, start, last: start.end.tid, end: BLOCK, file }
 }
 
-fn open_segment(dir: &SegmentDir, no: u64, volume: VolumeUuid) -> Result<Segment, JournalError> {
+pub(super) fn open_segment(dir: &SegmentDir, no: u64, volume: VolumeUuid) -> Result<Segment, JournalError> {
     let file = dir.open_file(&segment_name(no))?;
     let header = match scan::segment_header(&file)? {
         Ok(header) if header.segment == no => header,
@@ -164,7 +164,7 @@ fn damaged(file: &SegmentFile, cause: HeaderError) -> JournalError {
 }
 
 /// Numbers without a gap, bases that do not go back.
-fn check_sequence(dir: &SegmentDir, segments: &VecDeque<Segment>) -> Result<(), JournalError> {
+pub(super) fn check_sequence(dir: &SegmentDir, segments: &VecDeque<Segment>) -> Result<(), JournalError> {
     for (before, after) in segments.iter().zip(segments.iter().skip(1)) {
         let what = match after.no == before.no + 1 {
             false => "the segment is missing".to_owned(),
@@ -181,7 +181,7 @@ fn check_sequence(dir: &SegmentDir, segments: &VecDeque<Segment>) -> Result<(), 
 }
 
 /// A sealed segment ends where the next one says that the log was.
-fn seal_all_but_last(segments: &mut VecDeque<Segment>) {
+pub(super) fn seal_all_but_last(segments: &mut VecDeque<Segment>) {
     for at in 1..segments.len() {
         segments[at - 1].last = segments[at].start.end.tid;
         segments[at - 1].end = segments[at - 1].file.capacity;

@@ -47,6 +47,7 @@ pub use found::{Founding, OwnChanges};
 pub use oids::OidMap;
 pub use open::LastStop;
 pub use reserve::Reservation;
+pub use shared::boot_id;
 pub use slots::UnderWay;
 
 /// Sizes and times.

@@ -107,7 +107,7 @@ impl Life {
 }
 
 /// The kernel's name of this boot.
-pub(super) fn boot_id() -> Result<[u8; 16], JournalError> {
+pub fn boot_id() -> Result<[u8; 16], JournalError> {
     let path = Path::new("/proc/sys/kernel/random/boot_id");
     let text = std::fs::read_to_string(path).map_err(std_io("read", path))?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();

@@ -167,7 +167,8 @@ impl Worker<'_> {
             tracing::warn!("the inbox is full: changes are applied before their time");
             self.release(Release::Half { bytes_used: self.inbox.bytes_used() })?;
         }
-        self.make_durable()
+        self.make_durable()?;
+        Ok(self.relay.make_room(&self.inbox, self.at.tid)?)
     }
 
     /// Returns how long the next record still waits, when that is known.

@@ -45,7 +45,7 @@ impl Scope {
     }
 
     fn learn_entries(&mut self, view: &dyn TreeView, dir: Oid, todo: &mut Vec<Oid>) -> Result<()> {
-        let Some(key) = view.key_of(dir) else { return Ok(()) };
+        let Some(key) = view.key_of(dir)? else { return Ok(()) };
         let mut stream = DirStream::new(view.tree().open_key(key, READ)?);
         let place = self.place(dir);
         while let Some(entry) = stream.next_entry()? {
@@ -84,7 +84,7 @@ impl Scope {
         is_dir: bool,
     ) -> Result<Option<Oid>> {
         let found = view.tree().lookup(dir, &slot.name)?;
-        let oid = view.oid_of(found.key);
+        let oid = view.oid_of(found.key)?;
         if is_dir {
             self.dirs.entry(oid).or_insert(slot);
             return Ok(Some(oid));

@@ -49,6 +49,8 @@ impl Scope {
         let mut rest = &body[..];
         while !rest.is_empty() {
             let (record, len) = Record::parse(rest).map_err(|_| SessionError::Protocol("a record cannot be read"))?;
+            let mut original = [0; 56];
+            original.copy_from_slice(&rest[..56]);
             let judgement = match faults::skipped("sender.rules") {
                 true => Keep,
                 false => self.judge(view, &record, &mut rows)?,
@@ -62,8 +64,6 @@ impl Scope {
             match instead {
                 None => out.extend_from_slice(&rest[..len]),
                 Some(instead) => {
-                    let mut original = [0; 56];
-                    original.copy_from_slice(&rest[..56]);
                     let op = Op::Filtered { original, instead };
                     out.extend_from_slice(Draft::new(record.oid, &op, &[]).seal(record.tid, record.time_ns).bytes());
                 }
@@ -340,7 +340,7 @@ impl Scope {
 /// How many names the object has now, and at which TID that is.
 fn count_names(view: &dyn TreeView, oid: Oid) -> (u32, Tid) {
     use std::os::fd::AsFd;
-    let Some(key) = view.key_of(oid) else { return (Names::UNKNOWN, view.stamp()) };
+    let Ok(Some(key)) = view.key_of(oid) else { return (Names::UNKNOWN, view.stamp()) };
     let _guard = view.lock(key);
     let stat = view.tree().open_key(key, libc::O_PATH).and_then(|fd| crate::sys::fstat(fd.as_fd()));
     (stat.map_or(Names::UNKNOWN, |stat| stat.nlink as u32), view.stamp())

@@ -1,5 +1,7 @@
 //! One session: handshake, then the loop of sending and listening.
 
+mod acks;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -18,23 +20,22 @@ use super::scope::Scope;
 use super::status::SharedStatus;
 use super::stream::{Batch, Stream};
 use super::thread::SenderOptions;
+use super::turn::Turn;
 use super::verify::Verifier;
 use super::watcher::{SILENCE, Watcher};
 use super::work::{Done, Reading, Walk};
 use super::{SenderState, SessionError};
 use crate::base::{Tid, VolumeUuid, faults};
 use crate::catchup::TreeView;
-use crate::journal::{Journal, JournalError, Level, NewWork, Said, TargetId, WorkKind, WorkReason};
+use crate::journal::{JournalError, NewWork, Part, Replay, TargetId};
 use crate::record::OrphanList;
-use crate::sys::{self, Errno, Share};
-use crate::wire::{
-    Ack, Breaker, Convergence, FrameReader, FrameWriter, Hello, Message, Need, PROTOCOL_VERSION, Stall, WireError,
-};
+use crate::sys::{self, Share};
+use crate::wire::{Ack, Breaker, Convergence, FrameReader, FrameWriter, Hello, Message, PROTOCOL_VERSION, WireError};
 
 /// What a session works with.
 #[derive(Clone, Copy)]
 pub(super) struct Parts<'a> {
-    pub(super) journal: &'a Arc<Journal>,
+    pub(super) journal: &'a Arc<dyn Replay>,
     pub(super) view: &'a dyn TreeView,
     pub(super) options: &'a SenderOptions,
     pub(super) mailbox: &'a Arc<Mailbox>,
@@ -50,11 +51,8 @@ pub(super) struct Parts<'a> {
 const WINDOW_BYTES: u64 = 16 << 20;
 /// How often a session looks at itself when nothing happens.
 const TICK: Duration = Duration::from_secs(2);
-/// Most rows of work that a target may have asked for, and after how many more that is looked at. A row takes some 100 bytes.
-const MOST_NEEDS: u64 = 1 << 18;
-const LOOK_AT_NEEDS: usize = 1 << 14;
-/// Journal segments are freed at most this often.
-const TRIM_EVERY: Duration = Duration::from_secs(1);
+/// How soon a tree that could not be read is asked for again.
+const TURN_AGAIN: Duration = Duration::from_millis(100);
 
 pub(super) struct Session<'a> {
     parts: Parts<'a>,
@@ -90,6 +88,8 @@ pub(super) struct Session<'a> {
     rests_until: Option<Instant>,
     counted_bytes: u64,
     watcher: Watcher,
+    /// There may be something to read, and the tree cannot be read now.
+    waits_for_turn: bool,
 }
 
 impl<'a> Session<'a> {
@@ -189,6 +189,7 @@ impl<'a> Session<'a> {
             rests_until: None,
             counted_bytes: bytes,
             watcher,
+            waits_for_turn: false,
         })
     }
 
@@ -285,7 +286,8 @@ impl<'a> Session<'a> {
 
     /// How long there is nothing to do but listen.
     fn patience(&self) -> Duration {
-        self.parts.verifier.borrow().due_in().map_or(TICK, |due| due.min(TICK))
+        let patience = if self.waits_for_turn { TURN_AGAIN } else { TICK };
+        self.parts.verifier.borrow().due_in().map_or(patience, |due| due.min(patience))
     }
 
     /// No work is left: a verification goes on, if there is one.
@@ -319,6 +321,10 @@ impl<'a> Session<'a> {
             return Err(SessionError::Silent(SILENCE.as_secs()));
         }
         self.walk.look_again();
+        if self.told == Some(Convergence::Converging) && self.parts.journal.part() == Part::Relay {
+            // Its own source may have said so to this copy.
+            self.tell_convergence()?;
+        }
         let clock = self.parts.mailbox.clock_offset_micros();
         self.parts.status.update(|status| status.clock_offset_micros = clock);
         self.send(&Message::Ping)
@@ -329,7 +335,12 @@ impl<'a> Session<'a> {
         if self.under_way_bytes >= WINDOW_BYTES {
             return Ok(false);
         }
-        if self.stream.wants_state() {
+        if !self.parts.journal.is_settled() {
+            self.tell(Convergence::Converging)?;
+        }
+        if self.stream.wants_state()
+            && let Some(turn) = self.take_turn()
+        {
             let mut readings = self.walk.read_some()?;
             if self.walk.begins_tree() {
                 self.parts.counter.begin();
@@ -345,6 +356,7 @@ impl<'a> Session<'a> {
             } else {
                 Share::Beside
             });
+            drop(turn);
             let stamp = self.stream.queue(readings);
             if let Some(stamp) = stamp.filter(|_| !faults::skipped("journal.durable_only")) {
                 // State may not overtake the records it includes, and those are sent only once they are durable.
@@ -388,6 +400,14 @@ impl<'a> Session<'a> {
         }
         self.count_bytes(next.read);
         Ok(true)
+    }
+
+    /// The tree to read from, if it can be read now. A reading must not be older than what was sent.
+    fn take_turn(&mut self) -> Option<Turn<'a>> {
+        let may_read = self.walk.may_read();
+        let turn = Turn::take(self.parts.view, may_read).filter(|turn| !may_read || turn.is_at(self.stream.sent()));
+        self.waits_for_turn = turn.is_none();
+        turn
     }
 
     /// A target on this host follows the changes of programs at a small share of the processor; whoever waits for a mirror or
@@ -455,7 +475,9 @@ impl<'a> Session<'a> {
 
     /// Tells the target whether rows of work are left for it, when that is news: it must know when nobody is there to ask.
     fn tell_convergence(&mut self) -> Result<(), SessionError> {
-        let left = !self.parts.journal.store().work_next(self.target, 0, 1)?.is_empty();
+        // In this order: a copy is settled only once it has written down what it passes on.
+        let settled = self.parts.journal.is_settled();
+        let left = !settled || !self.parts.journal.store().work_next(self.target, 0, 1)?.is_empty();
         self.tell(if left { Convergence::Converging } else { Convergence::Consistent })
     }
 
@@ -485,140 +507,4 @@ impl<'a> Session<'a> {
             status.mirror = Some(mirror.clone());
         });
     }
-
-    fn on_ack(&mut self, ack: Ack) -> Result<(), SessionError> {
-        self.check(&ack)?;
-        while self.under_way.front().is_some_and(|(batch, _)| *batch <= ack.batch_taken) {
-            self.under_way_bytes -= self.under_way.pop_front().map_or(0, |(_, bytes)| bytes);
-        }
-        let advanced = ack.applied > self.last_ack.applied || ack.batch_durable > self.last_ack.batch_durable;
-        if advanced || !ack.needs.is_empty() {
-            self.advance(&ack)?;
-        }
-        self.tell_changes(&ack)?;
-        self.parts.status.update(|status| {
-            status.acks_durable += u64::from(advanced);
-            status.received = ack.received;
-            status.applied = ack.applied;
-            status.unsettled = ack.convergence == Convergence::Converging;
-            status.blocked = ack.blocked;
-            status.blocked_errno = ack.blocked_errno;
-            status.stalled = stalled(&ack);
-        });
-        self.last_ack = Ack { needs: Vec::new(), ..ack };
-        Ok(())
-    }
-
-    /// What an operator is to know of: objects that cannot be what they should, and a disk without room.
-    fn tell_changes(&self, ack: &Ack) -> Result<(), SessionError> {
-        let store = self.parts.journal.store();
-        if ack.blocked > self.last_ack.blocked {
-            let errno = Errno::from_raw(ack.blocked_errno);
-            let (count, oid) = (ack.blocked, ack.blocked_oid);
-            let text = format!("{count} objects cannot be brought to their state there, among them {oid}: {errno}");
-            store.event(Level::Warning, Some(self.target), &text)?;
-        }
-        if ack.stalled_at != self.last_ack.stalled_at {
-            match stalled(ack) {
-                Some(text) => store.event(Level::Warning, Some(self.target), &text)?,
-                None => store.event(Level::Info, Some(self.target), "there is room again: it goes on")?,
-            }
-        }
-        Ok(())
-    }
-
-    /// A target can only acknowledge what it was sent, and never takes anything back.
-    fn check(&self, ack: &Ack) -> Result<(), SessionError> {
-        let last = &self.last_ack;
-        let possible = ack.batch_taken <= self.batch
-            && ack.batch_durable <= ack.batch_taken
-            && ack.received <= self.stream.sent()
-            && ack.applied <= ack.received.max(last.received);
-        let forward = ack.batch_taken >= last.batch_taken
-            && ack.batch_durable >= last.batch_durable
-            && ack.applied >= last.applied;
-        match (possible, forward) {
-            (true, true) => Ok(()),
-            (false, _) => Err(SessionError::Protocol("it acknowledged what it was not sent")),
-            (_, false) => Err(SessionError::Protocol("it took an acknowledgement back")),
-        }
-    }
-
-    /// Cursor, finished work and new work, in one transaction.
-    fn advance(&mut self, ack: &Ack) -> Result<(), SessionError> {
-        let (mut finished, mut progress) = (Vec::new(), Vec::new());
-        while self.unfinished.front().is_some_and(|(batch, _)| *batch <= ack.batch_durable) {
-            for done in self.unfinished.pop_front().map(|(_, done)| done).unwrap_or_default() {
-                match done {
-                    Done::Nothing => {}
-                    Done::Row(id) => finished.push(id),
-                    Done::Upto(id, offset) => progress.push((id, offset)),
-                    Done::Check(_) => {}
-                }
-            }
-        }
-        let needs: Vec<NewWork> = ack.needs.iter().map(new_work).collect();
-        let store = self.parts.journal.store();
-        let first = ack.batch_taken == 0;
-        if first {
-            // Nothing of this session was taken in: the target repeats what earlier sessions knew, and rows that are
-            // under way keep their place.
-            store.work_insert_absent(self.target, &needs)?;
-        }
-        let needs = if first { &[][..] } else { &needs };
-        let said = Said { copy: self.copy, received: ack.received, applied: ack.applied, commit: ack.commit };
-        store.ack(self.target, &said, &finished, &progress, needs)?;
-        self.bound_needs(ack.needs.len())?;
-        if !finished.is_empty() {
-            self.meter.save(store, store.mirror_is_left(self.target)?)?;
-        }
-        self.walk.look_again();
-        if self.told == Some(Convergence::Converging) || !ack.needs.is_empty() {
-            self.tell_convergence()?;
-        }
-        if self.trimmed.elapsed() >= TRIM_EVERY {
-            self.trimmed = Instant::now();
-            self.parts.journal.trim()?;
-        }
-        Ok(())
-    }
-}
-
-/// Most of what a target asks for it lacks by its source's own doing; one that asks for ever gets no more than a comparison.
-impl Session<'_> {
-    fn bound_needs(&mut self, asked: usize) -> Result<(), SessionError> {
-        self.asked += asked;
-        if self.asked >= LOOK_AT_NEEDS {
-            self.asked = 0;
-            self.parts.journal.store().work_bound_needs(self.target, MOST_NEEDS)?;
-        }
-        Ok(())
-    }
-}
-
-/// Work that a target asked for stands against every TID.
-fn new_work(need: &Need) -> NewWork {
-    let kind = match need {
-        need if need.is_listing() => WorkKind::Dir,
-        Need { len: 0, .. } => WorkKind::Object,
-        _ => WorkKind::Range,
-    };
-    NewWork {
-        oid: need.oid,
-        kind,
-        reason: WorkReason::Need,
-        offset: if need.is_listing() { 0 } else { need.offset },
-        len: need.len,
-        created_tid: Tid::ZERO,
-    }
-}
-
-/// What keeps the target from going on, in words.
-fn stalled(ack: &Ack) -> Option<String> {
-    let place = match ack.stalled_at {
-        Stall::No => return None,
-        Stall::Inbox => "the disk of its inbox",
-        Stall::Tree => "the disk of its tree",
-    };
-    Some(format!("the target waits for room on {place}: {}", Errno::from_raw(ack.stalled_errno)))
 }
