@@ -288,7 +288,7 @@ fn set(text: &[u8]) -> Option<(Box<[bool; 256]>, &[u8])> {
             }
             (b'[', _, [b':', class @ ..]) if let Some((members, rest)) = named_class(class) => {
                 text = rest;
-                (0..=255u8).filter(|byte| members(byte)).for_each(|byte| set[usize::from(byte)] = true);
+                (0..=255u8).filter(members).for_each(|byte| set[usize::from(byte)] = true);
                 None
             }
             _ => {
@@ -305,10 +305,13 @@ fn set(text: &[u8]) -> Option<(Box<[bool; 256]>, &[u8])> {
     Some((set, text))
 }
 
+/// Whether a byte is in a class.
+type Members = fn(&u8) -> bool;
+
 /// `alpha:]` and its like, behind `[:`.
-fn named_class(text: &[u8]) -> Option<(fn(&u8) -> bool, &[u8])> {
+fn named_class(text: &[u8]) -> Option<(Members, &[u8])> {
     let end = text.iter().position(|byte| *byte == b']')?;
-    let members: fn(&u8) -> bool = match &text[..end] {
+    let members: Members = match &text[..end] {
         b"alnum:" => u8::is_ascii_alphanumeric,
         b"alpha:" => u8::is_ascii_alphabetic,
         b"blank:" => |byte| matches!(byte, b' ' | b'\t'),

@@ -14,10 +14,14 @@ enum Judgement {
     /// It is nothing to the target.
     Drop,
     /// It is this to the target.
-    Instead(Oid, Op),
+    Instead(Instead),
 }
 
 use Judgement::Keep;
+
+fn instead(oid: Oid, op: Op) -> Judgement {
+    Judgement::Instead(Instead { oid, op: Box::new(op) })
+}
 
 /// An object that a change moves.
 struct Mover<'a> {
@@ -59,7 +63,7 @@ impl Scope {
             let instead = match judgement {
                 Keep => None,
                 Judgement::Drop => Some(None),
-                Judgement::Instead(oid, op) => Some(Some(Instead { oid, op: Box::new(op) })),
+                Judgement::Instead(instead) => Some(Some(instead)),
             };
             match instead {
                 None => out.extend_from_slice(&rest[..len]),
@@ -154,7 +158,7 @@ impl Scope {
         match (is_in, fate) {
             // In a directory that is inside it says what that is afterwards, and takes no name that is there.
             _ if is_in || self.place(slot.parent) != Place::Outside => Keep,
-            (_, Fate::Gone) => Judgement::Instead(oid, Op::Gone),
+            (_, Fate::Gone) => instead(oid, Op::Gone),
             (_, Fate::Kept) => Judgement::Drop,
         }
     }
@@ -222,7 +226,7 @@ impl Scope {
                 rows.push(attributes(to.parent));
             }
             let op = Op::Unlink { slot: from.clone(), fate: Fate::Kept, parent_after: *after.from };
-            return Judgement::Instead(oid, op);
+            return instead(oid, op);
         }
         self.not_there(oid, to, after.to)
     }
@@ -253,7 +257,7 @@ impl Scope {
                     from_after: *from_after,
                     to_after: *to_after,
                 };
-                Judgement::Instead(oid, op)
+                instead(oid, op)
             }
             (false, true) => {
                 let op = Op::Rename {
@@ -265,7 +269,7 @@ impl Scope {
                     from_after: *to_after,
                     to_after: *from_after,
                 };
-                Judgement::Instead(*other, op)
+                instead(*other, op)
             }
             (false, false) => {
                 // One record cannot empty two slots: the other one's directory is listed.
@@ -280,10 +284,7 @@ impl Scope {
     fn not_there(&mut self, oid: Oid, slot: &Slot, parent_after: &Attrs) -> Judgement {
         match self.place(slot.parent) {
             Place::Outside => Judgement::Drop,
-            _ => Judgement::Instead(
-                oid,
-                Op::Unlink { slot: slot.clone(), fate: Fate::Kept, parent_after: *parent_after },
-            ),
+            _ => instead(oid, Op::Unlink { slot: slot.clone(), fate: Fate::Kept, parent_after: *parent_after }),
         }
     }
 
