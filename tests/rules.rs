@@ -10,13 +10,17 @@ use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use dtfs::base::{Rules, faults};
+use dtfs::base::{Rules, Tid, faults};
+use dtfs::journal::{NewWork, WorkReason};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use support::hand::Hand;
 use support::history::History;
-use support::pair::Pair;
+use support::pair::{Pair, TIGHT_CAP};
 use support::prng::Prng;
-use support::process::tool;
+use support::process::{tool, wait_until};
 use support::replica;
 use support::scratch::{FileSystem, utf8};
 use support::trees::{self, BUT_HOLES};
@@ -321,7 +325,67 @@ fn rules_of_a_volumes_file_count_from_a_reload_on() {
     assert!(!orphans.contains("tmp") && !orphans.contains("file-"), "what is excluded counts as orphan: {orphans}");
     let answer = pair.host.run(&["demote", "data"]);
     assert_eq!(answer.code, 7, "only this copy has what the rules exclude: {answer:?}");
+    // Moved over the edges while nobody watches: listings tell, and no record does.
+    pair.host.must(&["mounts", "unmount", "--all"]);
+    let _ = fs::remove_dir_all(pair.source.join("other"));
+    for dir in ["cache/inner", "tree/outer"] {
+        trees::fill(&pair.source.join(dir), 20);
+    }
+    fs::rename(pair.source.join("cache/inner"), pair.source.join("other")).unwrap();
+    fs::rename(pair.source.join("tree/outer"), pair.source.join("cache/outer")).unwrap();
+    pair.host.must(&["mounts", "mount", "--all"]);
+    as_rsync(&pair, &rules, "moved while it was not mounted");
+    fs::write(pair.source.join("other/file-00003"), "written where it is now").unwrap();
+    as_rsync(&pair, &rules, "and written after that");
     set_rules(&pair, &[]);
     pair.wait();
     pair.stop_and_compare("without rules again");
+}
+
+/// Sends every program that serves the target this signal.
+fn signal_programs(pair: &Pair, signal: Signal) {
+    pair.programs().into_iter().for_each(|pid| kill(Pid::from_raw(pid), signal).unwrap());
+}
+
+/// A target hangs for as long as the journal takes to drop what is to be sent to it: the session goes on behind that, with and
+/// without rules, and what moved by the records that were dropped is compared.
+#[test]
+fn what_is_dropped_under_a_session_is_passed_over() {
+    for rules in [&[][..], &["- *.tmp", "- /out/"]] {
+        let mut pair = Pair::tight().served_by_program();
+        pair.rules = parse(rules);
+        let hand = Hand::new(pair.stack());
+        for dir in ["out", "out/deep", "out/far", "in", "in/sub", "in/late"] {
+            hand.mkdir(dir).unwrap();
+            for number in 0..20 {
+                hand.file(&format!("{dir}/{number}"), format!("{dir} {number}").as_bytes()).unwrap();
+            }
+        }
+        pair.start();
+        wait_as_rsync(&pair, rules, "mirror");
+        let tree = NewWork::whole_tree(WorkReason::Verify, Tid::ZERO);
+        pair.stack().journal().store().work_renew(pair.id(), &[tree]).unwrap();
+        let row = || pair.stack().journal().store().target_by_id(pair.id()).unwrap().unwrap();
+        let errors = pair.status().errors;
+        signal_programs(&pair, Signal::SIGSTOP);
+        // More than a pipe holds: from here on nothing more is sent.
+        hand.file("in/large", &vec![1; 512 << 10]).unwrap();
+        hand.rename("out/deep", "in/deep").unwrap();
+        hand.rename("in/sub", "out/sub").unwrap();
+        hand.rename("in/late", "in/deep/late").unwrap();
+        hand.rename("in/1", "in/1.tmp").unwrap();
+        hand.patch("out/far/3", 0, b"changed outside").unwrap();
+        hand.rename("out/far/3", "in/three").unwrap();
+        for piece in 0..2 * TIGHT_CAP / (128 << 10) {
+            hand.patch("in/large", piece % 4 * (128 << 10), &vec![piece as u8; 128 << 10]).unwrap();
+        }
+        wait_until("the journal to drop what is not sent", Duration::from_secs(60), || {
+            (row().covered > row().received).then_some(())
+        });
+        let covered = row().covered;
+        signal_programs(&pair, Signal::SIGCONT);
+        wait_as_rsync(&pair, rules, "records were passed over");
+        assert!(row().received >= covered);
+        assert_eq!(pair.status().errors, errors, "it was another session that went on: {}", pair.explain());
+    }
 }

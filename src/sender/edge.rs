@@ -49,21 +49,30 @@ pub(super) fn pass_over(parts: &Parts<'_>, after: Tid) -> Result<(), SessionErro
 pub(super) fn filter(parts: &Parts<'_>, message: &mut Message) -> Result<bool, SessionError> {
     let mut scope = parts.scope.borrow_mut();
     let Some(scope) = scope.as_mut() else { return Ok(false) };
-    match message {
+    let (body, (filtered, rows)) = match message {
         Message::Records { body, .. } => {
-            let (filtered, rows) = scope.filter_records(parts.view, std::mem::take(body))?;
-            *body = filtered;
-            if !rows.is_empty() {
-                parts.journal.store().work_renew(parts.options.target, &rows)?;
-            }
-            return Ok(!rows.is_empty());
+            let filtered = scope.filter_records(parts.view, std::mem::take(body))?;
+            (body, filtered)
         }
-        Message::State { body, .. } => *body = scope.filter_state(body, Use::Apply)?,
-        Message::Check { body, .. } => *body = scope.filter_state(body, Use::Check)?,
-        Message::Start { after, .. } => scope.skip(after.tid),
-        _ => {}
+        Message::State { body, .. } => {
+            let filtered = scope.filter_state(body, Use::Apply)?;
+            (body, filtered)
+        }
+        Message::Check { body, .. } => {
+            let filtered = scope.filter_state(body, Use::Check)?;
+            (body, filtered)
+        }
+        Message::Start { after, .. } => {
+            scope.skip(after.tid);
+            return Ok(false);
+        }
+        _ => return Ok(false),
+    };
+    *body = filtered;
+    if !rows.is_empty() {
+        parts.journal.store().work_renew(parts.options.target, &rows)?;
     }
-    Ok(false)
+    Ok(!rows.is_empty())
 }
 
 /// Rules that the target was not sent by: all of it is compared by the new ones.

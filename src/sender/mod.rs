@@ -9,6 +9,7 @@
 
 mod edge;
 mod greeting;
+mod limit;
 mod mailbox;
 mod mirror;
 mod moved;
@@ -27,6 +28,7 @@ mod verify_desk;
 mod watcher;
 mod work;
 
+pub use limit::limit_mirror;
 pub use mirror::{Hold, MirrorKind, MirrorProgress, begin_mirror, last_mirror};
 pub use orphans::OrphanPolicy;
 pub use pace::Rate;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::edge;
 use super::greeting::{Begin, begin, find_target, note_times, wait_for_reply};
+use super::limit::Limit;
 use super::mailbox::{Closed, Event, Mailbox};
 use super::mirror::{Counter, Hold, Meter};
 use super::moved::moved_by;
@@ -61,6 +62,7 @@ pub(super) struct Session<'a> {
     stream: Stream,
     walk: Walk<'a>,
     meter: Meter,
+    limit: Limit,
     batch: u64,
     /// Batches under way and their size on the wire.
     under_way: VecDeque<(u64, u64)>,
@@ -171,6 +173,7 @@ impl<'a> Session<'a> {
             stream,
             walk: Walk::new(&parts, Hold::of(parts.journal.store(), target)?)?,
             meter: Meter::open(parts.journal.store(), target)?,
+            limit: Limit::open(parts.journal.store(), target)?,
             batch: 0,
             under_way: VecDeque::new(),
             under_way_bytes: 0,
@@ -265,6 +268,7 @@ impl<'a> Session<'a> {
     fn begin_mirror_again(&mut self) -> Result<(), SessionError> {
         self.walk.begin_again(Hold::of(self.parts.journal.store(), self.target)?)?;
         self.meter = Meter::open(self.parts.journal.store(), self.target)?;
+        self.limit = Limit::open(self.parts.journal.store(), self.target)?;
         self.count_bytes((0, 0));
         self.parts.orphans.policy_is_due();
         Ok(())
@@ -287,7 +291,8 @@ impl<'a> Session<'a> {
     /// How long there is nothing to do but listen.
     fn patience(&self) -> Duration {
         let patience = if self.waits_for_turn { TURN_AGAIN } else { TICK };
-        self.parts.verifier.borrow().due_in().map_or(patience, |due| due.min(patience))
+        let due = [self.parts.verifier.borrow().due_in(), self.limit.due_in()];
+        due.into_iter().flatten().fold(patience, Duration::min)
     }
 
     /// No work is left: a verification goes on, if there is one.
@@ -341,14 +346,16 @@ impl<'a> Session<'a> {
         if self.stream.wants_state()
             && let Some(turn) = self.take_turn()
         {
-            let mut readings = self.walk.read_some()?;
+            let may_read = self.limit.due_in().is_none();
+            let mut readings = if may_read { self.walk.read_some()? } else { Vec::new() };
+            self.limit.spend(&readings);
             if self.walk.begins_tree() {
                 self.parts.counter.begin();
             }
             if !readings.is_empty() {
                 self.tell(Convergence::Converging)?;
             }
-            if readings.is_empty() && self.unfinished.is_empty() && !self.walk.is_held() {
+            if readings.is_empty() && self.unfinished.is_empty() && may_read && !self.walk.is_held() {
                 readings = self.verify_some()?;
             }
             self.take_share(if readings.is_empty() && self.unfinished.is_empty() {
@@ -451,6 +458,7 @@ impl<'a> Session<'a> {
         }
         if self.unfinished.is_empty()
             && self.stream.wants_state()
+            && self.limit.due_in().is_none()
             && let Some(order) = self.parts.options.orphans.as_ref().and_then(|policy| self.parts.orphans.due(policy))
         {
             self.send(&Message::Orphans(order))?;
