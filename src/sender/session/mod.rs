@@ -50,6 +50,9 @@ pub(super) struct Parts<'a> {
 
 /// Bytes that may be under way.
 const WINDOW_BYTES: u64 = 16 << 20;
+/// A program that syncs each of its changes makes records durable one by one. Those of so long a time go to the target
+/// together: it syncs its inbox once for each batch, and on one disk the two would wait for each other.
+const GATHER: Duration = Duration::from_millis(10);
 /// How often a session looks at itself when nothing happens.
 const TICK: Duration = Duration::from_secs(2);
 /// How soon a tree that could not be read is asked for again.
@@ -86,7 +89,7 @@ pub(super) struct Session<'a> {
     /// When the target was last given a sign of life.
     ticked: Instant,
     pace: Pace,
-    /// With a period: when records are sent again.
+    /// When records are sent again.
     rests_until: Option<Instant>,
     counted_bytes: u64,
     watcher: Watcher,
@@ -292,7 +295,12 @@ impl<'a> Session<'a> {
     fn patience(&self) -> Duration {
         let patience = if self.waits_for_turn { TURN_AGAIN } else { TICK };
         let due = [self.parts.verifier.borrow().due_in(), self.limit.due_in()];
-        due.into_iter().flatten().fold(patience, Duration::min)
+        let patience = due.into_iter().flatten().fold(patience, Duration::min);
+        let could_send = self.under_way_bytes < WINDOW_BYTES && self.stream.may_have_more();
+        match self.rests_until.filter(|_| could_send) {
+            Some(until) => patience.min(until.saturating_duration_since(Instant::now())),
+            None => patience,
+        }
     }
 
     /// No work is left: a verification goes on, if there is one.
@@ -383,7 +391,7 @@ impl<'a> Session<'a> {
             next => next?,
         };
         let Some(mut next) = next else {
-            self.rests_until = self.parts.options.period.map(|period| Instant::now() + period);
+            self.rests_until = Some(Instant::now() + self.parts.options.period.unwrap_or(GATHER));
             return self.rest();
         };
         if edge::filter(&self.parts, &mut next.message)? {
