@@ -342,9 +342,24 @@ fn rules_of_a_volumes_file_count_from_a_reload_on() {
     pair.stop_and_compare("without rules again");
 }
 
-/// Sends every program that serves the target this signal.
-fn signal_programs(pair: &Pair, signal: Signal) {
-    pair.programs().into_iter().for_each(|pid| kill(Pid::from_raw(pid), signal).unwrap());
+/// The programs that serve a target, stopped; they go on when this is dropped.
+struct Frozen(Vec<Pid>);
+
+impl Frozen {
+    fn new(pair: &Pair) -> Frozen {
+        let programs: Vec<Pid> = pair.programs().into_iter().map(Pid::from_raw).collect();
+        assert_eq!(programs.len(), 1, "one session");
+        programs.iter().for_each(|pid| kill(*pid, Signal::SIGSTOP).unwrap());
+        Frozen(programs)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let _ = kill(*pid, Signal::SIGCONT);
+        }
+    }
 }
 
 /// A target hangs for as long as the journal takes to drop what is to be sent to it: the session goes on behind that, with and
@@ -367,7 +382,7 @@ fn what_is_dropped_under_a_session_is_passed_over() {
         pair.stack().journal().store().work_renew(pair.id(), &[tree]).unwrap();
         let row = || pair.stack().journal().store().target_by_id(pair.id()).unwrap().unwrap();
         let errors = pair.status().errors;
-        signal_programs(&pair, Signal::SIGSTOP);
+        let frozen = Frozen::new(&pair);
         // More than a pipe holds: from here on nothing more is sent.
         hand.file("in/large", &vec![1; 512 << 10]).unwrap();
         hand.rename("out/deep", "in/deep").unwrap();
@@ -376,14 +391,15 @@ fn what_is_dropped_under_a_session_is_passed_over() {
         hand.rename("in/1", "in/1.tmp").unwrap();
         hand.patch("out/far/3", 0, b"changed outside").unwrap();
         hand.rename("out/far/3", "in/three").unwrap();
-        for piece in 0..2 * TIGHT_CAP / (128 << 10) {
-            hand.patch("in/large", piece % 4 * (128 << 10), &vec![piece as u8; 128 << 10]).unwrap();
-        }
+        // Segments go when the log goes on to another one.
+        let mut piece = 0;
         wait_until("the journal to drop what is not sent", Duration::from_secs(60), || {
-            (row().covered > row().received).then_some(())
+            piece += 1;
+            hand.patch("in/large", piece % 4 * (128 << 10), &vec![piece as u8; 128 << 10]).unwrap();
+            (piece > 2 * TIGHT_CAP / (128 << 10) && row().covered > row().received).then_some(())
         });
         let covered = row().covered;
-        signal_programs(&pair, Signal::SIGCONT);
+        drop(frozen);
         wait_as_rsync(&pair, rules, "records were passed over");
         assert!(row().received >= covered);
         assert_eq!(pair.status().errors, errors, "it was another session that went on: {}", pair.explain());
