@@ -393,7 +393,7 @@ fn how_far_a_bounded_mirror_is_shows_everywhere() {
     let tells_all = |shown: &str| [" objects, ", " (about ", "reads "].iter().all(|word| shown.contains(word));
     let seen = wait_until("everything about a mirror that runs", PATIENCE, || {
         let reply = mirror(&pair);
-        (whole(&reply) || reply["progress"] == "done").then_some(reply)
+        (whole(&reply) || run.ended().is_some()).then_some(reply)
     });
     assert_eq!(seen["progress"], "running", "it was never told whole: {seen:#}");
     wait_until("status --watch to tell", PATIENCE, || {

@@ -384,7 +384,10 @@ fn what_is_dropped_under_a_session_is_passed_over() {
         let errors = pair.status().errors;
         let frozen = Frozen::new(&pair);
         // More than a pipe holds: from here on nothing more is sent.
-        hand.file("in/large", &vec![1; 512 << 10]).unwrap();
+        hand.file("in/large", b"").unwrap();
+        for piece in 0..4 {
+            hand.patch("in/large", piece * (128 << 10), &vec![1; 128 << 10]).unwrap();
+        }
         hand.rename("out/deep", "in/deep").unwrap();
         hand.rename("in/sub", "out/sub").unwrap();
         hand.rename("in/late", "in/deep/late").unwrap();

@@ -7,13 +7,12 @@ use super::SessionError;
 use super::greeting::Begin;
 use super::scope::{Scope, Use};
 use super::session::Parts;
-use crate::base::{Oid, Tid};
-use crate::journal::{Level, NewWork, WorkKind, WorkReason};
+use crate::base::{Oid, Rules, Tid};
+use crate::journal::{JournalError, Level, NewWork, Store, TargetId, WorkKind, WorkReason};
 use crate::wire::Message;
 
 /// A session begins behind `after`. `mirrored` says whether the target had a place before.
 pub(super) fn begin(parts: &Parts<'_>, after: Tid, how: Begin, mirrored: bool) -> Result<(), SessionError> {
-    note_rules(parts, mirrored)?;
     if parts.options.rules.is_empty() {
         return Ok(());
     }
@@ -75,18 +74,19 @@ pub(super) fn filter(parts: &Parts<'_>, message: &mut Message) -> Result<bool, S
     Ok(!rows.is_empty())
 }
 
-/// Rules that the target was not sent by: all of it is compared by the new ones.
-fn note_rules(parts: &Parts<'_>, mirrored: bool) -> Result<(), SessionError> {
-    let (store, target) = (parts.journal.store(), parts.options.target);
-    let (key, text) = (format!("rules.{}", target.0), parts.options.rules.to_text());
+/// A sender begins: by rules that the target was not sent by, all of it is compared. Done before anybody can ask how the
+/// target stands by the new ones.
+pub(super) fn note_rules(store: &Store, target: TargetId, rules: &Rules) -> Result<(), JournalError> {
+    let (key, text) = (format!("rules.{}", target.0), rules.to_text());
+    let mirrored = store.target_by_id(target)?.is_some_and(|row| row.mirrored);
     if store.meta_get(&key)?.unwrap_or_default() == text.as_bytes() {
         return Ok(());
     }
     if mirrored {
-        compare_all(parts)?;
+        store.work_renew(target, &[NewWork::whole_tree(WorkReason::Verify, Tid::ZERO)])?;
         store.event(Level::Info, Some(target), "the rules have changed: the whole tree is compared by the new ones")?;
     }
-    // Last: until it is written down the next session does all of this again.
+    // Last: until it is written down the next sender does all of this again.
     Ok(store.meta_set(&key, text.as_bytes())?)
 }
 

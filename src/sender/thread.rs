@@ -76,6 +76,7 @@ impl SenderThread {
         view: Arc<dyn TreeView>,
         options: SenderOptions,
     ) -> std::io::Result<SenderThread> {
+        super::edge::note_rules(journal.store(), options.target, &options.rules).map_err(std::io::Error::other)?;
         let (mailbox, status) = (Arc::new(Mailbox::default()), Arc::new(SharedStatus::default()));
         let desk = Arc::new(VerifyDesk::default());
         let verifier = RefCell::new(Verifier::new(desk.clone(), options.rules.clone()));
