@@ -9,6 +9,7 @@
 
 mod edge;
 mod greeting;
+mod guarded;
 mod limit;
 mod mailbox;
 mod mirror;
