@@ -44,7 +44,9 @@ CREATE TABLE target (
     said_copy     BLOB,
     said_received INTEGER,
     said_applied  INTEGER,
-    said_commit   BLOB
+    said_commit   BLOB,
+    sent_copy     BLOB,
+    sent_upto     INTEGER
 );
 CREATE TABLE work (
     seq         INTEGER PRIMARY KEY AUTOINCREMENT,
