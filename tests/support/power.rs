@@ -24,7 +24,7 @@ const SHARED_MEMORY: &str = "/dev/shm";
 const DISK_MIB: u64 = 512;
 /// Of a journal's own disk: the tree is ahead of it for long, and a cut finds it so.
 const SLOW_FLUSH: Duration = Duration::from_millis(15);
-const UNMOUNT_LIMIT: Duration = Duration::from_secs(10);
+const UNMOUNT_LIMIT: Duration = Duration::from_secs(60);
 const VOLUME: &str = "data";
 const TARGET_DISK: usize = 1;
 
