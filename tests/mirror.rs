@@ -2,12 +2,14 @@
 //! killed on the way.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics with the reason")]
 
+#[path = "mirror/matrix.rs"]
+mod matrix;
 mod support;
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::process::{tool, wait_until};
@@ -179,44 +181,70 @@ fn hold_back(pair: &Pair, rate: &str, kind: &str) {
     pair.host.must(&["replication", "resume", "data", "target"]);
 }
 
-/// Kills one side when a mirror has read `percent` of the tree; it comes to its end, and little is sent once more.
-fn killed_at(percent: u64, kill: fn(&mut Pair)) {
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    Source,
+    Target,
+}
+
+/// What may be sent once more: two groups that are being made durable, and what is under way.
+const AGAIN_MOST_BYTES: u64 = 16 << 20;
+
+/// Kills one side when a mirror has read `percent` of the tree; it comes to its end, little is sent once more, and changes
+/// that are made meanwhile do not wait for it.
+fn killed_at(percent: u64, side: Side) {
     let count = 1500;
     let mut pair = Pair::mirrored(FileSystem::Ext4, |source| {
+        let mut noise = vec![0; 40_000];
         for folder in 0..count / 100 {
             fs::create_dir(source.join(format!("d{folder}"))).unwrap();
             for file in 0..100 {
-                fs::write(source.join(format!("d{folder}/f{file}")), vec![file as u8; 20_000]).unwrap();
+                blake3::Hasher::new().update(&[folder as u8, file]).finalize_xof().fill(&mut noise);
+                fs::write(source.join(format!("d{folder}/f{file}")), &noise).unwrap();
             }
         }
     });
+    let whole = pair.bytes_sent();
+    assert!(whole > count * 40_000, "noise does not shrink");
     for folder in 0..count / 100 {
         fs::remove_dir_all(pair.behind().join(format!("d{folder}"))).unwrap();
     }
-    hold_back(&pair, "10M", "--full");
+    hold_back(&pair, "20M", "--full");
+    let before = pair.bytes_sent();
     wait_until("the mirror to get there", PATIENCE, || (objects(&pair) * 100 >= count * percent).then_some(()));
+    fs::write(pair.source.join("beside"), "x").unwrap();
+    wait_until("a change to arrive", PATIENCE, || pair.target.join("beside").exists().then_some(()));
     assert_eq!(mirror(&pair)["progress"], "running", "it was over before it could be killed");
-    kill(&mut pair);
+    let sent = pair.bytes_sent() - before;
+    match side {
+        Side::Target => pair.host.kill9_server(),
+        Side::Source => {
+            pair.host.kill9_and_wait();
+            pair.host.start_and_mount();
+        }
+    }
     pair.wait();
     let reply = mirror(&pair);
     assert_eq!((&reply["mirror"], &reply["progress"]), (&"full".into(), &"done".into()), "{reply:#}");
+    // A daemon counts from its own start.
+    let in_all = if side == Side::Target { pair.bytes_sent() - before } else { sent + pair.bytes_sent() };
+    let again = in_all.saturating_sub(whole);
+    println!("killed at {percent} %: {again} of {whole} bytes were sent once more");
+    assert!(again < AGAIN_MOST_BYTES, "killed at {percent} %: {again} of {whole} bytes were sent once more");
     pair.stop_and_compare(&format!("killed at {percent} %"));
 }
 
 #[test]
 fn a_killed_target_goes_on_with_its_mirror() {
     for percent in [10, 50, 90] {
-        killed_at(percent, |pair| pair.host.kill9_server());
+        killed_at(percent, Side::Target);
     }
 }
 
 #[test]
 fn a_killed_source_goes_on_with_its_mirror() {
     for percent in [10, 50, 90] {
-        killed_at(percent, |pair| {
-            pair.host.kill9_and_wait();
-            pair.host.start_and_mount();
-        });
+        killed_at(percent, Side::Source);
     }
 }
 
@@ -378,4 +406,48 @@ fn orphans_are_told_moved_and_removed() {
     });
     assert_eq!(orphans(&pair, &["scan"])["count"], 0);
     pair.stop_and_compare("with orphans");
+}
+
+/// How far a mirror is, for programs, for people, and as a bar for whoever sits at a terminal; bounded by `-b` it takes long
+/// enough for all of them to see it.
+#[test]
+fn how_far_a_bounded_mirror_is_shows_everywhere() {
+    let pair = Pair::mirrored(FileSystem::Ext4, |source| fill(source));
+    let begun = Instant::now();
+    let mut run = pair.host.spawn("bounded", &["mirror", "start", "data", "target", "--full", "--wait", "-b", "4M"]);
+    let watch = pair.host.spawn("watch", &["status", "--watch"]);
+    let whole = |reply: &Value| {
+        ["objects", "bytes", "total_objects", "total_bytes", "bytes_a_second", "seconds_left"]
+            .iter()
+            .all(|key| reply[*key].as_u64().is_some_and(|number| number > 0))
+            && reply["current"].as_str().is_some_and(|path| !path.is_empty())
+    };
+    // Objects, bytes and estimate, and the path that is read.
+    let tells_all = |shown: &str| [" objects, ", " (about ", "reads "].iter().all(|word| shown.contains(word));
+    let seen = wait_until("everything about a mirror that runs", PATIENCE, || {
+        let reply = mirror(&pair);
+        (whole(&reply) || run.ended().is_some()).then_some(reply)
+    });
+    assert_eq!(seen["progress"], "running", "it was never told whole: {seen:#}");
+    wait_until("status --watch to tell", PATIENCE, || {
+        let shown = pair.host.printed("watch");
+        (tells_all(&shown) || run.ended().is_some()).then_some(())
+    });
+    let shown = pair.host.printed("watch");
+    assert!(tells_all(&shown), "{shown}");
+    drop(watch);
+    assert!(run.wait("the mirror", PATIENCE).success());
+    assert!(begun.elapsed() >= Duration::from_secs(2), "12 MiB were read faster than 4 MiB a second");
+    let printed = pair.host.printed("bounded");
+    assert!(printed.contains("done, ") && !printed.contains("/s"), "a bar without a terminal: {printed}");
+    let dtfs = format!("{} --root {}", env!("CARGO_BIN_EXE_dtfs"), utf8(pair.host.root()));
+    let command = format!("stty cols 160; exec {dtfs} mirror start data target --full -b 4M");
+    let shown = tool("script", &["-qec", &command, "/dev/null"]);
+    assert!(shown.contains("% ") && shown.contains(" objects, ") && shown.contains("/s"), "no bar: {shown:?}");
+    assert!(shown.contains("done, "), "it did not follow the mirror to its end: {shown:?}");
+    // The bound ends with its mirror.
+    let begun = Instant::now();
+    start(&pair, "--full");
+    eprintln!("without a bound it took {:?}", begun.elapsed());
+    pair.stop_and_compare("after bounded mirrors");
 }

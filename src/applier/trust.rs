@@ -97,7 +97,8 @@ fn sift_op(op: &mut Op) -> bool {
         | Op::StateHole { attrs, .. }
         | Op::StateHash { attrs, .. }
         | Op::StateEnd { attrs } => sift_attrs(attrs),
-        Op::Gone | Op::StateGone => false,
+        // What stands in it comes here by itself.
+        Op::Filtered { .. } | Op::Gone | Op::StateGone | Op::StateOutside => false,
     }
 }
 
