@@ -330,6 +330,7 @@ fn reply() -> HelloReply {
         high_water: Tid(0),
         doubt: String::new(),
         stored_times: StoredTimes::Exact,
+        settled: 0,
     }
 }
 

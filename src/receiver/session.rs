@@ -14,7 +14,8 @@ use super::inbox::{self, Inbox};
 use super::intake::Intake;
 use super::outbox::{Outbox, Outgoing, outbox};
 use super::positions::Positions;
-use crate::applier::{Adopt, Origin, Replica, ReplicaError};
+use super::relay::RelayEnd;
+use crate::applier::{self, Adopt, Origin, Replica, ReplicaError};
 use crate::base::{History, Tid, VolumeUuid};
 use crate::journal::JournalError;
 use crate::record::{DecodeError, HISTORY_XATTR};
@@ -193,6 +194,7 @@ fn greeting(Ready { replica, inbox, .. }: &Ready) -> HelloReply {
         high_water: inbox.high_water,
         doubt: replica.doubt().unwrap_or_default().to_owned(),
         stored_times: replica.stored_times(),
+        settled: applier::told_mark(replica.state_dir()),
     }
 }
 
@@ -215,7 +217,10 @@ fn run<R: Read>(mut reader: FrameReader<R>, out: Outbox, ready: Ready, gone: &Go
     let convergence = if replica.is_converging() { Convergence::Converging } else { Convergence::Consistent };
     let positions = Arc::new(Positions::new(received, replica.applied().tid, replica.commit(), convergence));
     gone.tell(positions.clone());
-    let beginning = Beginning { replica, received: received.tid, high_water, delay };
+    // Before anything is said: what targets of this copy still need must not be freed for a moment.
+    let mut relay = RelayEnd::new(replica.state_dir());
+    positions.set_downstream(relay.begin()?);
+    let beginning = Beginning { replica, received: received.tid, high_water, delay, relay };
     let apply = ApplyThread::spawn(beginning, log.clone(), queue, out.clone(), positions.clone());
     let mut intake = Intake::new((log, cap_bytes), jobs, out, positions.clone());
     let outcome = intake.run(&mut reader);

@@ -92,6 +92,7 @@ pub(super) fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, Sess
         said: row.said,
         standing: standing(journal.as_ref(), &reply.received)?,
         forked,
+        mark: journal.mark()?,
         awaited: awaited.as_ref().map(|row| (row.received, row.covered)),
     };
     if journal.part() == Part::Relay && ours.standing == Standing::Ahead {
@@ -108,6 +109,14 @@ pub(super) fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, Sess
         Plan::Stream => {
             take_back(store, (&row, awaited), reply)?;
             store.target_said(target, Some(&said))?;
+            return Ok(Start { after: reply.received, what: Begin::Stream });
+        }
+        Plan::Resume => {
+            store.reset_target(target, reply.applied.tid, &[])?;
+            store.target_said(target, Some(&said))?;
+            let at = reply.received.tid;
+            let text = format!("another source brought it to {at}, and nothing is in doubt: it goes on behind that");
+            store.event(Level::Info, Some(target), &text)?;
             return Ok(Start { after: reply.received, what: Begin::Stream });
         }
         Plan::Jump { to } => {

@@ -44,7 +44,8 @@ CREATE TABLE target (
     said_copy     BLOB,
     said_received INTEGER,
     said_applied  INTEGER,
-    said_commit   BLOB
+    said_commit   BLOB,
+    downstream    INTEGER NOT NULL DEFAULT 9223372036854775807
 );
 CREATE TABLE work (
     seq         INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -83,6 +83,12 @@ impl Relay {
         Ok(Arc::new(Relay { shared, view }))
     }
 
+    /// Whether the copy in `dir` was ever given targets: what it keeps for them is to go when it has none any more.
+    pub fn was_begun(dir: &Path, states: &Path) -> bool {
+        let about = Replica::describe(dir, states).ok().flatten();
+        about.is_some_and(|about| states.join(about.id.to_string()).join(DIR).join("state.db").exists())
+    }
+
     /// Unique id of the copy.
     pub fn copy(&self) -> VolumeUuid {
         self.shared.copy
@@ -231,6 +237,10 @@ impl Replay for Relay {
 
     fn is_settled(&self) -> bool {
         self.shared.board.read().is_some_and(|said| said.is_settled) && self.view.is_whole()
+    }
+
+    fn mark(&self) -> Result<u64, JournalError> {
+        Ok(if self.is_settled() { applier::told_mark(&self.shared.state) } else { 0 })
     }
 
     fn bytes_after(&self, tid: Tid) -> u64 {

@@ -22,7 +22,11 @@ impl Session<'_> {
         while self.under_way.front().is_some_and(|(batch, _)| *batch <= ack.batch_taken) {
             self.under_way_bytes -= self.under_way.pop_front().map_or(0, |(_, bytes)| bytes);
         }
-        let advanced = ack.applied > self.last_ack.applied || ack.batch_durable > self.last_ack.batch_durable;
+        let last = &self.last_ack;
+        let advanced = ack.applied > last.applied || ack.batch_durable > last.batch_durable;
+        if ack.downstream != last.downstream {
+            self.parts.journal.store().target_downstream(self.target, ack.downstream)?;
+        }
         if advanced || !ack.needs.is_empty() {
             self.advance(&ack)?;
         }

@@ -63,6 +63,8 @@ pub struct HelloReply {
     pub doubt: String,
     /// How it stores access times.
     pub stored_times: StoredTimes,
+    /// What it was told last by [`Message::Settled`](super::Message::Settled), while nothing stands against it; else 0.
+    pub settled: u64,
 }
 
 impl Hello {
@@ -108,6 +110,7 @@ impl HelloReply {
         out.u64(self.high_water.0);
         out.short_bytes(clip(&self.doubt));
         out.u8(self.stored_times as u8);
+        out.u64(self.settled);
     }
 
     pub(super) fn decode(r: &mut FieldReader<'_>) -> Result<HelloReply, DecodeError> {
@@ -127,8 +130,8 @@ impl HelloReply {
         let (received, applied) = (position(r, "received")?, position(r, "applied")?);
         let (commit, high_water) = (Commit::from_bytes(r.fixed("commit")?), Tid(r.u64("high water")?));
         let doubt = text(r)?;
-        let stored_times = stored_times(r)?;
-        Ok(HelloReply { version, replica, state, received, applied, commit, high_water, doubt, stored_times })
+        let (stored_times, settled) = (stored_times(r)?, r.u64("settled")?);
+        Ok(HelloReply { version, replica, state, received, applied, commit, high_water, doubt, stored_times, settled })
     }
 }
 
