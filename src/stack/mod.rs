@@ -16,7 +16,6 @@
 //! What differs from the backing directory is listed in `SEMANTICS.md`.
 
 mod ahead;
-mod committer;
 mod create;
 mod creds;
 mod descriptors;
@@ -48,7 +47,6 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use self::ahead::Ahead;
-use self::committer::Committer;
 use self::descriptors::Descriptors;
 use self::inodes::Inodes;
 use self::nodes::NodeTable;
@@ -93,7 +91,6 @@ pub enum StackError {
 pub struct Stack {
     tree: Tree,
     journal: Arc<Journal>,
-    committer: Committer,
     /// Dropped with the stack, before its tree.
     _checkpointer: Checkpointer,
     space: Space,
@@ -141,7 +138,6 @@ impl Stack {
             // In this order: what is called by which name is forgotten when the tree is another.
             space: journal.bind_backing(&identity)?,
             oids: journal.oids(),
-            committer: Committer::start(&journal)?,
             _checkpointer: journal.start_checkpoints(sync_of(&tree)?)?,
             tree,
             journal,

@@ -190,6 +190,13 @@ pub fn fdatasync(fd: BorrowedFd<'_>) -> Result<()> {
     check(unsafe { libc::fdatasync(fd.as_raw_fd()) }).map(drop)
 }
 
+/// sync_file_range(2) with SYNC_FILE_RANGE_WRITE: begins to write what is dirty from `offset` on, and waits for nothing but a
+/// place in the device's queue. It makes nothing durable, and reports no error: [`fdatasync`] does both.
+pub fn start_writeback(fd: BorrowedFd<'_>, offset: u64) {
+    // SAFETY: no pointers. A length of 0 means up to the end of the file.
+    let _ = unsafe { libc::sync_file_range(fd.as_raw_fd(), offset as libc::off64_t, 0, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
 /// syncfs(2): everything dirty on the filesystem of `fd`. Write errors are reported once per descriptor.
 ///
 /// # Errors

@@ -37,7 +37,8 @@ pub use dirs::{
 pub use fanotify::{Written, read_written, watch_mount};
 pub use files::{
     FileSystemStat, copy_file_range, fallocate, fdatasync, flock_exclusive, flock_release, flock_wait, fstatfs, fsync,
-    ftruncate, lseek, openat, openat2_beneath, pread, pwrite, pwritev_all, read_exact_at, reopen, syncfs,
+    ftruncate, lseek, openat, openat2_beneath, pread, pwrite, pwritev_all, read_exact_at, reopen, start_writeback,
+    syncfs,
 };
 pub use flags::{
     FSXATTR_BYTES, FileFlags, FsXattr, InodeFlags, file_flags_get, file_flags_set, filesystem_uuid, fsxattr_get,

@@ -187,6 +187,11 @@ impl SegmentFile {
         &ZEROS[..ahead as usize]
     }
 
+    /// Begins to write what is in memory from `offset` on.
+    pub(super) fn start_writeback(&self, offset: u64) {
+        sys::start_writeback(self.fd.as_fd(), offset);
+    }
+
     /// Makes what was written durable.
     pub(super) fn sync(&self) -> Result<(), JournalError> {
         faults::step("journal.fdatasync", || sys::fdatasync(self.fd.as_fd())).map_err(io("fdatasync", &self.path))

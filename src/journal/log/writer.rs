@@ -102,6 +102,14 @@ impl SegmentLog {
         self.write_frame(writer, &header, parts)
     }
 
+    /// Begins to write to the disk what was appended since `from`, where the log ended then. Waits for nothing: what comes of
+    /// it, [`SegmentLog::sync`] finds out.
+    pub(in crate::journal) fn start_writeback(&self, from: Position) {
+        let writer = self.writer.lock();
+        let offset = if writer.link.segment == from.segment { from.offset } else { 0 };
+        writer.file.start_writeback(offset);
+    }
+
     /// Makes every frame durable; returns the last durable TID.
     ///
     /// # Errors

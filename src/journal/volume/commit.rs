@@ -29,6 +29,17 @@ impl Journal {
         self.core.commit_upto(upto)
     }
 
+    /// Puts what waits into the log and lets the disk begin with it, for a caller who syncs another file first and commits
+    /// then: the two syncs find less to wait for, and no other thread has to be woken. Waits for nobody; while another one
+    /// leads, there is nothing to do.
+    pub fn start_commit(&self, upto: Tid) {
+        let mut ring = self.core.ring.lock();
+        let due = ring.durable < upto && ring.sound().is_ok();
+        if due && ring.leader == Leader::None && ring.has_unwritten() {
+            self.core.lead_write(&mut ring);
+        }
+    }
+
     /// Takes no more changes, commits everything and writes down that the log ends here, so that the next open need not
     /// compare anything. The caller has ended its changes before.
     ///
@@ -109,19 +120,43 @@ impl Core {
         }
     }
 
-    /// Commits everything that waits. The ring is unlocked meanwhile; nobody may be leading.
-    pub(super) fn lead_commit(&self, ring: &mut MutexGuard<'_, Ring>) {
+    /// Writes everything that waits to the log. The ring is unlocked meanwhile; nobody may be leading.
+    fn lead_write(&self, ring: &mut MutexGuard<'_, Ring>) {
         ring.leader = Leader::Busy;
         let batch = ring.take_batch();
         let result = MutexGuard::unlocked(ring, || {
+            let from = self.log.end();
+            self.write_batch(&batch)?;
+            self.log.start_writeback(from);
+            Ok::<_, JournalError>((self.log.room(), self.log.end().segment != from.segment))
+        });
+        match result {
+            Ok((room, rolled)) => {
+                ring.note_written(batch);
+                ring.room = room;
+                ring.rolled |= rolled;
+            }
+            Err(error) => self.fail(ring, &error.to_string()),
+        }
+        self.end_lead(ring);
+    }
+
+    /// Commits everything that waits. The ring is unlocked meanwhile; nobody may be leading.
+    pub(super) fn lead_commit(&self, ring: &mut MutexGuard<'_, Ring>) {
+        ring.leader = Leader::Busy;
+        let mut batches = ring.take_written();
+        let batch = ring.take_batch();
+        let result = MutexGuard::unlocked(ring, || {
             let before = self.log.end().segment;
-            let written = self.write_batch(&batch);
-            written.map(|end| (self.log.room(), end, end.segment != before))
+            self.write_batch(&batch)?;
+            batches.push(batch);
+            self.sync(&batches).map(|end| (self.log.room(), end, end.segment != before))
         });
         match result {
             Ok((room, end, rolled)) => {
-                ring.settle(&batch);
-                self.shared.settle(batch.end, Durable { tid: self.log.durable_tid(), end });
+                batches.iter().for_each(|batch| ring.settle(batch));
+                let free_to = batches.last().map_or(0, |batch| batch.end);
+                self.shared.settle(free_to, Durable { tid: self.log.durable_tid(), end });
                 ring.room = room;
                 ring.rolled |= rolled;
                 self.want_checkpoint_when_long(ring, end);
@@ -148,8 +183,7 @@ impl Core {
         ring.failed.get_or_insert_with(|| reason.to_owned());
     }
 
-    /// Returns where the log ends then.
-    fn write_batch(&self, batch: &Batch) -> Result<Position, JournalError> {
+    fn write_batch(&self, batch: &Batch) -> Result<(), JournalError> {
         self.write_intents(&batch.intents)?;
         let most = self.log.max_body();
         let mut parts: Vec<&[u8]> = Vec::with_capacity(batch.records.len());
@@ -167,9 +201,13 @@ impl Core {
             tid = tid.next();
         }
         self.write_frame(&parts, tid)?;
-        faults::point("journal.written").map_err(io("commit", Path::new("log")))?;
+        faults::point("journal.written").map_err(io("commit", Path::new("log")))
+    }
+
+    /// Makes `batches` durable, which are all that is in the log and was not; returns where the log ends.
+    fn sync(&self, batches: &[Batch]) -> Result<Position, JournalError> {
         self.log.sync()?;
-        batch.intents.iter().for_each(|asked| self.hot.confirm(asked));
+        batches.iter().flat_map(|batch| &batch.intents).for_each(|asked| self.hot.confirm(asked));
         Ok(self.log.end())
     }
 

@@ -62,6 +62,8 @@ pub(super) struct Ring {
     head: u64,
     /// The room of the records in `pending`.
     pending_share: Share,
+    /// What is in the log already, and not known to be durable; the oldest first.
+    written: Vec<Batch>,
     /// Intents that wait, and their room.
     intents: Vec<Asked>,
     intents_share: Share,
@@ -96,7 +98,7 @@ pub(super) struct Ring {
     pub(super) stop: bool,
 }
 
-/// What one group commit writes.
+/// What is written to the log in one go.
 pub(super) struct Batch {
     pub(super) records: Vec<Extent>,
     pub(super) intents: Vec<Asked>,
@@ -123,6 +125,7 @@ impl Ring {
         Ring {
             pending: Vec::new(),
             head: 0,
+            written: Vec::new(),
             intents: Vec::new(),
             intents_share: Share::default(),
             intents_given: 0,
@@ -217,6 +220,11 @@ impl Ring {
 
     /// Whether anything waits.
     pub(super) fn has_work(&self) -> bool {
+        self.has_unwritten() || !self.written.is_empty()
+    }
+
+    /// Whether anything waits that is not in the log yet.
+    pub(super) fn has_unwritten(&self) -> bool {
         !self.pending.is_empty() || !self.intents.is_empty()
     }
 
@@ -225,7 +233,7 @@ impl Ring {
         !self.intents.is_empty()
     }
 
-    /// Takes everything that waits.
+    /// Takes everything that is not in the log yet.
     pub(super) fn take_batch(&mut self) -> Batch {
         let records = std::mem::take(&mut self.pending);
         let mut share = std::mem::take(&mut self.pending_share);
@@ -241,7 +249,17 @@ impl Ring {
         }
     }
 
-    /// The batch is on the disk.
+    /// The batch is in the log, and waits for the next sync.
+    pub(super) fn note_written(&mut self, batch: Batch) {
+        self.written.push(batch);
+    }
+
+    /// What is in the log and waits for a sync.
+    pub(super) fn take_written(&mut self) -> Vec<Batch> {
+        std::mem::take(&mut self.written)
+    }
+
+    /// The batch is on the disk, and all before it.
     pub(super) fn settle(&mut self, batch: &Batch) {
         self.durable = batch.last;
         self.intents_durable = batch.intents_upto;

@@ -45,6 +45,9 @@ pub(super) struct Parts<'a> {
 
 /// Bytes that may be under way.
 const WINDOW_BYTES: u64 = 16 << 20;
+/// A program that syncs each of its changes makes records durable one by one. Those of so long a time go to the target
+/// together: it syncs its inbox once for each batch, and on one disk the two would wait for each other.
+const GATHER: Duration = Duration::from_millis(10);
 /// How often a session looks at itself when nothing happens.
 const TICK: Duration = Duration::from_secs(2);
 /// How soon a tree that could not be read is asked for again.
@@ -80,7 +83,7 @@ pub(super) struct Session<'a> {
     /// When the target was last given a sign of life.
     ticked: Instant,
     pace: Pace,
-    /// With a period: when records are sent again.
+    /// When records are sent again.
     rests_until: Option<Instant>,
     counted_bytes: u64,
     watcher: Watcher,
@@ -290,7 +293,12 @@ impl<'a> Session<'a> {
     /// How long there is nothing to do but listen.
     fn patience(&self) -> Duration {
         let patience = if self.waits_for_turn { TURN_AGAIN } else { TICK };
-        self.parts.verifier.borrow().due_in().map_or(patience, |due| due.min(patience))
+        let patience = self.parts.verifier.borrow().due_in().map_or(patience, |due| due.min(patience));
+        let could_send = self.under_way_bytes < WINDOW_BYTES && self.stream.may_have_more();
+        match self.rests_until.filter(|_| could_send) {
+            Some(until) => patience.min(until.saturating_duration_since(Instant::now())),
+            None => patience,
+        }
     }
 
     /// No work is left: a verification goes on, if there is one.
@@ -380,7 +388,7 @@ impl<'a> Session<'a> {
             next => next?,
         };
         let Some(next) = next else {
-            self.rests_until = self.parts.options.period.map(|period| Instant::now() + period);
+            self.rests_until = Some(Instant::now() + self.parts.options.period.unwrap_or(GATHER));
             return self.rest();
         };
         self.note_moves(&next.message)?;
