@@ -283,6 +283,10 @@ fn a_chain_survives_kills_of_all_its_parts() {
         load.finish();
         if random.chance(50) {
             chain.a.kill9();
+            if random.chance(50) {
+                // Then a new epoch begins, and what is in doubt is compared along the whole chain.
+                chain.a.lose_memory();
+            }
             chain.a.start_and_mount();
         }
     }

@@ -1,5 +1,7 @@
 //! The end in the daemon: what a copy has received, as something that a sender replays.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -73,7 +75,9 @@ impl Relay {
         let about = Replica::describe(dir, states)?.filter(|about| about.has_catalog).ok_or(RelayError::Empty)?;
         let state = states.join(about.id.to_string());
         let place = state.join(DIR);
-        std::fs::create_dir_all(&place).map_err(|error| io("create directory", &place, &error))?;
+        // It names objects of a tree that others may not see.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&place);
+        made.map_err(|error| io("create directory", &place, &error))?;
         let (board, turns) = (Board::open(&place)?, TurnFiles::open(&place)?);
         let store = Store::open(&place.join("state.db"))?;
         let (copy, volume) = (about.id, about.volume);
