@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use support::host::{Host, is_dtfs};
-use support::scratch::{FileSystem, Scratch};
+use support::scratch::{Directory, FileSystem, Scratch};
 use support::trees;
 
 const WAIT_SECONDS: u32 = 60;
@@ -92,7 +92,7 @@ fn a_dead_mount_is_replaced_without_a_look_at_the_bare_directory() {
 fn a_dead_mount_over_a_mount_point_is_replaced_too() {
     let scratch = Scratch::new(FileSystem::Ext4);
     fs::remove_dir(scratch.path().join("lost+found")).unwrap();
-    let (source, target) = (scratch.path().to_owned(), tempfile::tempdir().unwrap());
+    let (source, target) = (scratch.path().to_owned(), Directory::new());
     trees::fill(&source.join("files"), 20);
     let mut host = Host::new();
     host.define_volume("data", &source);

@@ -10,8 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use dtfs::base::{
-    AtimeMode, ChainDigest, Commit, EpochId, History, Name, Oid, Position, Space, Spaces, StoredTimes, Tid, Timespec,
-    VolumeUuid,
+    AtimeMode, ChainDigest, Commit, EpochId, Guarded, History, Name, Oid, Position, Space, Spaces, StoredTimes, Tid,
+    Timespec, VolumeUuid,
 };
 use dtfs::record::{
     Attrs, Difference, DifferenceKind, DirItem, Draft, Fate, Op, Orphan, OrphanAction, OrphanList, OrphanOrder, Record,
@@ -196,6 +196,7 @@ fn every_message() -> Vec<(&'static str, Message)> {
         high_water: Tid(9),
         doubt: "its catalog is missing".into(),
         stored_times,
+        guarded: Guarded::Restored,
         settled: 13,
     };
     let needs = vec![Need { oid: oid(7), offset: 4096, len: 131_072 }];

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use serde_json::Value;
+use support::behind;
 use support::host::Host;
 use support::process::wait_until;
 use support::scratch::{FileSystem, Scratch, utf8};
@@ -41,7 +42,9 @@ fn fill(dir: &Path) -> PathBuf {
 
 /// Makes the target unreachable: its directory is moved away, and a file stands in its place.
 fn take_away(host: &Host, target: &Path) {
-    fs::rename(target, target.with_extension("away")).unwrap();
+    wait_until("the target's directory to be free", Duration::from_secs(60), || {
+        behind::rename(target, &target.with_extension("away")).ok()
+    });
     fs::write(target, "in the way").unwrap();
     if !host.servers().is_empty() {
         host.kill9_server();

@@ -91,8 +91,8 @@ fn is_secret_there(pair: &Pair) -> bool {
 
 /// Tampers, mirrors by that kind, and returns the bytes that were sent.
 fn mend_by(pair: &Pair, kind: &str) -> u64 {
-    tamper_openly(&pair.target);
-    tamper_in_secret(&pair.target);
+    tamper_openly(&pair.behind().path());
+    tamper_in_secret(&pair.behind().path());
     let sent = pair.bytes_sent();
     start(pair, kind);
     let reply = mirror(pair);
@@ -163,7 +163,7 @@ fn it_is_held_goes_on_is_given_up_and_begins_anew() {
     assert_eq!(code(&pair, &["resume"]), 5, "it was given up");
     assert_eq!(pair.host.target("data")["mirror"]["progress"], "stopped");
     assert_eq!(pair.host.run(&["wait", "data", "--timeout", "1"]).code, 4);
-    tamper_openly(&pair.target);
+    tamper_openly(&pair.behind().path());
     assert!(start(&pair, "--checksum").contains("done"));
     assert!(objects(&pair) > 200, "{:#}", mirror(&pair));
     pair.stop_and_compare("after stop and start");
@@ -191,7 +191,7 @@ fn killed_at(percent: u64, kill: fn(&mut Pair)) {
         }
     });
     for folder in 0..count / 100 {
-        fs::remove_dir_all(pair.target.join(format!("d{folder}"))).unwrap();
+        fs::remove_dir_all(pair.behind().join(format!("d{folder}"))).unwrap();
     }
     hold_back(&pair, "10M", "--full");
     wait_until("the mirror to get there", PATIENCE, || (objects(&pair) * 100 >= count * percent).then_some(()));
@@ -257,7 +257,7 @@ fn moves_are_met(faults: &str) -> bool {
     fs::copy(pair.source.join(&last).join("f0"), pair.source.join(&last).join("sub/leaf")).unwrap();
     pair.wait();
     for name in ["f1", "f2", "f3", "sub/leaf"] {
-        tamper(&pair.target.join(&last).join(name));
+        tamper(&pair.behind().join(&last).join(name));
     }
     hold_back(&pair, "500K", "--checksum");
     wait_until("the first directory to be read", PATIENCE, || (objects(&pair) > 10).then_some(()));
@@ -286,12 +286,14 @@ fn what_moves_while_a_tree_is_compared_is_met() {
 #[test]
 fn what_moves_while_a_target_is_verified_is_met() {
     let Slow { pair, first, last } = slow();
-    let path = pair.target.join(&last).join("f1");
+    let behind = pair.behind();
+    let path = behind.join(&last).join("f1");
     unseen(&path, || write_at(&path, b"SECRET", 10_000));
     // It reads the last directory first.
     let (first, last) = (last, first);
-    let path = pair.target.join(&last).join("f1");
+    let path = behind.join(&last).join("f1");
     unseen(&path, || write_at(&path, b"SECRET", 10_000));
+    drop(behind);
     let answer = std::thread::scope(|scope| {
         let verify = || pair.host.run(&["verify", "data", "target", "--json", "--bandwidth", "500K"]);
         let verifying = scope.spawn(verify);
@@ -327,10 +329,11 @@ fn orphans_are_told_moved_and_removed() {
     let pair = Pair::mirrored(FileSystem::Ext4, |source| fill(source));
     assert_eq!(orphans(&pair, &["scan"])["count"], 0);
     let litter = |name: &str| {
-        let dir = pair.target.join("dir").join(name);
+        let behind = pair.behind();
+        let dir = behind.join("dir").join(name);
         fs::create_dir_all(dir.join("deep/er")).unwrap();
         fs::write(dir.join("deep/er/file"), name).unwrap();
-        fs::write(pair.target.join("many").join(name), name).unwrap();
+        fs::write(behind.join("many").join(name), name).unwrap();
     };
     litter("one");
     start(&pair, "--checksum");
@@ -347,8 +350,10 @@ fn orphans_are_told_moved_and_removed() {
     assert_eq!(fs::read_to_string(kept.join("many/one")).unwrap(), "one");
     litter("two");
     // A directory of another that has got hold of objects of the volume.
-    fs::rename(pair.target.join("dir/sub"), pair.target.join("dir/two/deep/sub")).unwrap();
-    fs::rename(pair.target.join("dir/mode"), pair.target.join("dir/two/deep/mode")).unwrap();
+    let behind = pair.behind();
+    fs::rename(behind.join("dir/sub"), behind.join("dir/two/deep/sub")).unwrap();
+    fs::rename(behind.join("dir/mode"), behind.join("dir/two/deep/mode")).unwrap();
+    drop(behind);
     start(&pair, "--checksum");
     pair.wait();
     let removed = orphans(&pair, &["delete"]);

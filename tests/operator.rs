@@ -12,15 +12,16 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
+use support::behind;
 use support::host::Host;
 use support::process::wait_until;
-use support::scratch::utf8;
+use support::scratch::{Directory, utf8};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// A host with the volume `data` and its target `copy`, its daemon not started, and the directory above both.
-fn defined() -> (Host, tempfile::TempDir) {
-    let scratch = tempfile::tempdir().unwrap();
+fn defined() -> (Host, Directory) {
+    let scratch = Directory::new();
     let mut host = Host::new();
     fs::create_dir(scratch.path().join("data")).unwrap();
     host.define_volume("data", &scratch.path().join("data"));
@@ -221,7 +222,7 @@ fn status_events_and_monitor_tell_of_a_target_that_is_gone() {
     host.kill9_server();
     wait_until("the target's directory to be free", LIMIT, || {
         let aside = scratch.path().join("aside");
-        (fs::rename(scratch.path().join("copy"), aside).is_ok()).then_some(())
+        (behind::rename(&scratch.path().join("copy"), &aside).is_ok()).then_some(())
     });
     fs::write(scratch.path().join("copy"), "in the way").unwrap();
     fs::write(scratch.path().join("data/new"), vec![7; 100_000]).unwrap();
@@ -355,7 +356,7 @@ fn the_doctor_finds_what_is_wrong_and_only_that() {
 
 #[test]
 fn the_menu_works_on_a_terminal_from_start_to_end() {
-    let scratch = tempfile::tempdir().unwrap();
+    let scratch = Directory::new();
     let data = scratch.path().join("data");
     fs::create_dir(&data).unwrap();
     let mut host = Host::new();

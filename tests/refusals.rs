@@ -9,16 +9,15 @@ use std::time::Duration;
 
 use support::host::{Answer, Host, is_dtfs};
 use support::process::{tool, try_tool, wait_until};
-use support::scratch::utf8;
+use support::scratch::{Directory, utf8};
 use support::trees::contents;
-use tempfile::TempDir;
 
 const USAGE: i32 = 2;
 const REFUSED: i32 = 7;
 
 /// A directory with one file in it, below a temporary one.
-fn user_dir(name: &str) -> (TempDir, PathBuf) {
-    let scratch = tempfile::tempdir().unwrap();
+fn user_dir(name: &str) -> (Directory, PathBuf) {
+    let scratch = Directory::new();
     let dir = scratch.path().join(name);
     fs::create_dir(&dir).unwrap();
     fs::write(dir.join("file"), "the user's own").unwrap();

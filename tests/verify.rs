@@ -161,7 +161,7 @@ fn every_tampering_is_found_and_only_that_is_mended() {
     assert_eq!((answer.code, found(&json)), (0, BTreeSet::new()), "{json:#}");
     assert!(json["objects"].as_u64().unwrap() > 70, "{json:#}");
     for tampering in TAMPERINGS {
-        (tampering.change)(&pair.target.join(tampering.path));
+        (tampering.change)(&pair.behind().join(tampering.path));
     }
     let (answer, json) = verify(&pair, &[]);
     assert_eq!(answer.code, 6, "{answer:#?}");
@@ -211,7 +211,7 @@ fn storm(kind: FileSystem, seed: u64, seconds: u64) {
         runs += 1;
     }
     let storm = Workload::start(&pair.source.join("many"), seed + runs, 4, 4000);
-    write_at(&pair.target.join("dir/big"), &[2], (23 << 20) - 1);
+    write_at(&pair.behind().join("dir/big"), &[2], (23 << 20) - 1);
     let (answer, json) = verify(&pair, &["--repair"]);
     assert_eq!((answer.code, json["left"].as_u64()), (0, Some(0)), "{json:#}");
     assert_eq!(found(&json), BTreeSet::from([("content".to_owned(), "dir/big".to_owned())]));
@@ -242,7 +242,7 @@ fn it_goes_on_when_the_target_dies_and_says_when_there_is_none() {
         trees::fill(&source.join("many"), 300);
         fs::write(source.join("big"), vec![5; 24 << 20]).unwrap();
     });
-    write_at(&pair.target.join("big"), &[6], 1 << 20);
+    write_at(&pair.behind().join("big"), &[6], 1 << 20);
     std::thread::scope(|scope| {
         // Slow enough to be met by the kill.
         let verifying = scope.spawn(|| verify(&pair, &["--bandwidth", "8M"]));

@@ -92,6 +92,7 @@ fn converse(scratch: &Path, messages: &[Message]) -> Result<(), dtfs::receiver::
         dir: scratch.join("target"),
         states: scratch.join("states"),
         adopt: Adopt::No,
+        guarding: dtfs::applier::Guarding::Off,
         inbox_cap: Some(64 << 20),
         inbox_segment: None,
     };

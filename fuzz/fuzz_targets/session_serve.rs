@@ -23,7 +23,8 @@ fuzz_target!(|data: &[u8]| {
     fs::write(outside.join("canary"), b"sings").expect("a file");
     let before = look(&outside);
     let adopt = dtfs::applier::Adopt::No;
-    let options = ServeOptions { dir, states, adopt, inbox_cap: Some(64 << 20), inbox_segment: None };
+    let (guarding, inbox_cap) = (dtfs::applier::Guarding::Off, Some(64 << 20));
+    let options = ServeOptions { dir, states, adopt, guarding, inbox_cap, inbox_segment: None };
     let _ = serve(conversation(data).as_slice(), std::io::sink(), &options);
     assert_eq!(look(&outside), before, "something outside of the tree was changed");
     clear(scratch);

@@ -16,6 +16,7 @@ mod data;
 mod displaced;
 mod doubt;
 mod fresh;
+mod guard;
 mod keep;
 mod listing;
 mod names;
@@ -37,6 +38,8 @@ pub use catalog::CatalogError;
 use catalog::{Catalog, Known};
 use doubt::DoubtFile;
 use fresh::Fresh;
+use guard::Guard;
+pub use guard::Guarding;
 use keep::Keeping;
 use listing::Listing;
 use park::Park;
@@ -187,6 +190,8 @@ pub struct Applier {
     keeping: Option<Keeping>,
     /// Where the state of this copy lies.
     state: PathBuf,
+    /// What keeps others out of the tree.
+    guard: Guard,
     /// The last TID that may be in the tree, as it is written down.
     reach: Option<Tid>,
     /// Room for the catalog on a full disk.
@@ -207,7 +212,7 @@ impl Applier {
     pub fn new(replica: Replica, high_water: Tid) -> Result<Applier, ApplyError> {
         let coarse_times = replica.stored_times() == StoredTimes::Coarse;
         let reach = replica.reach()?;
-        let Replica { tree, catalog, park, doubt, ballast, lock, state, .. } = replica;
+        let Replica { tree, catalog, park, doubt, ballast, lock, state, guard, .. } = replica;
         let plain = park.is_plain(&tree);
         let mut applier = Applier {
             fresh: Fresh::new(plain.unwrap_or(false)),
@@ -227,6 +232,7 @@ impl Applier {
             doubt,
             keeping: None,
             state,
+            guard,
             reach,
             ballast,
             _lock: lock,

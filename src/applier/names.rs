@@ -303,10 +303,20 @@ impl Applier {
             return Ok(self.tree.mutate().link(fd.as_fd(), dir, name)?);
         }
         let Some((from, from_name)) = self.locate_dir(fd.as_fd())? else {
-            return Ok(());
+            return if is_led_away(fd.as_fd()) { self.make_anew(oid, dir, name) } else { Ok(()) };
         };
         self.preserve_of(&Arc::new(from.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?))?;
         self.move_entry(from.as_fd(), &from_name, dir, name, oid)
+    }
+
+    /// Somebody has moved the directory out of the tree, while nothing kept him out. It is his now; another one takes its place,
+    /// and its entries are asked for.
+    fn make_anew(&mut self, oid: Oid, dir: BorrowedFd<'_>, name: &Name) -> Outcome<()> {
+        tracing::warn!(%oid, "a directory was moved out of the tree: it is made anew");
+        self.open.remove(&oid);
+        self.catalog.remove(oid)?;
+        self.ensure_or_need(oid, &Shape::plain(libc::S_IFDIR))?;
+        self.place_unlocked(oid, dir, name)
     }
 
     /// Takes an object out of its slot: into the park when this was its last name. What is not ours goes to the orphans,
@@ -385,13 +395,16 @@ impl Applier {
         }
     }
 
-    /// Where a directory is bound now: its parent and its name there.
+    /// Where a directory is bound now: its parent and its name there. `None` for the root, and for one that is not in the tree.
     pub(super) fn locate_dir(&self, dir: BorrowedFd<'_>) -> Outcome<Option<(OwnedFd, Name)>> {
         let key = self.tree.key_of(dir)?;
         if key == self.tree.root_key() {
             return Ok(None);
         }
-        let parent = sys::openat(dir, c"..", libc::O_RDONLY | libc::O_DIRECTORY, 0)?;
+        let parent = match sys::openat(dir, c"..", libc::O_RDONLY | libc::O_DIRECTORY, 0) {
+            Err(Errno::ENOENT) => return Ok(None),
+            parent => parent?,
+        };
         // The kernel knows the name of an open directory; it is only a hint until the entry was looked at.
         if let Some(name) = sys::last_component(dir)
             && self.tree.lookup(parent.as_fd(), &name).is_ok_and(|found| found.key == key)
@@ -412,4 +425,10 @@ impl Applier {
         self.touch(oid, attrs);
         self.touched.entry(oid).or_default().flags = Some(flags);
     }
+}
+
+/// Whether a directory lies outside of the tree: the kernel knows no way from there to the root of the tree's own mount
+/// (path_connected in fs/namei.c).
+fn is_led_away(dir: BorrowedFd<'_>) -> bool {
+    sys::openat(dir, c"..", libc::O_PATH | libc::O_DIRECTORY, 0).is_err_and(|errno| errno == Errno::ENOENT)
 }

@@ -5,15 +5,19 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::Trouble;
 use super::catalog::{Catalog, CatalogError, Known, Row};
 use super::doubt::{self, DoubtFile};
+use super::guard::{self, Guard, Guarding};
+use super::objects::entry_names;
 use super::park::{OID_XATTR, Park};
+use crate::backing::guard::{Cover, cover_at, open_covered};
 use crate::backing::{BackingError, Tree};
 use crate::base::{Ballast, Commit, Oid, Position, Spaces, StoredTimes, Timespec, VolumeUuid};
 use crate::record::RESERVED_DIR;
@@ -100,6 +104,8 @@ pub struct Replica {
     /// Directory of its inbox.
     pub inbox: PathBuf,
     pub(super) lock: ReplicaLock,
+    /// What keeps others out.
+    pub(super) guard: Guard,
 }
 
 /// What a replica says of itself to those who only look.
@@ -144,19 +150,20 @@ impl Replica {
         adopt: Adopt,
     ) -> Result<Replica, ReplicaError> {
         make_dir(dir)?;
-        let tree = Tree::open(dir)?;
+        let dir = &resolved(dir);
+        let tree = Tree::open_covered(dir)?;
         let lock = Arc::new(lock(dir, &tree)?);
-        let (id, origin) = match read_id(dir)? {
+        let (id, origin) = match read_id_in(tree.root(), dir)? {
             Some((_, found)) if found != volume => {
                 return Err(ReplicaError::OtherVolume { path: dir.to_owned(), found, wanted: volume });
             }
             Some((id, _)) => (id, Origin::Existing),
-            None => (VolumeUuid::random(), examine(dir, adopt)?),
+            None => (VolumeUuid::random(), examine(&tree, dir, adopt)?),
         };
         let state = states.join(id.to_string());
         // Nobody has filled it yet.
         let awaits = state.join(AWAITS);
-        let origin = if awaits.exists() { examine(dir, adopt)? } else { origin };
+        let origin = if awaits.exists() { examine(&tree, dir, adopt)? } else { origin };
         let inbox = state.join("inbox");
         let io = |cause| ReplicaError::Io { path: inbox.clone(), cause };
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&inbox).map_err(io)?;
@@ -171,11 +178,13 @@ impl Replica {
         };
         if origin != Origin::Existing {
             super::roles::begin_converging(&state)?;
-            write_id(dir, id, volume)?;
+            guard::begin_closed(&state)?;
+            write_id(&tree, dir, id, volume)?;
             remove_marker(&awaits)?;
         }
+        let (guard, spaces) = (Guard::of(dir, &state), spaces.clone());
         let mut replica =
-            Replica { tree, catalog, park, doubt, ballast, spaces: spaces.clone(), state, id, origin, inbox, lock };
+            Replica { tree, catalog, park, doubt, ballast, spaces, state, id, origin, inbox, lock, guard };
         replica.register_root()?;
         Ok(replica)
     }
@@ -185,18 +194,19 @@ impl Replica {
     ///
     /// # Errors
     /// [`ReplicaError`], as [`Replica::open`].
-    pub fn await_source(dir: &Path, states: &Path, volume: VolumeUuid) -> Result<(), ReplicaError> {
+    pub fn await_source(dir: &Path, states: &Path, volume: VolumeUuid, guarding: Guarding) -> Result<(), ReplicaError> {
         make_dir(dir)?;
-        let tree = Tree::open(dir)?;
+        let dir = &resolved(dir);
+        let tree = Tree::open_covered(dir)?;
         let _lock = lock(dir, &tree)?;
-        match read_id(dir)? {
+        match read_id_in(tree.root(), dir)? {
             Some((_, found)) if found == volume => return Ok(()),
             Some((_, found)) => {
                 return Err(ReplicaError::OtherVolume { path: dir.to_owned(), found, wanted: volume });
             }
             None => {}
         }
-        examine(dir, Adopt::No)?;
+        examine(&tree, dir, Adopt::No)?;
         let id = VolumeUuid::random();
         let state = states.join(id.to_string());
         let io = |cause| ReplicaError::Io { path: state.clone(), cause };
@@ -204,7 +214,9 @@ impl Replica {
         Park::open(&tree).map_err(|errno| ReplicaError::Io { path: dir.to_owned(), cause: errno.into() })?;
         // Before the id: with it alone the directory would count as a replica whose catalog is lost.
         fs::write(state.join(AWAITS), b"").and_then(|()| fs::File::open(&state)?.sync_all()).map_err(io)?;
-        write_id(dir, id, volume)
+        guard::begin_closed(&state)?;
+        write_id(&tree, dir, id, volume)?;
+        guard::guard_joined(dir, &tree, &state, guarding).map(drop)
     }
 
     /// What the directory `dir` is, when it is a replica; also while a session works on it.
@@ -212,7 +224,7 @@ impl Replica {
     /// # Errors
     /// [`ReplicaError`] when its id file or its catalog cannot be read.
     pub fn describe(dir: &Path, states: &Path) -> Result<Option<About>, ReplicaError> {
-        let Some((id, volume)) = read_id(dir)? else { return Ok(None) };
+        let Some((id, volume)) = read_id(&resolved(dir))? else { return Ok(None) };
         let catalog = states.join(id.to_string()).join("catalog.db");
         let has_catalog = catalog.exists();
         let applied = if has_catalog { Catalog::look_at(&catalog)? } else { Position::START };
@@ -372,24 +384,30 @@ pub(super) fn lock(dir: &Path, tree: &Tree) -> Result<OwnedFd, ReplicaError> {
     }
 }
 
-fn examine(dir: &Path, adopt: Adopt) -> Result<Origin, ReplicaError> {
-    let io = |cause| ReplicaError::Io { path: dir.to_owned(), cause };
+fn examine(tree: &Tree, dir: &Path, adopt: Adopt) -> Result<Origin, ReplicaError> {
+    let io = |errno: Errno| ReplicaError::Io { path: dir.to_owned(), cause: errno.into() };
+    let root = sys::openat(tree.root(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(io)?;
+    let names = entry_names(root).map_err(|trouble| match trouble {
+        Trouble::Errno(errno) | Trouble::Object(errno) => io(errno),
+        Trouble::Catalog(error) => error.into(),
+    })?;
     // `.dtfs` without an id file is left over from an attempt that was cut off.
-    let own = std::ffi::OsStr::from_bytes(RESERVED_DIR);
-    let mut entries =
-        fs::read_dir(dir).map_err(io)?.filter(|entry| entry.as_ref().map_or(true, |e| e.file_name() != own));
-    match (entries.next(), adopt) {
-        (None, _) => Ok(Origin::Empty),
-        (Some(_), Adopt::Yes) => Ok(Origin::Adopted),
-        (Some(_), Adopt::No) => Err(ReplicaError::NotEmpty { path: dir.to_owned() }),
+    match (names.iter().any(|name| name.as_bytes() != RESERVED_DIR), adopt) {
+        (false, _) => Ok(Origin::Empty),
+        (true, Adopt::Yes) => Ok(Origin::Adopted),
+        (true, Adopt::No) => Err(ReplicaError::NotEmpty { path: dir.to_owned() }),
     }
 }
 
-/// `.dtfs` in `dir`, never through a symlink that somebody put in its place.
-fn own_dir(dir: &Path) -> io::Result<OwnedFd> {
-    let root = fs::File::open(dir)?;
+/// `dir` as the table of mounts has it. What is not there stays as it is, and is missed by whoever opens it.
+pub(super) fn resolved(dir: &Path) -> PathBuf {
+    dir.canonicalize().unwrap_or_else(|_| dir.to_owned())
+}
+
+/// `.dtfs` in `root`, never through a symlink that somebody put in its place.
+fn own_dir(root: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let own = std::ffi::CString::new(RESERVED_DIR)?;
-    Ok(sys::openat2_beneath(root.as_fd(), &own, libc::O_RDONLY | libc::O_DIRECTORY, 0)?)
+    Ok(sys::openat2_beneath(root, &own, libc::O_RDONLY | libc::O_DIRECTORY, 0)?)
 }
 
 /// Three short lines.
@@ -399,11 +417,25 @@ pub(super) fn id_path(dir: &Path) -> PathBuf {
     dir.join(std::ffi::OsStr::from_bytes(RESERVED_DIR)).join("id")
 }
 
-/// The replica's id and its volume, or `None` when there is no id file.
+/// The replica's id and its volume, or `None` when there is no id file. `dir` is resolved; what keeps others from looking in is
+/// no hindrance.
 pub(super) fn read_id(dir: &Path) -> Result<Option<(VolumeUuid, VolumeUuid)>, ReplicaError> {
+    let root = match cover_at(dir) {
+        Ok(Cover::Closed) => open_covered(dir).map_err(io::Error::from),
+        _ => fs::File::open(dir).map(OwnedFd::from),
+    };
+    match root {
+        Ok(root) => read_id_in(root.as_fd(), dir),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(ReplicaError::Io { path: id_path(dir), cause }),
+    }
+}
+
+/// As [`read_id`] of the directory `root`; `dir` is what it is called in messages.
+fn read_id_in(root: BorrowedFd<'_>, dir: &Path) -> Result<Option<(VolumeUuid, VolumeUuid)>, ReplicaError> {
     let path = id_path(dir);
     let read = || {
-        let own = own_dir(dir)?;
+        let own = own_dir(root)?;
         let file = fs::File::from(sys::openat2_beneath(own.as_fd(), c"id", libc::O_RDONLY, 0)?);
         io::read_to_string(io::Read::take(file, MOST_ID_BYTES))
     };
@@ -425,10 +457,10 @@ pub(super) fn read_id(dir: &Path) -> Result<Option<(VolumeUuid, VolumeUuid)>, Re
 }
 
 /// Written whole or not at all: a temporary file, synced, renamed, and the directory synced.
-pub(super) fn write_id(dir: &Path, id: VolumeUuid, volume: VolumeUuid) -> Result<(), ReplicaError> {
+pub(super) fn write_id(tree: &Tree, dir: &Path, id: VolumeUuid, volume: VolumeUuid) -> Result<(), ReplicaError> {
     let path = id_path(dir);
     let write = || -> io::Result<()> {
-        let own = own_dir(dir)?;
+        let own = own_dir(tree.root())?;
         let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
         let mut file = fs::File::from(sys::openat2_beneath(own.as_fd(), c"id.new", flags, 0o600)?);
         write!(file, "dtfs replica 1\nreplica {id}\nvolume {volume}\n")?;

@@ -12,11 +12,13 @@ use std::sync::Arc;
 
 use super::catalog::{Catalog, Known, Row};
 use super::doubt::DoubtFile;
+use super::guard::{Guarding, guard_joined};
 use super::keep::{copy, place_below};
 use super::objects::entry_names;
 use super::park::{DISPLACED_XATTR, OID_XATTR, Park};
 use super::replica::{self, Origin, Replica, ReplicaError, ReplicaLock};
 use super::{Adopt, Applier, ApplyError, Outcome, Trouble, park};
+use crate::backing::guard::remove_cover;
 use crate::backing::{Found, Tree};
 use crate::base::{History, Name, ObjectKey, Oid, Position, Spaces, Tid, VolumeUuid, faults};
 use crate::record::RESERVED_DIR;
@@ -48,7 +50,7 @@ impl Replica {
     /// # Errors
     /// As [`Replica::open`].
     pub fn open_as_it_is(dir: &Path, states: &Path) -> Result<Option<Replica>, ReplicaError> {
-        let Some((id, volume)) = replica::read_id(dir)? else { return Ok(None) };
+        let Some((id, volume)) = replica::read_id(&replica::resolved(dir))? else { return Ok(None) };
         let catalog = states.join(id.to_string()).join("catalog.db");
         let spaces = if catalog.exists() { Catalog::look_at_spaces(&catalog)? } else { Spaces::default() };
         Replica::open(dir, states, (volume, &spaces), Adopt::No).map(Some)
@@ -205,11 +207,15 @@ impl Applier {
     }
 }
 
-/// `dir` is no copy any more: a master's journal speaks of its tree from now on. Its state directory goes too.
+/// `dir` is no copy any more: a master's journal speaks of its tree from now on, and others may change it. Its state directory
+/// goes too.
 ///
 /// # Errors
-/// As unlink(2) and fsync(2).
+/// As umount2(2), unlink(2) and fsync(2).
 pub fn leave(dir: &Path, state: &Path) -> io::Result<()> {
+    let dir = &replica::resolved(dir);
+    // While the id is there, whoever is killed here can be asked again.
+    remove_cover(dir)?;
     match fs::remove_file(replica::id_path(dir)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -248,16 +254,19 @@ pub struct Joined {
     id: VolumeUuid,
     volume: VolumeUuid,
     dir: PathBuf,
+    tree: Tree,
+    state: PathBuf,
     _lock: ReplicaLock,
 }
 
 impl Joined {
-    /// From here on the directory is a copy.
+    /// From here on the directory is a copy, and nobody else changes it. It is not closed: others have seen it all the time.
     ///
     /// # Errors
     /// When the id cannot be written.
-    pub fn seal(self) -> Result<VolumeUuid, ReplicaError> {
-        replica::write_id(&self.dir, self.id, self.volume)?;
+    pub fn seal(self, guarding: Guarding) -> Result<VolumeUuid, ReplicaError> {
+        replica::write_id(&self.tree, &self.dir, self.id, self.volume)?;
+        guard_joined(&self.dir, &self.tree, &self.state, guarding)?;
         Ok(self.id)
     }
 }
@@ -268,7 +277,8 @@ impl Joined {
 /// # Errors
 /// [`ReplicaError`]; `Busy` when a session is using the directory.
 pub fn join(dir: &Path, states: &Path, joining: &Joining<'_>) -> Result<Joined, ReplicaError> {
-    let tree = Tree::open(dir)?;
+    let dir = &replica::resolved(dir);
+    let tree = Tree::open_covered(dir)?;
     let lock = Arc::new(replica::lock(dir, &tree)?);
     let id = VolumeUuid::random();
     let state = states.join(id.to_string());
@@ -301,7 +311,7 @@ pub fn join(dir: &Path, states: &Path, joining: &Joining<'_>) -> Result<Joined, 
         DoubtFile::open(&state)?.cast(reason, Some(joining.at))?;
     }
     let volume = joining.history.volume;
-    Ok(Joined { inbox, objects, kept, id, volume, dir: dir.to_owned(), _lock: lock })
+    Ok(Joined { inbox, objects, kept, id, volume, dir: dir.to_owned(), tree, state, _lock: lock })
 }
 
 /// Looks at every object of a tree.

@@ -43,7 +43,8 @@ impl CopyView {
     /// # Errors
     /// When tree or catalog cannot be opened.
     pub fn open(dir: &Path, state: &Path, turns: Arc<dyn Turns>) -> Result<CopyView, ViewError> {
-        let (tree, look) = (Tree::open(dir)?, Look::open(&state.join("catalog.db"))?);
+        let (tree, look) =
+            (Tree::open_covered(&super::replica::resolved(dir))?, Look::open(&state.join("catalog.db"))?);
         let (look, locks, at) = (Mutex::new(look), ObjectLocks::default(), Mutex::new(Tid::ZERO));
         Ok(CopyView { tree, look, locks, turns, at })
     }

@@ -10,6 +10,7 @@
 pub mod compare;
 mod digest;
 mod extents;
+pub mod guard;
 mod handle;
 mod mutate;
 mod tree;

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use super::guard;
 use super::handle::HandleFormat;
 use super::mutate::TreeMut;
 use crate::base::{Name, ObjectKey, faults};
@@ -105,14 +106,36 @@ impl Tree {
     /// As [`Tree::open`], except for the mounts.
     pub fn open_below_mounts(path: &Path) -> std::result::Result<(Tree, Vec<PathBuf>), BackingError> {
         let io = |what| move |errno| BackingError::Io { path: path.to_owned(), what, errno };
-        let inner = inner_mounts(path).map_err(io("read mountinfo"))?;
         let text = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(|_| io("open")(Errno::EINVAL))?;
         let cwd = nix::fcntl::AT_FDCWD;
         let clone = match sys::openat(cwd, &text, libc::O_RDONLY | libc::O_DIRECTORY, 0) {
             Ok(plain) => sys::clone_mount(plain.as_fd()).map_err(io("open_tree"))?,
-            Err(Errno::ENOTCONN) => sys::clone_mount_below_dead(&text).map_err(io("open below a dead mount"))?,
+            Err(Errno::ENOTCONN) => sys::clone_mount_below(&text, |_| false).map_err(io("open below a dead mount"))?,
             Err(errno) => return Err(io("open")(errno)),
         };
+        Ok((Tree::of_clone(path, clone)?, inner_mounts(path).map_err(io("read mountinfo"))?))
+    }
+
+    /// As [`Tree::open`] for the tree of a target, whatever keeps others out of it (`backing::guard`). `path` must be absolute
+    /// and without symlinks.
+    ///
+    /// # Errors
+    /// As [`Tree::open`].
+    pub fn open_covered(path: &Path) -> std::result::Result<Tree, BackingError> {
+        let io = |what| move |errno| BackingError::Io { path: path.to_owned(), what, errno };
+        if guard::cover_at(path).map_err(io("read mountinfo"))? == guard::Cover::Bare {
+            return Tree::open(path);
+        }
+        match inner_mounts(path).map_err(io("read mountinfo"))? {
+            inner if inner.is_empty() => {
+                Tree::of_clone(path, guard::clone_covered(path).map_err(io("open below its cover"))?)
+            }
+            inner => Err(BackingError::InnerMounts { path: path.to_owned(), inner }),
+        }
+    }
+
+    fn of_clone(path: &Path, clone: OwnedFd) -> std::result::Result<Tree, BackingError> {
+        let io = |what| move |errno| BackingError::Io { path: path.to_owned(), what, errno };
         // open_tree gives an O_PATH descriptor; open_by_handle_at and syncfs want a real one.
         let root = sys::openat(clone.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(io("open"))?;
         let sync_fd = sys::openat(clone.as_fd(), c".", libc::O_RDONLY | libc::O_DIRECTORY, 0).map_err(io("open"))?;
@@ -125,7 +148,7 @@ impl Tree {
         let format = HandleFormat::learn(magic, &handle).map_err(unsupported)?;
         let root_key = format.unpack(&handle).map_err(unsupported)?;
         let dev = sys::fstat(root.as_fd()).map_err(io("stat"))?.dev;
-        Ok((Tree { root, sync_fd, format, root_key, dev }, inner))
+        Ok(Tree { root, sync_fd, format, root_key, dev })
     }
 
     /// The root directory, open for reading.

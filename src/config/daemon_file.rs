@@ -21,6 +21,9 @@ pub struct DaemonFile {
     /// filesystem that holds them, at most 8 GiB.
     #[serde(default)]
     pub inbox_cap: Option<ByteSize>,
+    /// Whether others are kept out of the trees of this host's copies.
+    #[serde(default)]
+    pub guard: Switch,
     /// Where sources may call, as `0.0.0.0:6320`; `None` lets nobody. Read when the daemon starts.
     #[serde(default)]
     pub listen: Option<SocketAddr>,
@@ -33,6 +36,17 @@ pub struct DaemonFile {
     /// How much is logged; -v on the command line says otherwise.
     #[serde(default)]
     pub log_level: LogLevel,
+}
+
+/// Whether something is done.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Switch {
+    /// It is.
+    #[default]
+    On,
+    /// It is not.
+    Off,
 }
 
 /// How lines of the log look.
@@ -174,6 +188,7 @@ mod tests {
         assert_eq!(file.drain, Some(Seconds(Duration::from_secs(300))));
         assert_eq!((file.log_format, file.log_level), (LogFormat::Json, LogLevel::Info));
         assert_eq!(parse("").unwrap(), DaemonFile::default());
+        assert_eq!((parse("guard = \"off\"\n").unwrap().guard, parse("").unwrap().guard), (Switch::Off, Switch::On));
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub use check::{
     check_entry, check_mounted_entry, check_source_entry, check_store_dir, check_target_dir, check_target_entry,
     check_volume_dir,
 };
-pub use daemon_file::{DaemonFile, LogFormat, LogLevel, Seconds};
+pub use daemon_file::{DaemonFile, LogFormat, LogLevel, Seconds, Switch};
 pub use error::ConfigError;
 pub use mount_options::{AccessTimes, MountOptions, OpenFiles, OptionProblem, Submounts, Writes};
 pub use mounts_file::{MountEntry, MountsFile};

@@ -130,6 +130,9 @@ impl Stage {
         if self.keep == Keep::Yes {
             return say(out, format_args!("  kept: {}", self.dir.display()));
         }
+        let replica = std::fs::canonicalize(self.path("replica")).map_err(failed("clean up"))?;
+        crate::backing::guard::remove_cover(&replica)
+            .map_err(|errno| Failure::new(ExitCode::Failed, format!("clean up: {errno}")))?;
         std::fs::remove_dir_all(&self.dir).map_err(failed("clean up"))?;
         say(out, format_args!("  cleaned up"))
     }

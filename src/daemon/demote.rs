@@ -65,7 +65,8 @@ impl Volumes {
         };
         let only_here = only_here(volume, at.tid)?;
         let path = crate::fuse::canonical(&volume.path);
-        let (_, objects, kept) = receiver::join(&path, &self.paths.replicas_dir(), &joining)
+        let guarding = super::guard::guarding(&self.paths)?;
+        let (_, objects, kept) = receiver::join((&path, &self.paths.replicas_dir()), &joining, guarding)
             .map_err(|error| Failure::new(ExitCode::Failed, format!("volume {}: {error}", volume.name)))?;
         tracing::info!(volume = %volume.name, objects, differing = count, kept, "demoted");
         Ok(Demoted {

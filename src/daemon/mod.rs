@@ -14,6 +14,7 @@ mod demo;
 mod demote;
 mod drain;
 mod events;
+mod guard;
 mod handler;
 mod identity;
 mod listener;

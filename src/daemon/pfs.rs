@@ -51,7 +51,7 @@ fn master(paths: &Paths, dir: &Path) -> Result<PfsStatus, Failure> {
 fn slave(paths: &Paths, dir: &Path, shared: VolumeUuid) -> Result<PfsStatus, Failure> {
     let absolute = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
     let dir = check_target_dir(paths, &absolute, &MountsFile::load(paths)?)?;
-    Replica::await_source(&dir, &paths.replicas_dir(), shared).map_err(refused)?;
+    Replica::await_source(&dir, &paths.replicas_dir(), shared, super::guard::guarding(paths)?).map_err(refused)?;
     of_replica(paths, &dir)?.ok_or_else(|| Failure::new(ExitCode::Failed, format!("{} is no copy", dir.display())))
 }
 

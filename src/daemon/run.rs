@@ -32,6 +32,8 @@ pub fn run(paths: &Paths) -> Result<(), Failure> {
     let volumes = Arc::new(Volumes::new(paths.clone()));
     let hurry = Hurry::default();
     watch_signals(server.stopper(), hurry.clone(), volumes.clone()).map_err(|error| io("signals", error))?;
+    // Before a session that works on one of them.
+    super::guard::put_back(paths, super::guard::guarding_of(&settings));
     let reply = volumes.mount(&Selection::All, Run::Real, OpenFiles::Refuse)?;
     for problem in &reply.problems {
         tracing::warn!(%problem, "entry skipped");

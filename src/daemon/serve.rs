@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::time::Duration;
 
+use super::guard::guarding_of;
 use crate::applier::{Adopt, ReplicaError};
 use crate::config::{Adoption, DaemonFile, Paths};
 use crate::control::{ExitCode, Failure};
@@ -25,11 +26,13 @@ pub fn serve(paths: &Paths, dir: &Path, adoption: Adoption) -> Result<(), Failur
         Adoption::Allow => Adopt::Yes,
         Adoption::Refuse => Adopt::No,
     };
+    let settings = settings(paths)?;
     let options = ServeOptions {
         dir: dir.to_owned(),
         states: paths.replicas_dir(),
         adopt,
-        inbox_cap: inbox_cap(paths)?,
+        guarding: guarding_of(&settings),
+        inbox_cap: settings.inbox_cap.map(|cap| cap.0),
         inbox_segment: None,
     };
     super::confine::confine()?;
@@ -48,9 +51,9 @@ pub fn serve(paths: &Paths, dir: &Path, adoption: Adoption) -> Result<(), Failur
 }
 
 /// What `dtfs.toml` of this host says. A file that cannot be understood is told to the source: somebody is waiting there.
-fn inbox_cap(paths: &Paths) -> Result<Option<u64>, Failure> {
+fn settings(paths: &Paths) -> Result<DaemonFile, Failure> {
     match DaemonFile::load(paths) {
-        Ok(file) => Ok(file.inbox_cap.map(|cap| cap.0)),
+        Ok(file) => Ok(file),
         Err(error) => {
             refuse(std::io::stdout(), RefuseCode::Failed, &error.to_string())
                 .map_err(|error| Failure::new(ExitCode::Failed, error))?;

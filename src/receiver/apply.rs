@@ -333,6 +333,9 @@ impl Worker<'_> {
             self.end_hold()?;
         }
         self.applier.set_converging(!self.settled)?;
+        if self.settled {
+            self.applier.open_to_others()?;
+        }
         self.positions.say(self.out, Vec::new(), |ack| ack.convergence = state);
         if self.settled { self.begin_hold(self.at.tid) } else { Ok(()) }
     }
@@ -349,7 +352,12 @@ impl Worker<'_> {
         }
         // It has written down where this copy goes on.
         self.applier.settle_rejoined()?;
+        self.applier.settle_unguarded()?;
         let doubtful = self.applier.is_in_doubt();
+        if self.settled && !doubtful {
+            // Whoever was killed while he opened it.
+            self.applier.open_to_others()?;
+        }
         if self.settled && !doubtful {
             self.begin_hold(self.replay_to)?;
         }

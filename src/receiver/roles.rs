@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::inbox::{self, continues};
 use super::relay::RelayEnd;
 use super::session::ServeError;
-use crate::applier::{self, Applier, ApplyError, Joined, Joining, Leftovers, Replica, ReplicaError};
+use crate::applier::{self, Applier, ApplyError, Guarding, Joined, Joining, Leftovers, Replica, ReplicaError};
 use crate::base::{History, ObjectKey, Oid, Position, Spaces, Tid, VolumeUuid};
 use crate::journal::{ChainEnd, JournalError, SegmentLog};
 use crate::record::{DecodeError, RecordIter, chain};
@@ -188,12 +188,16 @@ fn replay(applier: &mut Applier, log: &SegmentLog, from: Position, end: Tid) -> 
 ///
 /// # Errors
 /// [`ServeError`]; the directory is no copy then.
-pub fn join(dir: &Path, states: &Path, joining: &Joining<'_>) -> Result<(VolumeUuid, u64, u64), ServeError> {
+pub fn join(
+    (dir, states): (&Path, &Path),
+    joining: &Joining<'_>,
+    guarding: Guarding,
+) -> Result<(VolumeUuid, u64, u64), ServeError> {
     let joined: Joined = applier::join(dir, states, joining)?;
     let (volume, at) = (joining.history.volume, joining.at);
     let options = inbox::log_options(inbox::default_cap(&joined.inbox)?, None);
     let base = ChainEnd { tid: at.tid, digest: at.digest };
     drop(SegmentLog::open_anew(&joined.inbox, volume, at.epoch, options, base)?);
     let (objects, kept) = (joined.objects, joined.kept);
-    Ok((joined.seal()?, objects, kept))
+    Ok((joined.seal(guarding)?, objects, kept))
 }

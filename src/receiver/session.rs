@@ -15,8 +15,8 @@ use super::intake::Intake;
 use super::outbox::{Outbox, Outgoing, outbox};
 use super::positions::Positions;
 use super::relay::RelayEnd;
-use crate::applier::{self, Adopt, Origin, Replica, ReplicaError};
-use crate::base::{History, Tid, VolumeUuid};
+use crate::applier::{self, Adopt, Guarding, Origin, Replica, ReplicaError};
+use crate::base::{Guarded, History, StoredTimes, Tid, VolumeUuid};
 use crate::journal::JournalError;
 use crate::record::{DecodeError, HISTORY_XATTR};
 use crate::sys;
@@ -33,6 +33,8 @@ pub struct ServeOptions {
     pub states: PathBuf,
     /// Whether files that are there already may be taken over.
     pub adopt: Adopt,
+    /// Whether others are kept out of its tree.
+    pub guarding: Guarding,
     /// Most bytes of the inbox; `None` for a tenth of its filesystem, at most 8 GiB.
     pub inbox_cap: Option<u64>,
     /// Size of an inbox segment in bytes, a multiple of 4096; `None` for one that any batch fits in. A model of many short
@@ -147,6 +149,7 @@ struct Ready {
     cap_bytes: u64,
     /// How old a record is when it is performed.
     delay: Duration,
+    guarded: Guarded,
 }
 
 fn prepare(hello: &Hello, options: &ServeOptions) -> Result<Ready, ServeError> {
@@ -155,13 +158,14 @@ fn prepare(hello: &Hello, options: &ServeOptions) -> Result<Ready, ServeError> {
     }
     refuse_promoted(&options.dir, hello.volume)?;
     let mut replica = Replica::open(&options.dir, &options.states, (hello.volume, &hello.spaces), options.adopt)?;
+    let guarded = replica.guard(options.guarding)?;
     replica.remember_history(&History::new(hello.volume, hello.epochs.clone()))?;
     let cap_bytes = match options.inbox_cap {
         Some(bytes) => bytes,
         None => inbox::default_cap(&replica.inbox)?,
     };
     let inbox = Inbox::open(&mut replica, hello, inbox::log_options(cap_bytes, options.inbox_segment))?;
-    Ok(Ready { replica, inbox, cap_bytes, delay: Duration::from_secs(hello.delay_seconds) })
+    Ok(Ready { replica, inbox, cap_bytes, delay: Duration::from_secs(hello.delay_seconds), guarded })
 }
 
 /// A mounted volume says on its root what its history is.
@@ -177,7 +181,7 @@ fn refuse_promoted(dir: &Path, volume: VolumeUuid) -> Result<(), ServeError> {
     }
 }
 
-fn greeting(Ready { replica, inbox, .. }: &Ready) -> HelloReply {
+fn greeting(Ready { replica, inbox, guarded, .. }: &Ready) -> HelloReply {
     HelloReply {
         version: PROTOCOL_VERSION,
         replica: replica.id,
@@ -193,7 +197,12 @@ fn greeting(Ready { replica, inbox, .. }: &Ready) -> HelloReply {
         commit: replica.commit(),
         high_water: inbox.high_water,
         doubt: replica.doubt().unwrap_or_default().to_owned(),
-        stored_times: replica.stored_times(),
+        stored_times: match (replica.stored_times(), guarded) {
+            // Who reads there finds a read-only mount.
+            (StoredTimes::Moving, Guarded::Kept | Guarded::Restored) => StoredTimes::Exact,
+            (stored, _) => stored,
+        },
+        guarded: *guarded,
         settled: applier::told_mark(replica.state_dir()),
     }
 }
@@ -209,7 +218,7 @@ fn refuse_code(error: &ServeError) -> RefuseCode {
 
 fn run<R: Read>(mut reader: FrameReader<R>, out: Outbox, ready: Ready, gone: &Gone) -> Result<(), ServeError> {
     out.send(Message::HelloReply(greeting(&ready)));
-    let Ready { replica, inbox: Inbox { log, received, high_water }, cap_bytes, delay } = ready;
+    let Ready { replica, inbox: Inbox { log, received, high_water }, cap_bytes, delay, .. } = ready;
     // Until the intake has ended too: it writes to the inbox.
     let lock = replica.lock();
     let log = Arc::new(log);

@@ -8,6 +8,7 @@
 //! - What is under way is bounded by a window of bytes; a slow target slows its own thread and nothing else.
 
 mod greeting;
+mod guarded;
 mod mailbox;
 mod mirror;
 mod moved;

@@ -222,6 +222,7 @@ mod tests {
             high_water: Tid(0),
             doubt: String::new(),
             stored_times: crate::base::StoredTimes::Exact,
+            guarded: crate::base::Guarded::Kept,
             settled: 0,
         }
     }

@@ -156,6 +156,11 @@ impl Verifier {
         Verifier { desk, run: None }
     }
 
+    /// One begins when no work is left, unless one is wanted already.
+    pub(super) fn ask(&self, request: VerifyRequest) {
+        self.desk.ask(request);
+    }
+
     /// A session begins: what was under way in the last one is read again.
     pub(super) fn begin_session(&mut self) {
         if let Some(run) = &mut self.run {

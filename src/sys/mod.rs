@@ -46,7 +46,10 @@ pub use flags::{
 };
 pub use handle::{HANDLE_MAX, RawHandle, name_to_handle_at, open_by_handle_at};
 pub use mountinfo::{Mount, mount_at, mounts};
-pub use mounts::{clone_mount, clone_mount_below_dead, is_dead, mount_fuse, unmount};
+pub use mounts::{
+    attach_mount, clone_mount, clone_mount_below, detach_mount, empty_mount, is_dead, mount_fuse, mount_id,
+    restrict_mount, unmount,
+};
 pub use nix::errno::Errno;
 pub use sched::{Share, put_behind, set_share};
 pub use shared::SharedMap;

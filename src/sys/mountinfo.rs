@@ -10,20 +10,28 @@ use super::{Errno, Result};
 pub struct Mount {
     /// The kernel's number for it.
     pub id: u64,
+    /// The number of the mount that it lies on.
+    pub parent: u64,
     /// MAJOR:MINOR of its device.
     pub device: String,
+    /// Which directory of its filesystem it shows.
+    pub root: PathBuf,
     /// Where it is mounted.
     pub point: PathBuf,
+    /// Its own options, separated by commas; not those of its filesystem.
+    pub options: String,
     /// Type of its filesystem.
     pub kind: String,
+    /// What was said to be mounted.
+    pub source: String,
 }
 
-/// All mounts of this process's namespace, in the kernel's order: of several on one point the last is the visible one.
+/// All mounts of the calling thread's namespace, in the kernel's order: of several on one point the last is the visible one.
 ///
 /// # Errors
 /// When the table cannot be read.
 pub fn mounts() -> Result<Vec<Mount>> {
-    let table = std::fs::read("/proc/self/mountinfo")
+    let table = std::fs::read("/proc/thread-self/mountinfo")
         .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
     Ok(table.split(|b| *b == b'\n').filter_map(parse).collect())
 }
@@ -40,12 +48,14 @@ fn parse(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|b| *b == b' ');
     let text = |field: &[u8]| std::str::from_utf8(field).ok().map(str::to_owned);
     let id = text(fields.next()?)?.parse().ok()?;
-    let device = text(fields.nth(1)?)?;
-    let point = PathBuf::from(std::ffi::OsStr::from_bytes(&unescape(fields.nth(1)?)));
+    let parent = text(fields.next()?)?.parse().ok()?;
+    let device = text(fields.next()?)?;
+    let path = |field| PathBuf::from(std::ffi::OsStr::from_bytes(&unescape(field)));
+    let (root, point, options) = (path(fields.next()?), path(fields.next()?), text(fields.next()?)?);
     // Optional fields end with a single hyphen; the type follows.
     fields.find(|field| *field == b"-")?;
-    let kind = text(fields.next()?)?;
-    Some(Mount { id, device, point, kind })
+    let (kind, source) = (text(fields.next()?)?, text(&unescape(fields.next()?))?);
+    Some(Mount { id, parent, device, root, point, options, kind, source })
 }
 
 /// Space, tab, newline and backslash are written as three octal digits.
@@ -75,9 +85,11 @@ mod tests {
 
     #[test]
     fn a_line_is_read_with_its_escapes() {
-        let line = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 - fuse.dtfs dtfs:v rw,user_id=0";
+        let line = b"36 35 98:0 /mnt1\\0401 /mnt\\0402 rw,noatime master:1 - fuse.dtfs dtfs:v rw,user_id=0";
         let mount = parse(line).unwrap();
-        assert_eq!(mount.id, 36);
+        assert_eq!((mount.id, mount.parent), (36, 35));
+        assert_eq!((mount.root.as_path(), mount.options.as_str()), (Path::new("/mnt1 1"), "rw,noatime"));
+        assert_eq!(mount.source, "dtfs:v");
         assert_eq!(mount.device, "98:0");
         assert_eq!(mount.point, Path::new("/mnt 2"));
         assert_eq!(mount.kind, "fuse.dtfs");

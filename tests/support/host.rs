@@ -1,6 +1,6 @@
 //! One dtfs host: the real program with all of its files below a temporary root, driven as an operator would.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use parking_lot::Mutex;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -42,6 +43,8 @@ pub(crate) struct Host {
     /// The process whose network this host is on, when it is not the machine's.
     network: Option<i32>,
     commands: AtomicU32,
+    /// Directories that commands named: what keeps others out of a target stays when all is stopped. Rank: a leaf.
+    named: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl Host {
@@ -59,6 +62,7 @@ impl Host {
             faults: String::new(),
             network: None,
             commands,
+            named: Mutex::default(),
         }
     }
 
@@ -331,6 +335,7 @@ impl Host {
 
     fn command(&self, args: &[&str]) -> Command {
         let program = env!("CARGO_BIN_EXE_dtfs");
+        self.named.lock().extend(args.iter().filter_map(|arg| directory_in(arg)));
         let mut command = match self.network {
             None => Command::new(program),
             Some(keeper) => {
@@ -360,11 +365,25 @@ impl Drop for Host {
         for dir in &self.volumes {
             while is_dtfs(dir) && try_tool("umount", &["--lazy", utf8(dir)]).status.success() {}
         }
+        for dir in self.named.lock().iter().filter(|dir| dir.is_dir()) {
+            super::behind::uncover(dir);
+        }
         let _ = fs::read_link(self.root().join("run/dtfs/memory")).map(fs::remove_dir_all);
         for (path, _) in mounts_below(self.root.path()).iter().rev() {
             try_tool("umount", &["--lazy", path]);
         }
     }
+}
+
+/// The directory that an argument names, plainly or as `local:DIR` or `ssh://HOST/DIR`.
+fn directory_in(arg: &str) -> Option<PathBuf> {
+    let after_host = |rest: &str| rest.find('/').map(|at| rest[at..].to_owned());
+    let text = match (arg.strip_prefix("local:"), arg.strip_prefix("ssh://")) {
+        (Some(dir), _) => dir.to_owned(),
+        (_, Some(rest)) => after_host(rest)?,
+        (None, None) => arg.to_owned(),
+    };
+    Some(PathBuf::from(text)).filter(|dir| dir.is_absolute())
 }
 
 /// Whether all threads of a process have ended, so that it holds no file any more; its number may be left, for whoever

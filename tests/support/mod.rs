@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics with the reason")]
 
+pub(crate) mod behind;
 pub(crate) mod both;
 pub(crate) mod conformance;
 pub(crate) mod forked;

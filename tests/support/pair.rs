@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use dtfs::applier::Adopt;
+use dtfs::applier::{Adopt, Guarding};
 use dtfs::backing::Tree;
 use dtfs::backing::compare::CompareOptions;
 use dtfs::journal::{Journal, JournalOptions, Own, Rejoin, TargetId};
@@ -328,7 +328,8 @@ impl Pair {
         Box::new(move || {
             let (near, far) = UnixStream::pair()?;
             let (dir, states) = (dir.clone(), states.clone());
-            let options = ServeOptions { dir, states, adopt: Adopt::Yes, inbox_cap, inbox_segment };
+            let options =
+                ServeOptions { dir, states, adopt: Adopt::Yes, guarding: Guarding::Off, inbox_cap, inbox_segment };
             let log = sessions.clone();
             sessions.wires.lock().push(near.try_clone()?);
             let input = far.try_clone()?;
@@ -456,6 +457,7 @@ impl Drop for Pair {
         for end in std::mem::take(&mut *self.sessions.ends.lock()) {
             let _ = end.join();
         }
+        super::behind::uncover_below(self.root.path());
         // No small history sets a flag, and a program takes its time.
         if !matches!(self.serving, Serving::Thread { inbox_segment: Some(_), .. }) {
             clear_flags(self.root.path());

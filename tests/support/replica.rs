@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::behind::Behind;
 use super::host::Host;
 use super::scratch::{FileSystem, Scratch, utf8};
 use super::trees;
@@ -49,6 +50,11 @@ impl Pair {
 
     pub(crate) fn wait(&self) {
         self.host.wait("data", WAIT_SECONDS);
+    }
+
+    /// The target's tree, for tests that damage it.
+    pub(crate) fn behind(&self) -> Behind {
+        Behind::of(&self.target)
     }
 
     pub(crate) fn bytes_sent(&self) -> u64 {

@@ -108,10 +108,30 @@ pub(crate) fn keep_holes(kind: FileSystem, device: &LoopDevice) {
     }
 }
 
+/// A temporary directory in which targets may lie.
+pub(crate) struct Directory(TempDir);
+
+impl Directory {
+    pub(crate) fn new() -> Directory {
+        Directory(tempfile::tempdir().expect("a temporary directory"))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        super::behind::uncover_below(self.0.path());
+    }
+}
+
 struct Mounted(PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {
+        super::behind::uncover_below(&self.0);
         let path = utf8(&self.0);
         if !try_tool("umount", &[path]).status.success() {
             // Someone still stands in it, in a test that fails: detach it now, the kernel finishes when they leave.

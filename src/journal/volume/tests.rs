@@ -126,6 +126,33 @@ fn many_threads_lose_nothing_and_tids_are_in_order() {
     assert_eq!(change(&journal, 10), Tid(3201));
 }
 
+/// Without a committer that comes between.
+fn unhurried() -> JournalOptions {
+    JournalOptions { commit_interval: Duration::from_secs(600), ..options() }
+}
+
+#[test]
+fn a_commit_that_was_started_is_in_the_log_and_durable_only_at_its_end() {
+    let dir = TempDir::new().unwrap();
+    let (journal, _) = Journal::open(dir.path(), unhurried()).unwrap();
+    // The first record of an idle journal wakes the committer; from here on it waits for its interval.
+    journal.commit(change(&journal, 10)).unwrap();
+    let calls = journal.log_calls();
+    let first = change(&journal, 10);
+    journal.start_commit(first);
+    assert_eq!((journal.log_calls() - calls, journal.durable_tid()), (1, Tid(1)), "written, and not synced");
+    journal.start_commit(first);
+    let second = change(&journal, 10);
+    journal.start_commit(second);
+    let third = change(&journal, 10);
+    assert_eq!(journal.log_calls() - calls, 2, "what is in the log is not written again");
+    assert_eq!(tids(&journal, Tid::ZERO), [Tid(1)], "nothing is read before it is durable");
+    journal.commit(first).unwrap();
+    assert_eq!((journal.log_calls() - calls, journal.durable_tid()), (4, third), "one frame more, and one sync");
+    assert!(!journal.core.ring.lock().in_use());
+    assert_eq!(tids(&journal, Tid::ZERO), (1..=4).map(Tid).collect::<Vec<_>>());
+}
+
 #[test]
 fn the_committer_makes_records_durable_without_being_asked() {
     let dir = TempDir::new().unwrap();

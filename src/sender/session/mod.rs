@@ -46,8 +46,9 @@ pub(super) struct Parts<'a> {
 /// Bytes that may be under way.
 const WINDOW_BYTES: u64 = 16 << 20;
 /// A program that syncs each of its changes makes records durable one by one. Those of so long a time go to the target
-/// together: it syncs its inbox once for each batch, and on one disk the two would wait for each other.
-const GATHER: Duration = Duration::from_millis(10);
+/// together: it syncs its inbox once for each batch, and on one disk the two would wait for each other. Well below what a
+/// target takes for a pause, in which it makes everything durable.
+const GATHER: Duration = Duration::from_millis(5);
 /// How often a session looks at itself when nothing happens.
 const TICK: Duration = Duration::from_secs(2);
 /// How soon a tree that could not be read is asked for again.
@@ -140,6 +141,7 @@ impl<'a> Session<'a> {
         let reply = wait_for_reply(&parts)?;
         let differs = note_times(&parts, &reply)?;
         let start = begin(&parts, &reply)?;
+        super::guarded::note_guarded(&parts, &reply)?;
         if start.what == Begin::Keep {
             writer.send(&Message::Keep { epoch: start.after.epoch })?;
         }
@@ -312,6 +314,7 @@ impl<'a> Session<'a> {
         let store = self.parts.journal.store();
         if let Some(progress) = ended {
             super::verify_desk::remember(store, self.target, &progress)?;
+            super::guarded::settle(store, self.target)?;
         }
         if !step.mend.is_empty() {
             store.work_renew(self.target, &step.mend)?;

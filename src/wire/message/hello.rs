@@ -1,7 +1,7 @@
 //! What both sides say first: who they are and where they stand.
 
 use super::fields::{clip, position, text};
-use crate::base::{AtimeMode, Commit, EpochId, History, Position, Spaces, StoredTimes, Tid, VolumeUuid};
+use crate::base::{AtimeMode, Commit, EpochId, Guarded, History, Position, Spaces, StoredTimes, Tid, VolumeUuid};
 use crate::record::{DecodeError, FieldReader, FieldWriter};
 
 /// What the source says first.
@@ -63,6 +63,8 @@ pub struct HelloReply {
     pub doubt: String,
     /// How it stores access times.
     pub stored_times: StoredTimes,
+    /// Who else can change its tree.
+    pub guarded: Guarded,
     /// What it was told last by [`Message::Settled`](super::Message::Settled), while nothing stands against it; else 0.
     pub settled: u64,
 }
@@ -110,6 +112,7 @@ impl HelloReply {
         out.u64(self.high_water.0);
         out.short_bytes(clip(&self.doubt));
         out.u8(self.stored_times as u8);
+        out.u8(self.guarded as u8);
         out.u64(self.settled);
     }
 
@@ -130,8 +133,20 @@ impl HelloReply {
         let (received, applied) = (position(r, "received")?, position(r, "applied")?);
         let (commit, high_water) = (Commit::from_bytes(r.fixed("commit")?), Tid(r.u64("high water")?));
         let doubt = text(r)?;
-        let (stored_times, settled) = (stored_times(r)?, r.u64("settled")?);
-        Ok(HelloReply { version, replica, state, received, applied, commit, high_water, doubt, stored_times, settled })
+        let (stored_times, guarded, settled) = (stored_times(r)?, guarded(r)?, r.u64("settled")?);
+        Ok(HelloReply {
+            version,
+            replica,
+            state,
+            received,
+            applied,
+            commit,
+            high_water,
+            doubt,
+            stored_times,
+            guarded,
+            settled,
+        })
     }
 }
 
@@ -159,5 +174,16 @@ fn stored_times(r: &mut FieldReader<'_>) -> Result<StoredTimes, DecodeError> {
         1 => Ok(StoredTimes::Coarse),
         2 => Ok(StoredTimes::Moving),
         other => Err(DecodeError::Value { what: "stored times", offset, value: u64::from(other) }),
+    }
+}
+
+fn guarded(r: &mut FieldReader<'_>) -> Result<Guarded, DecodeError> {
+    let offset = r.offset();
+    match r.u8("guarded")? {
+        0 => Ok(Guarded::Kept),
+        1 => Ok(Guarded::Restored),
+        2 => Ok(Guarded::Off),
+        3 => Ok(Guarded::Refused),
+        other => Err(DecodeError::Value { what: "guarded", offset, value: u64::from(other) }),
     }
 }

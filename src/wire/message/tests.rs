@@ -1,6 +1,6 @@
 use super::fields::MAX_TEXT_BYTES;
 use super::*;
-use crate::base::{AtimeMode, ChainDigest, Commit, Oid, Space, Spaces, StoredTimes, VolumeUuid};
+use crate::base::{AtimeMode, ChainDigest, Commit, Guarded, Oid, Space, Spaces, StoredTimes, VolumeUuid};
 
 fn samples() -> Vec<Message> {
     let oid = Oid { space: Space(9), generation: 8, ino: 7 };
@@ -26,6 +26,7 @@ fn samples() -> Vec<Message> {
             high_water: Tid(8),
             doubt: "no catalog".into(),
             stored_times: StoredTimes::Coarse,
+            guarded: Guarded::Restored,
             settled: 9,
         }),
         Message::Refuse { code: RefuseCode::Wrong, text: "no".into() },
