@@ -244,6 +244,26 @@ fn the_first_change_of_a_cold_object_waits_for_one_commit_and_the_next_for_none(
     assert_eq!([chmod(0o600), chmod(0o640), chmod(0o644)], [2, 0, 0]);
 }
 
+/// The file is announced when it is opened for writing, and the first write waits for no more than that.
+#[test]
+fn open_and_first_write_of_a_cold_file_wait_for_one_commit_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let behind = dir.path().join("tree");
+    fs::create_dir(&behind).unwrap();
+    fs::write(behind.join("file"), [0; 8192]).unwrap();
+    let options = JournalOptions { commit_interval: Duration::from_secs(600), ..JournalOptions::default() };
+    let (journal, _) = Journal::open(&dir.path().join("j"), options).unwrap();
+    let stack = Stack::new(Tree::open(&behind).unwrap(), journal.clone(), StackOptions::default()).unwrap();
+    let (caller, node) = (Caller::daemon(), stack.lookup(NodeId::ROOT, b"file").unwrap().node);
+    let mode = WriteMode { flags: libc::O_RDWR, privileges: Privileges::Keep, writer: Writer::Caller };
+    let before = journal.log_calls();
+    let opened = stack.open(&caller, node, libc::O_RDWR).unwrap();
+    stack.write(&caller, node, opened.file, 0, &[7; 4096], mode).unwrap();
+    assert_eq!(journal.log_calls() - before, 2, "one frame and its sync");
+    stack.write(&caller, node, opened.file, 4096, &[7; 4096], mode).unwrap();
+    assert_eq!(journal.log_calls() - before, 2, "the file is hot");
+}
+
 /// Calls of write(2) and its kin that this thread has made (proc(5), /proc/PID/task/TID/io, syscw).
 fn thread_calls() -> Option<u64> {
     let io = fs::read_to_string("/proc/thread-self/io").ok()?;

@@ -16,6 +16,7 @@ use support::process::wait_until;
 use support::scratch::{FileSystem, Scratch, utf8};
 use support::trees;
 
+const LIMIT: Duration = Duration::from_secs(120);
 const WAIT_SECONDS: u32 = 120;
 
 /// Writes `bytes` of data that does not compress and syncs it.
@@ -244,6 +245,52 @@ fn a_failed_syncfs_poisons_its_volume_only() {
         let answer = host.run(&["synctid", "bad"]);
         (answer.code != 0).then_some(Errno::EIO)
     });
+}
+
+/// The memory that outlives the process has no room: its volume is not served, and says why; the bare directory does not
+/// show instead. The other volume goes on, and the next try takes up what the killed daemon left.
+#[test]
+fn no_room_for_the_memory_that_outlives_the_daemon_keeps_one_volume_down() {
+    let scratch = Scratch::new(FileSystem::Ext4);
+    let names = ["one", "two"];
+    let dirs = names.map(|name| (scratch.dir(name), scratch.dir(&format!("{name}-target"))));
+    let mut host = Host::new();
+    for (name, (tree, target)) in names.iter().zip(&dirs) {
+        host.define_volume(name, tree);
+        host.define_target(name, target);
+    }
+    host.start_and_mount();
+    for (tree, _) in &dirs {
+        write_synced(&tree.join("before"), 10_000).unwrap();
+        fs::write(tree.join("not synced"), b"in memory only").unwrap();
+    }
+    host.kill9();
+    // It mounts what was mounted.
+    host.start_with_faults("shared.allocate=errno:28@1");
+    let state = |name: &str| volume(&host, name)["state"].as_str().unwrap().to_owned();
+    let [(down, (bare, _)), (_, (up, _))] =
+        wait_until("both volumes to have been tried", LIMIT, || match names.map(|name| state(name) == "mounted") {
+            [false, true] => Some([(names[0], &dirs[0]), (names[1], &dirs[1])]),
+            [true, false] => Some([(names[1], &dirs[1]), (names[0], &dirs[0])]),
+            _ => None,
+        });
+    assert_eq!(state(down), "refused");
+    assert!(
+        volume(&host, down)["reason"].as_str().is_some_and(|text| text.contains("ENOSPC")),
+        "{}",
+        volume(&host, down)
+    );
+    assert_eq!(errno(&fs::read_dir(bare).unwrap_err()), Errno::ENOTCONN, "the bare directory shows");
+    write_synced(&up.join("meanwhile"), 10_000).unwrap();
+    host.must(&["mounts", "mount", "--all"]);
+    for (name, (tree, _)) in names.iter().zip(&dirs) {
+        write_synced(&tree.join("afterwards"), 10_000).unwrap();
+        host.wait(name, WAIT_SECONDS);
+    }
+    host.stop();
+    for (tree, target) in &dirs {
+        trees::assert_equal(tree, target, "there is room");
+    }
 }
 
 /// The state database fails once, in the middle of everything: what it should have held is done again.

@@ -8,13 +8,16 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use dtfs::backing::compare::{CompareOptions, compare_trees};
+use dtfs::base::Tid;
 use dtfs::journal::Own;
 use dtfs::sender::SenderState;
 use support::hand::Hand;
 use support::host::Host;
 use support::pair::Pair;
+use support::power::enter_namespace;
 use support::prng::Prng;
 use support::process::{tool, try_tool, wait_until};
 use support::scratch::{FileSystem, LoopDevice, keep_holes, utf8};
@@ -89,8 +92,18 @@ struct Rig {
 
 impl Rig {
     fn new(kind: FileSystem, seed: u64) -> Rig {
+        Rig::with(kind, seed, Pair::on)
+    }
+
+    /// Its journal keeps little.
+    fn tight(seed: u64) -> Rig {
+        Rig::with(FileSystem::Ext4, seed, Pair::tight_on)
+    }
+
+    fn with(kind: FileSystem, seed: u64, pair_on: fn(&Path) -> Pair) -> Rig {
+        enter_namespace();
         let disk = Disk::new(kind);
-        let mut pair = Pair::on(&disk.point()).served_by_program();
+        let mut pair = pair_on(&disk.point()).served_by_program();
         for name in ["target", "states"] {
             fs::create_dir(disk.dir.path().join(name)).unwrap();
         }
@@ -120,6 +133,32 @@ impl Rig {
         self.shut();
         tool("cp", &["--sparse=always", utf8(&self.disk.kept()), utf8(&self.disk.image())]);
         self.open();
+    }
+
+    /// A target that is ahead of the image that its source was put back to; what it has then, and what the source has.
+    fn put_back_behind_its_target(&mut self) -> Files {
+        self.work(60);
+        self.pair.wait_equal("before");
+        self.keep_image();
+        self.work(80);
+        self.pair.wait_equal("later");
+        let before = self.target();
+        self.put_image_back();
+        before
+    }
+
+    /// The source goes on alone, until it keeps nothing any more of where its target stands. Then it is stopped and started:
+    /// what lost its last name is held open no more.
+    fn go_on_until_its_place_is_gone(&mut self, place: Tid) {
+        let until = Instant::now() + LIMIT;
+        while self.pair.stack().journal().oldest_kept() <= place {
+            assert!(Instant::now() < until, "nothing is trimmed: {}", self.pair.explain());
+            self.work(60);
+            self.pair.stack().checkpoint().unwrap();
+            let journal = self.pair.stack().journal();
+            journal.commit(journal.last_tid()).unwrap();
+        }
+        self.pair.reopen(true);
     }
 
     /// Changes of all kinds among a few names. What does not work on the tree as it is does not count.
@@ -297,6 +336,114 @@ fn control_nothing_is_kept() {
     let now: BTreeSet<Vec<u8>> = rig.target().into_values().collect();
     assert!(before.values().any(|content| !now.contains(content)), "nothing is lost: the rig is blind");
     assert_eq!(forks(&rig.pair.target()), Vec::<PathBuf>::new());
+}
+
+/// The source has as many changes as the target, and more, in the same epoch; no digest tells any more whose they are.
+fn put_back_and_trimmed(seed: u64) -> (Rig, Files) {
+    let mut rig = Rig::tight(seed);
+    let place = |rig: &Rig| rig.pair.stack().journal().last_tid();
+    rig.work(60);
+    rig.pair.wait_equal("before");
+    rig.keep_image();
+    rig.work(80);
+    rig.pair.wait_equal("later");
+    let (before, at) = (rig.target(), place(&rig));
+    rig.put_image_back();
+    assert!(place(&rig) < at, "the image is as new as the target");
+    rig.go_on_until_its_place_is_gone(at);
+    (rig, before)
+}
+
+/// Its own word proves nothing: it says a TID and a digest that nobody can check. But it was never sent as much.
+#[test]
+fn a_place_that_is_not_kept_any_more_is_not_taken_for_ours() {
+    for round in 0..2 {
+        let seed = seed() + round;
+        let (mut rig, before) = put_back_and_trimmed(seed);
+        let context = format!("seed {seed}");
+        rig.pair.start();
+        let reason = rig.wait_refused();
+        assert!(reason.contains("put back"), "{context}: {reason}");
+        assert_eq!(rig.target(), before, "{context}: it was changed unasked");
+        let source = files(&rig.pair.source());
+        // It dies before it has taken the new place: what it has does not become ours by that.
+        rig.pair.arm(if round == 0 { "applier.keeping=abort" } else { "receiver.jump=abort" });
+        rig.pair.rejoin(Own::Keep);
+        rig.pair.wait_equal(&context);
+        assert!(rig.assert_nothing_is_lost((&before, &source), &context) > 0, "{context}: nothing was kept");
+        // From here on it follows, and may fall behind as far as any.
+        rig.work(20);
+        rig.pair.wait_equal(&context);
+        let at = rig.pair.stack().journal().last_tid();
+        rig.pair.stop();
+        rig.go_on_until_its_place_is_gone(at);
+        rig.pair.start();
+        rig.pair.wait_equal(&context);
+    }
+}
+
+/// Negative control: everything that it has is believed to have been sent.
+#[test]
+fn control_whatever_a_target_has_was_sent() {
+    let (mut rig, before) = put_back_and_trimmed(1);
+    let store = rig.pair.stack().journal().store();
+    let said = store.target_by_id(rig.pair.id()).unwrap().unwrap().said.unwrap();
+    store.session_begins(rig.pair.id(), &said).unwrap();
+    let source = files(&rig.pair.source());
+    rig.pair.start();
+    rig.pair.wait();
+    let now: BTreeSet<Vec<u8>> = rig.target().into_values().chain(source.into_values()).collect();
+    let lost = before.values().filter(|content| !now.contains(*content)).count();
+    let report = compare_trees(&rig.pair.source(), &rig.pair.target(), &CompareOptions::default()).unwrap();
+    println!("{lost} contents are lost; equal: {}", report.is_equal());
+    assert!(lost > 0 || !report.is_equal(), "nothing is lost, and the trees are equal: the rig is blind");
+}
+
+/// The source has never met it under this name: nothing says what it was sent. It is compared, and what it has is kept.
+#[test]
+fn a_target_that_is_defined_anew_loses_nothing() {
+    let seed = seed();
+    let (mut rig, before) = put_back_and_trimmed(seed);
+    let source = files(&rig.pair.source());
+    rig.pair.forget_target();
+    rig.pair.start();
+    rig.pair.wait_equal("defined anew");
+    assert!(rig.assert_nothing_is_lost((&before, &source), &format!("seed {seed}")) > 0, "nothing was kept");
+    let events = rig.pair.events().join("\n");
+    assert!(
+        events.contains("which history it followed") && events.contains("is kept there in .dtfs/fork-"),
+        "{events}"
+    );
+}
+
+/// A target whose catalog is lost does not know its place, but its inbox does.
+#[test]
+fn a_doubtful_target_loses_nothing() {
+    let seed = seed();
+    let mut rig = Rig::new(FileSystem::Ext4, seed);
+    let before = rig.put_back_behind_its_target();
+    for path in catalogs(&rig.pair.states()) {
+        fs::remove_file(path).unwrap();
+    }
+    rig.work(60);
+    rig.pair.start();
+    let reason = rig.wait_refused();
+    assert!(reason.contains("put back") || reason.contains("another history"), "{reason}");
+    assert_eq!(rig.target(), before, "it was changed unasked");
+    let source = files(&rig.pair.source());
+    rig.pair.arm("applier.keep=abort@2");
+    rig.pair.rejoin(Own::Keep);
+    rig.work(20);
+    rig.pair.wait_equal("rejoined");
+    assert!(rig.assert_nothing_is_lost((&before, &source), &format!("seed {seed}")) > 0, "nothing was kept");
+}
+
+/// The catalogs below `dir`, with their logs.
+fn catalogs(dir: &Path) -> Vec<PathBuf> {
+    let found = tool("find", &[utf8(dir), "-name", "catalog.db*"]);
+    let paths: Vec<PathBuf> = found.lines().map(PathBuf::from).collect();
+    assert!(!paths.is_empty(), "no catalog below {}", dir.display());
+    paths
 }
 
 /// As an operator does it. Files and journal come from a copy, so the inodes are others than they were.

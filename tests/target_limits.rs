@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use dtfs::sender::SenderState;
 use support::hand::Hand;
+use support::host::Host;
 use support::pair::Pair;
 use support::prng::Prng;
-use support::process::wait_until;
-use support::scratch::{FileSystem, Scratch};
+use support::process::{tool, wait_until};
+use support::scratch::{FileSystem, Scratch, utf8};
+use support::trees;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -107,6 +109,75 @@ fn an_inbox_stays_below_its_cap() {
     pair.wait_equal("all of it");
     // The cap, one segment on its way out, and free files.
     assert!(most <= (24 << 20) + 6 * (16 << 20), "the inbox had {most} bytes");
+}
+
+/// As an operator sets it, on a target that stays behind on purpose, so that its inbox fills. At the cap the older half is
+/// performed, but the disk of the tree does not answer: the inbox stops there, the source goes on, and the operator is told
+/// why although the source is in the middle of a write to the target.
+#[test]
+fn an_inbox_at_its_cap_takes_nothing_until_the_tree_has_caught_up() {
+    const CAP: u64 = 32 << 20;
+    const SLACK: u64 = 16 << 20;
+    let scratch = Scratch::with_size(FileSystem::Ext4, 256);
+    let dir = tempfile::tempdir().unwrap();
+    let (source, target) = (dir.path().join("source"), scratch.path().join("target"));
+    fs::create_dir(&source).unwrap();
+    let mut host = Host::new();
+    host.define_volume("data", &source);
+    let file = host.root().join("etc/dtfs/dtfs.toml");
+    let text = fs::read_to_string(&file).unwrap_or_default();
+    fs::write(&file, format!("inbox_cap = \"32M\"\n{text}")).unwrap();
+    host.start_and_mount();
+    host.define_target("data", &target);
+    host.wait("data", 120);
+    hold(&host, &source);
+    let replicas = host.root().join("var/lib/dtfs/replicas");
+    let used = || {
+        let sizes = tool("find", &[utf8(&replicas), "-path", "*/inbox/*", "-printf", "%s\n"]);
+        sizes.lines().map(|size| size.parse::<u64>().unwrap()).sum::<u64>()
+    };
+    let frozen = scratch.freeze();
+    for i in 0..60 {
+        fs::write(source.join(format!("large{i}")), Prng::new(i).bytes(1 << 20)).unwrap();
+    }
+    wait_until("the target to stall", LIMIT, || {
+        let status = host.target("data");
+        let reason = status["reason"].as_str().unwrap_or_default();
+        (status["state"] == "stalled" && reason.contains("its inbox is as large as it may be")).then_some(())
+    });
+    // What the cap allows is there, and beyond it what a batch takes and files for the next ones.
+    assert!((CAP - SLACK..=CAP + SLACK).contains(&used()), "the inbox has {} bytes", used());
+    drop(frozen);
+    set_delay(&host, None);
+    host.wait("data", 120);
+    let events = host.must(&["events", "data"]);
+    let told = |part: &str| events.lines().filter(|line| line.contains(part)).count();
+    assert!((1..=4).contains(&told("as large as it may be")), "{events}");
+    host.stop();
+    trees::assert_equal(&source, &target, "there is room");
+}
+
+/// From now on what the target gets waits in its inbox.
+fn hold(host: &Host, source: &Path) {
+    set_delay(host, Some("1h"));
+    wait_until("a change that waits", LIMIT, || {
+        fs::write(source.join("probe"), b"waits").unwrap();
+        let tid = dtfs::base::Tid(host.tid("data")).to_string();
+        let has = |place: &str| host.target("data")[place] == tid.as_str();
+        wait_until("a target that has received it", LIMIT, || has("received_tid").then_some(()));
+        (!has("applied_tid")).then_some(())
+    });
+}
+
+/// Edits the volume's file, as an operator would.
+fn set_delay(host: &Host, delay: Option<&str>) {
+    let path = host.root().join("etc/dtfs/mounts.d/data.toml");
+    let text = fs::read_to_string(&path).unwrap();
+    let mut lines: Vec<String> = text.lines().filter(|line| !line.starts_with("delay")).map(str::to_owned).collect();
+    let at = lines.iter().position(|line| line.starts_with("name = \"target")).unwrap();
+    lines.splice(at + 1..at + 1, delay.map(|delay| format!("delay = \"{delay}\"")));
+    fs::write(&path, lines.join("\n") + "\n").unwrap();
+    host.must(&["reload"]);
 }
 
 /// A call that fails at one point, with an errno that has a meaning and with one that nobody knows.

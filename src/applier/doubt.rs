@@ -61,13 +61,28 @@ impl DoubtFile {
             return Ok(());
         }
         tracing::warn!(%reason, "this replica must be compared with its source");
+        self.write(reason, reached)
+    }
+
+    /// What the tree had reached came out later than the doubt.
+    pub(super) fn note_reached(&mut self, reached: Position) -> Result<(), ReplicaError> {
+        match self.reason.clone().filter(|_| self.reached.is_none()) {
+            Some(reason) => self.write(&reason, Some(reached)),
+            None => Ok(()),
+        }
+    }
+
+    /// A crash leaves the old file or the new one.
+    fn write(&mut self, reason: &str, reached: Option<Position>) -> Result<(), ReplicaError> {
+        let fresh = self.path.with_extension("new");
         let write = || {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&self.path)?;
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
             writeln!(file, "{}", reason.get(..MOST_BYTES).unwrap_or(reason).replace('\n', " "))?;
             if let Some(reached) = reached {
                 writeln!(file, "{}", write_position(reached))?;
             }
             file.sync_all()?;
+            fs::rename(&fresh, &self.path)?;
             self.sync_dir()
         };
         write().map_err(|cause| ReplicaError::Io { path: self.path.clone(), cause })?;

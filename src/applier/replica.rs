@@ -270,6 +270,14 @@ impl Replica {
         self.doubt.reached()
     }
 
+    /// The doubt came with no position, and the inbox tells one. Durable when it returns.
+    ///
+    /// # Errors
+    /// When that cannot be written down.
+    pub fn note_reached(&mut self, reached: Position) -> Result<(), ReplicaError> {
+        self.doubt.note_reached(reached)
+    }
+
     /// The position that the inbox was being begun anew at when the last process ended.
     pub fn jump(&self) -> Option<Position> {
         self.catalog.cursor().jump

@@ -28,8 +28,8 @@ pub use log::{ChainEnd, Chunk, FollowedLog, FollowedReader, LogOptions, Position
 pub use relay::{become_work, downstream, keeps_from, make_room};
 pub use replay::{Part, Replay, ReplayReader};
 pub use store::{
-    AWAITED, EpochRow, EventRow, Level, NewWork, Own, Rejoin, Said, Store, TargetId, TargetRow, WorkKind, WorkReason,
-    WorkRow,
+    AWAITED, EpochRow, EventRow, Level, NewWork, Own, Rejoin, Said, Sent, Store, TargetId, TargetRow, WorkKind,
+    WorkReason, WorkRow,
 };
 pub use volume::{
     Checkpointer, Founding, Identity, InFlight, Journal, JournalOptions, JournalReader, LastStop, OidMap, OwnChanges,

@@ -44,6 +44,12 @@ impl Inbox {
     /// Opens the inbox of `replica`. One that is damaged, or lacks records behind the cursor, leaves the replica in doubt.
     pub(super) fn open(replica: &mut Replica, hello: &Hello, options: LogOptions) -> Result<Inbox, ServeError> {
         if replica.doubt().is_some() {
+            // A source that was put back to an older state must not overwrite unasked what was received from it before.
+            if replica.reached().is_none()
+                && let Some(reached) = Inbox::end(replica, hello, options)?
+            {
+                replica.note_reached(reached)?;
+            }
             return Inbox::anew(replica, hello, options, (Position::START, hello.durable));
         }
         if let Some(after) = replica.jump() {
@@ -71,6 +77,18 @@ impl Inbox {
         };
         replica.cast_doubt(&format!("its inbox does not continue its tree: {reason}"))?;
         Inbox::anew(replica, hello, options, (Position::START, hello.durable))
+    }
+
+    /// Where the inbox of a replica without a cursor ends, when it can be read.
+    fn end(replica: &Replica, hello: &Hello, options: LogOptions) -> Result<Option<Position>, ServeError> {
+        let end = match SegmentLog::open(&replica.inbox, hello.volume, hello.epoch, options) {
+            Ok(log) => log.chain_end(),
+            Err(error @ JournalError::Io { .. }) => return Err(error.into()),
+            Err(_) => return Ok(None),
+        };
+        let epoch =
+            hello.epochs.iter().rev().find(|epoch| epoch.tid <= end.tid).map_or(hello.epoch, |found| found.epoch);
+        Ok((end.tid > Tid::ZERO).then_some(Position { epoch, tid: end.tid, digest: end.digest }))
     }
 
     fn anew(

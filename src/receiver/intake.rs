@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
@@ -14,6 +15,11 @@ use crate::journal::{JournalError, SegmentLog};
 use crate::record::{Record, RecordIter};
 use crate::sys::Errno;
 use crate::wire::{FrameReader, Message, Stall, WireError};
+
+/// What this side says when its inbox is as large as it may be: no write to a disk fails with it.
+const AT_CAP: Errno = Errno::ENOBUFS;
+/// A tree that has applied nothing for so long stands still.
+const STILL: Duration = Duration::from_secs(2);
 
 pub(super) struct Intake {
     inbox: Arc<SegmentLog>,
@@ -142,18 +148,30 @@ impl Intake {
         Ok(())
     }
 
-    /// At the cap this side takes nothing more, and acknowledges nothing, until the tree has caught up.
+    /// At the cap this side takes nothing more, and acknowledges nothing, until the tree has caught up. That is worth a word
+    /// when the tree stands still.
     fn wait_below_cap(&self, bytes: u64) -> Result<(), ServeError> {
-        let mut asked = false;
-        while self.inbox.bytes_used() + bytes > self.cap_bytes && self.inbox.last_tid() > self.inbox.oldest_kept() {
+        let is_full = || self.inbox.bytes_used() + bytes > self.cap_bytes;
+        let (mut asked, mut applied, mut since) = (false, None, Instant::now());
+        while is_full() && self.inbox.last_tid() > self.inbox.oldest_kept() {
             if !std::mem::replace(&mut asked, true) {
                 // What is durable in the tree leaves the inbox.
                 self.hand_over(Job::MakeRoom)?;
             }
-            if self.inbox.bytes_used() + bytes <= self.cap_bytes || self.positions.has_applied_all() {
+            if !is_full() || self.positions.has_applied_all() {
                 return Ok(());
             }
-            self.wait_for_room(Errno::ENOSPC)?;
+            let now = Some(self.positions.applied());
+            if std::mem::replace(&mut applied, now) != now {
+                since = Instant::now();
+            }
+            let goes_on = match since.elapsed() < STILL {
+                true => self.positions.pause(),
+                false => self.positions.wait_for_room(&self.out, Stall::Inbox, AT_CAP),
+            };
+            if !goes_on {
+                return Err(WireError::Closed.into());
+            }
         }
         Ok(())
     }

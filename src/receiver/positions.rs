@@ -61,6 +61,11 @@ impl Positions {
         self.say(out, Vec::new(), |ack| ack.received = received.tid);
     }
 
+    /// What is durable in the tree.
+    pub(super) fn applied(&self) -> Tid {
+        self.state.lock().ack.applied
+    }
+
     /// Whether the tree has everything that the inbox has.
     pub(super) fn has_applied_all(&self) -> bool {
         let state = self.state.lock();
@@ -90,13 +95,19 @@ impl Positions {
         }
     }
 
-    /// A disk has no room: says so, and waits a moment. False when nobody is there any more to go on for.
+    /// A disk has no room: says so, and waits a moment. An inbox fills when the tree does not go on, so that its word does not
+    /// hide the tree's. False when nobody is there any more to go on for.
     pub(super) fn wait_for_room(&self, out: &Outbox, stall: Stall, errno: Errno) -> bool {
         let known = self.state.lock().ack.stalled_at;
-        if known != stall {
+        if known == Stall::No || (known, stall) == (Stall::Inbox, Stall::Tree) {
             tracing::warn!(?stall, %errno, "a disk has no room: waiting");
             self.say(out, Vec::new(), |ack| (ack.stalled_at, ack.stalled_errno) = (stall, errno as i32));
         }
+        self.pause()
+    }
+
+    /// Waits a moment, or until something changes. False when nobody is there any more to go on for.
+    pub(super) fn pause(&self) -> bool {
         let mut state = self.state.lock();
         if !state.over && !state.stopped {
             self.changed.wait_for(&mut state, RETRY);

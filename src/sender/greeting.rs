@@ -9,7 +9,7 @@ use super::plan::{Cause, Forked, Ours, Plan, Standing, plan};
 use super::session::Parts;
 use super::standing::{position_at, standing};
 use crate::base::{AtimeMode, History, Position, StoredTimes, Tid};
-use crate::journal::{AWAITED, Level, NewWork, Own, Part, Replay, Said, Store, TargetRow, WorkReason};
+use crate::journal::{AWAITED, Level, NewWork, Own, Part, Replay, Said, Sent, Store, TargetRow, WorkReason};
 use crate::wire::{HelloReply, Message, PROTOCOL_VERSION, ReplicaState};
 
 /// How long a greeting may take. The target opens its state first, which may mean a recovery of its database.
@@ -55,6 +55,8 @@ pub(super) struct Start {
     /// Behind which place its records go on.
     pub(super) after: Position,
     pub(super) what: Begin,
+    /// Until it has taken that place, what it has does not come from here.
+    pub(super) is_fork: bool,
 }
 
 /// How a target comes to the place where its records go on.
@@ -90,6 +92,11 @@ pub(super) fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, Sess
         covered: row.covered,
         mirrored: row.mirrored,
         said: row.said,
+        sent: match journal.part() {
+            Part::Origin => row.sent,
+            // It has no history of its own to be put back in; whose the copy is, its origin judges.
+            Part::Relay => Some(Sent { copy: reply.replica, upto: Tid(u64::MAX) }),
+        },
         standing: standing(journal.as_ref(), &reply.received)?,
         forked,
         mark: journal.mark()?,
@@ -99,7 +106,13 @@ pub(super) fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, Sess
         return Err(SessionError::Ahead { received: reply.received.tid, here: ours.durable });
     }
     let plan = plan(&ours, reply);
-    let is_fork = matches!(plan, Plan::Refuse(_) | Plan::Compare(Cause::Forked));
+    let is_fork = matches!(plan, Plan::Refuse(_) | Plan::Compare(Cause::Forked | Cause::Unproven));
+    let keeps = match plan {
+        Plan::Compare(Cause::Forked) => forked == Forked::Keep,
+        // Unless an operator has said that it is to be taken over as it is.
+        Plan::Compare(Cause::Unproven) => forked != Forked::Compare,
+        _ => false,
+    };
     if decided.is_some() && !is_fork {
         store.rejoin_set(target, None)?;
     }
@@ -108,21 +121,21 @@ pub(super) fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, Sess
     let (reason, text) = match plan {
         Plan::Stream => {
             take_back(store, (&row, awaited), reply)?;
-            store.target_said(target, Some(&said))?;
-            return Ok(Start { after: reply.received, what: Begin::Stream });
+            store.session_begins(target, &said)?;
+            return Ok(Start { after: reply.received, what: Begin::Stream, is_fork });
         }
         Plan::Resume => {
             store.reset_target(target, reply.applied.tid, &[])?;
-            store.target_said(target, Some(&said))?;
+            store.session_begins(target, &said)?;
             let at = reply.received.tid;
             let text = format!("another source brought it to {at}, and nothing is in doubt: it goes on behind that");
             store.event(Level::Info, Some(target), &text)?;
-            return Ok(Start { after: reply.received, what: Begin::Stream });
+            return Ok(Start { after: reply.received, what: Begin::Stream, is_fork });
         }
         Plan::Jump { to } => {
             take_back(store, (&row, awaited), reply)?;
-            store.target_said(target, Some(&said))?;
-            return Ok(Start { after: position_at(journal.as_ref(), to)?, what: Begin::Jump });
+            store.session_begins(target, &said)?;
+            return Ok(Start { after: position_at(journal.as_ref(), to)?, what: Begin::Jump, is_fork });
         }
         Plan::Refuse(fork) => {
             let (copy, durable) = (reply.replica, ours.durable);
@@ -138,23 +151,26 @@ pub(super) fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, Sess
     store.reset_target(target, base, &[NewWork::whole_tree(reason, Tid::ZERO)])?;
     note_begin(store, target, MirrorKind::of(reason))?;
     // After the work is queued: a copy that is known has had its beginning.
-    store.target_said(target, Some(&said))?;
+    match is_fork {
+        true => store.target_said(target, Some(&said))?,
+        false => store.session_begins(target, &said)?,
+    }
     let level = if reason == WorkReason::Mirror { Level::Info } else { Level::Warning };
     let after = position_at(journal.as_ref(), base)?;
-    let what = if is_fork && forked == Forked::Keep { Begin::Keep } else { Begin::Jump };
+    let what = if keeps { Begin::Keep } else { Begin::Jump };
     let kept = match what {
         Begin::Keep => format!("; what it has and this source has not is kept there in .dtfs/fork-{}", after.epoch),
         _ => String::new(),
     };
     store.event(level, Some(target), &format!("{text}; it goes on behind {base}{kept}"))?;
-    Ok(Start { after, what })
+    Ok(Start { after, what, is_fork })
 }
 
 /// The target has followed a history further than it goes here. From now on no TID means one thing there and another here,
 /// and no place behind the parting is taken for one of ours.
 fn leave_what_is_lost(journal: &dyn Replay, theirs: &Position) -> Result<(), SessionError> {
     if theirs.epoch == journal.identity().epoch || theirs.tid >= journal.last_tid() {
-        let why = "a target holds changes that this volume has lost";
+        let why = "a target holds changes that this volume may have lost";
         journal.begin_epoch(theirs.tid, why)?;
     }
     Ok(())

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::base::Tid;
-use crate::journal::Said;
+use crate::journal::{Said, Sent};
 use crate::wire::{HelloReply, ReplicaState};
 
 /// What the source knows of itself and of the target.
@@ -21,6 +21,8 @@ pub struct Ours {
     pub mirrored: bool,
     /// What the target said last.
     pub said: Option<Said>,
+    /// What it can have been sent.
+    pub sent: Option<Sent>,
     /// Where the target's position lies, seen from our own history.
     pub standing: Standing,
     /// What is done with a target that followed another history.
@@ -90,6 +92,8 @@ pub enum Cause {
     LostPlace,
     /// It followed another history, and the operator has decided.
     Forked,
+    /// It may have followed another history: nothing is left that would tell.
+    Unproven,
 }
 
 /// Why a target is refused.
@@ -110,6 +114,9 @@ impl fmt::Display for Cause {
             Cause::PutBack => f.write_str("it was put back to an older state than it had acknowledged"),
             Cause::LostPlace => f.write_str("the records it lacks are not kept any more"),
             Cause::Forked => f.write_str("it followed another history, which is given up"),
+            Cause::Unproven => {
+                f.write_str("the records that would tell which history it followed are not kept any more")
+            }
         }
     }
 }
@@ -132,7 +139,16 @@ pub fn plan(ours: &Ours, theirs: &HelloReply) -> Plan {
         ReplicaState::Adopted => return Plan::Compare(Cause::TakenOver),
         ReplicaState::Doubtful | ReplicaState::Replica | ReplicaState::Rejoined => {}
     }
-    match (ours.standing, ours.forked) {
+    let standing = match ours.standing {
+        Standing::Forgotten if theirs.state != ReplicaState::Rejoined => match ours.vouches_for(theirs) {
+            Some(true) => Standing::Forgotten,
+            // In our own epoch, but further than it can have followed us.
+            Some(false) => Standing::Ahead,
+            None => return Plan::Compare(Cause::Unproven),
+        },
+        standing => standing,
+    };
+    match (standing, ours.forked) {
         // Whatever it is in doubt of: what it had reached was ours, as far as it is known.
         (Standing::Ours | Standing::Forgotten, _) if theirs.state == ReplicaState::Doubtful => {
             Plan::Compare(Cause::Doubt(theirs.doubt.clone()))
@@ -142,6 +158,14 @@ pub fn plan(ours: &Ours, theirs: &HelloReply) -> Plan {
         (_, Forked::Compare | Forked::Keep) => Plan::Compare(Cause::Forked),
         (Standing::Ahead, Forked::Refuse) => Plan::Refuse(Fork::Ahead),
         (Standing::Elsewhere, Forked::Refuse) => Plan::Refuse(Fork::Elsewhere),
+    }
+}
+
+impl Ours {
+    /// Whether a copy can have come to its place by what this source sent; `None` for a copy that was not met before.
+    fn vouches_for(&self, theirs: &HelloReply) -> Option<bool> {
+        let sent = self.sent.filter(|sent| sent.copy == theirs.replica)?;
+        Some(theirs.received.tid <= sent.upto)
     }
 }
 
@@ -201,6 +225,7 @@ mod tests {
         covered: Tid(0),
         mirrored: true,
         said: Some(SAID),
+        sent: Some(Sent { copy: COPY, upto: Tid(80) }),
         standing: Standing::Ours,
         forked: Forked::Refuse,
         mark: 5,
@@ -241,6 +266,8 @@ mod tests {
         assert_eq!(plan(&lost, &replica(80, 60)), Plan::Compare(Cause::LostPlace));
         let forgotten = Ours { standing: Standing::Forgotten, ..OURS };
         assert_eq!(plan(&forgotten, &replica(80, 60)), Plan::Compare(Cause::LostPlace));
+        let covered = Ours { covered: Tid(90), oldest_kept: Tid(90), ..forgotten };
+        assert_eq!(plan(&covered, &replica(80, 60)), Plan::Jump { to: Tid(90) });
     }
 
     #[test]
@@ -305,6 +332,21 @@ mod tests {
         assert_eq!(plan(&OURS, &earlier), back);
         let another = HelloReply { commit: Commit { number: 8, nonce: 81 }, ..replica(80, 60) };
         assert_eq!(plan(&OURS, &another), back);
+    }
+
+    /// Its place was trimmed, so that no digest tells whose records it has.
+    #[test]
+    fn what_a_source_can_not_have_sent_is_another_history() {
+        let ours = Ours { standing: Standing::Forgotten, covered: Tid(90), oldest_kept: Tid(90), ..OURS };
+        assert_eq!(plan(&ours, &replica(81, 60)), Plan::Refuse(Fork::Ahead));
+        let doubtful = HelloReply { state: ReplicaState::Doubtful, ..replica(81, 60) };
+        assert_eq!(plan(&ours, &doubtful), Plan::Refuse(Fork::Ahead));
+        let decided = Ours { forked: Forked::Keep, ..ours };
+        assert_eq!(plan(&decided, &replica(81, 60)), Plan::Compare(Cause::Forked));
+        let other = HelloReply { replica: VolumeUuid([2; 16]), ..replica(80, 60) };
+        assert_eq!(plan(&ours, &other), Plan::Compare(Cause::Unproven));
+        let never = Ours { sent: None, said: None, ..ours };
+        assert_eq!(plan(&never, &replica(80, 60)), Plan::Compare(Cause::Unproven));
     }
 
     #[test]

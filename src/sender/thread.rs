@@ -10,7 +10,7 @@ use super::mirror::Counter;
 use super::orphans::{OrphanDesk, OrphanPolicy};
 use super::pace::Rate;
 use super::plan::Forked;
-use super::session::Session;
+use super::session::{Ears, Session};
 use super::status::SharedStatus;
 use super::verify::Verifier;
 use super::verify_desk::{VerifyDesk, VerifyRequest};
@@ -19,7 +19,7 @@ use crate::base::{AtimeMode, Timespec, random_bytes};
 use crate::catchup::TreeView;
 use crate::journal::{Level, Replay, TargetId};
 use crate::record::{OrphanAction, OrphanList};
-use crate::wire::{Compression, Connection, RefuseCode, WireError};
+use crate::wire::{Compression, Connection, RefuseCode, Stall, WireError};
 
 /// Makes a connection to the target.
 pub type Connect = Box<dyn Fn() -> std::io::Result<Connection> + Send>;
@@ -229,7 +229,10 @@ impl Runner {
         let Connection { reader, writer, peer } = connection;
         self.status.update(|status| status.peer_pid = peer.pid());
         let session = self.mailbox.open_session();
-        let reader = Session::spawn_reader(reader, self.mailbox.clone(), session).map_err(SessionError::Connect)?;
+        let (journal, status) = (self.journal.clone(), self.status.clone());
+        let ears = Ears { journal, target: self.options.target, status, stalled_at: Stall::No };
+        let reader =
+            Session::spawn_reader(reader, self.mailbox.clone(), (session, ears)).map_err(SessionError::Connect)?;
         let outcome = Session::open(self.parts(), writer, (peer.breaker(), peer.follower())).and_then(Session::run);
         self.mailbox.close_session();
         let outcome = match outcome {

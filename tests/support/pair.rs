@@ -113,6 +113,13 @@ impl Pair {
         Pair::below(dir)
     }
 
+    /// As [`Pair::on`], with a journal as small as that of [`Pair::tight`].
+    pub(crate) fn tight_on(dir: &Path) -> Pair {
+        let options =
+            JournalOptions { segment_bytes: TIGHT_SEGMENT, cap_bytes: TIGHT_CAP, ..JournalOptions::default() };
+        Pair::with(dir, options)
+    }
+
     fn below(dir: &Path) -> Pair {
         Pair::with(dir, JournalOptions { segment_bytes: 8 << 20, ..JournalOptions::default() })
     }
@@ -364,7 +371,8 @@ impl Pair {
         let row = store.target_by_id(self.target).expect("the store").expect("the target");
         let connected = self.sender.as_ref().is_some_and(|sender| sender.status().state == SenderState::Connected);
         let all = row.mirrored && row.applied >= journal.last_tid();
-        connected && all && store.work_count(self.target).expect("the store") == 0
+        let settled = self.sender.as_ref().is_some_and(|sender| !sender.status().unsettled);
+        connected && all && settled && store.work_count(self.target).expect("the store") == 0
     }
 
     /// Waits until the target has everything.

@@ -274,8 +274,9 @@ impl Machine {
     }
 }
 
-/// Mounts of this thread, and of what it starts, are its own from now on.
-fn enter_namespace() {
+/// Mounts of this thread, and of what it starts, are its own from now on: no namespace that another test makes keeps a
+/// filesystem of this one mounted after its unmount.
+pub(crate) fn enter_namespace() {
     unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace (needs root)");
     tool("mount", &["--make-rprivate", "/"]);
 }

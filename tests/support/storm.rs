@@ -20,7 +20,7 @@ use super::promises::{self, Keeper};
 
 /// Asks the test binary to be a worker: `ROLE:NUMBER:SEED:BOOK:TREE`; no path of ours holds a colon.
 const VARIABLE: &str = "DTFS_STORM";
-const END_LIMIT: Duration = Duration::from_secs(60);
+const END_LIMIT: Duration = Duration::from_secs(300);
 const CHAOS_OPS: u64 = 1_000_000_000;
 
 /// What a mount answers when its daemon, or the disk below it, is dead: the worker's life ends with it.

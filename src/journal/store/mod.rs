@@ -27,8 +27,8 @@ pub use events::{EventRow, Level};
 pub(super) use overflow::{Collapsed, collapse, put_suspects};
 pub(super) use segments::{Sealed, SegmentRow};
 pub use targets::AWAITED;
-pub use targets::{Own, Rejoin, Said, TargetId, TargetRow};
-pub(super) use targets::{all_targets, lose_place, put_awaited};
+pub use targets::{Own, Rejoin, Said, Sent, TargetId, TargetRow};
+pub(super) use targets::{all_targets, bound_sent, lose_place, put_awaited};
 pub use work::{NewWork, WorkKind, WorkReason, WorkRow};
 
 /// The one connection to a volume's `state.db`. Every method is one short transaction, durable when it returns.

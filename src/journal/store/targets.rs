@@ -25,6 +25,16 @@ pub struct Said {
     pub commit: Commit,
 }
 
+/// How far a copy can have followed this source. A position behind that was reached elsewhere: this source was put back to
+/// an older state since, or is a clone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sent {
+    /// Which copy the last session was with.
+    pub copy: VolumeUuid,
+    /// It was sent nothing behind this TID. No bound while the life of that session goes on.
+    pub upto: Tid,
+}
+
 /// A target and its place.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TargetRow {
@@ -50,12 +60,14 @@ pub struct TargetRow {
     pub last_ack_ns: Option<i64>,
     /// What it said last; `None` when it never did, or when that is worth nothing any more.
     pub said: Option<Said>,
+    /// What it can have been sent; `None` before its first session.
+    pub sent: Option<Sent>,
     /// What its own targets have durable in their trees; beyond every TID when it has none.
     pub downstream: Tid,
 }
 
 const COLUMNS: &str = "id, name, url, state, received, applied, covered, mirrored, last_error, last_ack_ns,
-    said_copy, said_received, said_applied, said_commit, downstream";
+    said_copy, said_received, said_applied, said_commit, sent_copy, sent_upto, downstream";
 
 impl Store {
     /// Adds a target that has no place in the log yet: it holds no segment. [`Store::reset_target`] gives it a place and
@@ -202,6 +214,19 @@ impl Store {
         })
     }
 
+    /// A session with a target begins, which says this of itself. From here on, until the next open of the journal, it can be
+    /// sent whatever is recorded.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn session_begins(&self, target: TargetId, said: &Said) -> Result<(), JournalError> {
+        self.write("session begins", |tx| {
+            put_said(tx, target, Some(said))?;
+            let sent = (target.0, said.copy.0, i64::MAX);
+            tx.execute("UPDATE target SET sent_copy = ?2, sent_upto = ?3 WHERE id = ?1", sent).map(|_| ())
+        })
+    }
+
     /// Remembers what the target says of itself; `None` forgets it, and what it says next is not believed.
     ///
     /// # Errors
@@ -341,6 +366,11 @@ pub(in crate::journal) fn put_said(
     Ok(())
 }
 
+/// A life ended that recorded nothing behind `last`: nobody was sent more.
+pub(in crate::journal) fn bound_sent(tx: &Transaction<'_>, last: Tid) -> rusqlite::Result<()> {
+    tx.execute("UPDATE target SET sent_upto = min(sent_upto, ?1)", [to_sql(last.0)]).map(|_| ())
+}
+
 /// The target has lost its place: it goes on at `to`, at least, and its whole tree becomes compare work.
 pub(in crate::journal) fn lose_place(tx: &Transaction<'_>, target: &TargetRow, to: Tid) -> rusqlite::Result<()> {
     tx.execute(
@@ -374,7 +404,8 @@ fn target_row(row: &Row<'_>) -> rusqlite::Result<TargetRow> {
         last_error: row.get(8)?,
         last_ack_ns: row.get(9)?,
         said: said(row)?,
-        downstream: Tid(from_sql(row.get(14)?)),
+        sent: sent(row)?,
+        downstream: Tid(from_sql(row.get(16)?)),
     })
 }
 
@@ -386,4 +417,9 @@ fn said(row: &Row<'_>) -> rusqlite::Result<Option<Said>> {
         applied: Tid(from_sql(row.get(12)?)),
         commit: Commit::from_bytes(row.get(13)?),
     }))
+}
+
+fn sent(row: &Row<'_>) -> rusqlite::Result<Option<Sent>> {
+    let Some(copy) = row.get::<_, Option<[u8; 16]>>(14)? else { return Ok(None) };
+    Ok(Some(Sent { copy: VolumeUuid(copy), upto: Tid(from_sql(row.get(15)?)) }))
 }

@@ -24,7 +24,7 @@ use super::{Core, Identity, Journal, JournalOptions};
 use crate::base::{EpochId, Space, Tid, VolumeUuid};
 use crate::journal::error::{JournalError, std_io};
 use crate::journal::log::{ChainEnd, SegmentLog, sync_parent};
-use crate::journal::store::{Store, put_epoch, put_meta};
+use crate::journal::store::{Store, bound_sent, put_epoch, put_meta};
 use crate::record::FORMAT_VERSION;
 
 /// How the journal was left.
@@ -136,6 +136,7 @@ fn begin_life(
     let mark = Mark::of(log, last);
     store.write("open", |tx| {
         put_meta(tx, &[(LIFE, &life.to_bytes())])?;
+        bound_sent(tx, last)?;
         mark.put(tx, Stop::Open)
     })?;
     Ok(shared)

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::ring::Gate;
+use super::ring::{Gate, INTENTS_ROOM, Share};
 use super::{Journal, JournalOptions, LastStop, SyncTree, WhenFull};
 use crate::base::{Commit, Oid, Tid, VolumeUuid};
 use crate::journal::{JournalError, NewWork, Said, TargetId, WorkKind, WorkReason};
@@ -176,14 +176,38 @@ fn a_reservation_that_is_not_used_gives_its_room_back() {
     }
     assert!(matches!(journal.reserve(options().ring_bytes + 1), Err(JournalError::TooLarge { .. })));
     let held = journal.reserve(60_000).unwrap();
+    let share = Share::of(draft(30_000).len_bytes()).with(INTENTS_ROOM);
+    assert!(journal.core.ring.lock().take_room(share).is_err(), "room is taken twice");
     let waiter = {
         let journal = Arc::clone(&journal);
         std::thread::spawn(move || change(&journal, 30_000))
     };
-    std::thread::sleep(Duration::from_millis(20));
-    assert!(!waiter.is_finished());
     drop(held);
     assert_eq!(waiter.join().unwrap(), Tid(1));
+}
+
+/// Behind it a target that says it has more, and of which no digest is left, followed somebody else.
+#[test]
+fn what_a_target_can_have_been_sent_ends_with_the_life_of_its_session() {
+    let dir = TempDir::new().unwrap();
+    let (mut journal, _) = open(&dir);
+    let target = target_at(&journal, "a", Tid(0));
+    let sent = |journal: &Journal| journal.store().target_by_id(target).unwrap().unwrap().sent;
+    assert_eq!(sent(&journal), None);
+    for is_clean in [true, false] {
+        journal.store().session_begins(target, &said(Tid(0), Tid(0))).unwrap();
+        let last = change(&journal, 10);
+        let open_end = sent(&journal).unwrap();
+        assert!(open_end.copy == said(Tid(0), Tid(0)).copy && open_end.upto > Tid(1 << 62), "{open_end:?}");
+        if is_clean {
+            journal.close_clean().unwrap();
+        }
+        drop(journal);
+        journal = open(&dir).0;
+        assert_eq!(sent(&journal).unwrap().upto, last, "clean: {is_clean}");
+        change(&journal, 10);
+        assert_eq!(sent(&journal).unwrap().upto, last, "no session began");
+    }
 }
 
 #[test]
@@ -246,8 +270,11 @@ fn above_the_cap_the_slowest_target_gets_work_keeps_its_place_and_nobody_waits()
     let work = journal.store().work_next(slow, 0, 10).unwrap();
     assert_eq!(work.len(), 1, "every record wrote to the same place: {work:?}");
     assert_eq!((work[0].kind, work[0].reason, work[0].offset), (WorkKind::Range, WorkReason::Verify, 0));
-    let row = journal.store().target("slow").unwrap().unwrap();
-    assert_eq!((row.received, row.applied, row.covered), (Tid::ZERO, Tid::ZERO, journal.oldest_kept()));
+    let slow_row = || journal.store().target("slow").unwrap().unwrap();
+    // Rows first, then the segment goes.
+    eventually(|| slow_row().covered == journal.oldest_kept());
+    let row = slow_row();
+    assert_eq!((row.received, row.applied), (Tid::ZERO, Tid::ZERO));
     assert_eq!(tids(&journal, row.covered).last(), Some(&journal.last_tid()));
     // Its tree cannot be called consistent at any TID that it had not applied before.
     assert_eq!(journal.store().work_count_upto(slow, Tid(1)).unwrap(), 1);

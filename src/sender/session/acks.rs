@@ -1,12 +1,14 @@
 //! What a session does with an acknowledgement: it is checked, what is durable at the target ends its rows of work, and what
 //! the target lacks becomes new ones.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Done, Session};
 use crate::base::Tid;
-use crate::journal::{Level, NewWork, Said, WorkKind, WorkReason};
+use crate::journal::{Level, NewWork, Replay, Said, TargetId, WorkKind, WorkReason};
 use crate::sender::SessionError;
+use crate::sender::status::SharedStatus;
 use crate::sys::Errno;
 use crate::wire::{Ack, Convergence, Need, Stall};
 
@@ -38,13 +40,12 @@ impl Session<'_> {
             status.unsettled = ack.convergence == Convergence::Converging;
             status.blocked = ack.blocked;
             status.blocked_errno = ack.blocked_errno;
-            status.stalled = stalled(&ack);
         });
         self.last_ack = Ack { needs: Vec::new(), ..ack };
         Ok(())
     }
 
-    /// What an operator is to know of: objects that cannot be what they should, and a disk without room.
+    /// What an operator is to know of: objects that cannot be what they should. A disk without room is told by [`Ears`].
     fn tell_changes(&self, ack: &Ack) -> Result<(), SessionError> {
         let store = self.parts.journal.store();
         if ack.blocked > self.last_ack.blocked {
@@ -52,12 +53,6 @@ impl Session<'_> {
             let (count, oid) = (ack.blocked, ack.blocked_oid);
             let text = format!("{count} objects cannot be brought to their state there, among them {oid}: {errno}");
             store.event(Level::Warning, Some(self.target), &text)?;
-        }
-        if ack.stalled_at != self.last_ack.stalled_at {
-            match stalled(ack) {
-                Some(text) => store.event(Level::Warning, Some(self.target), &text)?,
-                None => store.event(Level::Info, Some(self.target), "there is room again: it goes on")?,
-            }
         }
         Ok(())
     }
@@ -103,6 +98,10 @@ impl Session<'_> {
         let needs = if first { &[][..] } else { &needs };
         let said = Said { copy: self.copy, received: ack.received, applied: ack.applied, commit: ack.commit };
         store.ack(self.target, &said, &finished, &progress, needs)?;
+        if self.joins_at.is_some_and(|place| ack.received >= place) {
+            store.session_begins(self.target, &said)?;
+            self.joins_at = None;
+        }
         self.bound_needs(ack.needs.len())?;
         if !finished.is_empty() {
             self.meter.save(store, store.mirror_is_left(self.target)?)?;
@@ -146,10 +145,42 @@ fn new_work(need: &Need) -> NewWork {
     }
 }
 
+/// Hears that a target waits for room. It reads nothing meanwhile, so the session may be in the middle of a write to it.
+pub(in crate::sender) struct Ears {
+    pub(in crate::sender) journal: Arc<dyn Replay>,
+    pub(in crate::sender) target: TargetId,
+    pub(in crate::sender) status: Arc<SharedStatus>,
+    pub(in crate::sender) stalled_at: Stall,
+}
+
+impl Ears {
+    pub(super) fn hear(&mut self, ack: &Ack) {
+        if ack.stalled_at == self.stalled_at {
+            return;
+        }
+        self.stalled_at = ack.stalled_at;
+        let stalled = stalled(ack);
+        let store = self.journal.store();
+        let told = match &stalled {
+            Some(text) => store.event(Level::Warning, Some(self.target), text),
+            None => store.event(Level::Info, Some(self.target), "there is room again: it goes on"),
+        };
+        if let Err(error) = told {
+            tracing::warn!(%error, "an event is lost");
+        }
+        self.status.update(|status| status.stalled = stalled);
+    }
+}
+
 /// What keeps the target from going on, in words.
 fn stalled(ack: &Ack) -> Option<String> {
     let place = match ack.stalled_at {
         Stall::No => return None,
+        Stall::Inbox if ack.stalled_errno == Errno::ENOBUFS as i32 => {
+            return Some(
+                "the target takes nothing until its tree has caught up: its inbox is as large as it may be".to_owned(),
+            );
+        }
         Stall::Inbox => "the disk of its inbox",
         Stall::Tree => "the disk of its tree",
     };

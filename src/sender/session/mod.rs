@@ -9,6 +9,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub(super) use acks::Ears;
+
 use super::greeting::{Begin, begin, find_target, note_times, wait_for_reply};
 use super::mailbox::{Closed, Event, Mailbox};
 use super::mirror::{Counter, Hold, Meter};
@@ -80,6 +82,8 @@ pub(super) struct Session<'a> {
     told: Option<Convergence>,
     /// The copy that answered.
     copy: VolumeUuid,
+    /// It came with another history, and takes ours when it reaches this place.
+    joins_at: Option<Tid>,
     trimmed: Instant,
     /// When the target was last given a sign of life.
     ticked: Instant,
@@ -99,7 +103,7 @@ impl<'a> Session<'a> {
     pub(super) fn spawn_reader(
         input: Box<dyn Read + Send>,
         mailbox: Arc<Mailbox>,
-        session: u64,
+        (session, mut ears): (u64, Ears),
     ) -> std::io::Result<JoinHandle<()>> {
         std::thread::Builder::new().name("dtfs-acks".into()).spawn(move || {
             let listen = || -> Result<(), WireError> {
@@ -108,6 +112,9 @@ impl<'a> Session<'a> {
                     let message = reader.receive()?;
                     if matches!(message, Message::HelloReply(_)) {
                         reader.trust();
+                    }
+                    if let Message::Ack(ack) = &message {
+                        ears.hear(ack);
                     }
                     mailbox.hear(session, message).map_err(|Closed| WireError::Flood)?;
                 }
@@ -190,6 +197,7 @@ impl<'a> Session<'a> {
             asked: 0,
             told: None,
             copy: reply.replica,
+            joins_at: start.is_fork.then_some(after),
             trimmed: Instant::now(),
             ticked: Instant::now(),
             pace: Pace::new(Instant::now()),
