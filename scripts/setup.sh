@@ -12,7 +12,7 @@ DTFS_NEEDS_TEST=(
   smbd:samba smbclient:smbclient smbtorture:samba-testsuite "$DTFS_LIBS/samba/vfs/acl_xattr.so:samba-vfs-modules"
   ganesha.nfsd:nfs-ganesha "$DTFS_LIBS/ganesha/libfsalvfs.so:nfs-ganesha-vfs" rpcbind:rpcbind nfs-ls:libnfs-utils
   pg_createcluster:postgresql sshd:openssh-server ssh:openssh-client nft:nftables openssl:openssl
-  groff:groff-base man:man-db systemd-analyze:systemd unshare:util-linux
+  groff:groff-base man:man-db systemd-analyze:systemd unshare:util-linux script:bsdutils
 )
 # What these packages would run from now on, also after the next start of the system. The tests start servers of their own.
 DTFS_SERVICES=(smbd nmbd winbind samba-ad-dc nfs-ganesha nfs-ganesha-lock rpcbind.socket rpcbind postgresql ssh.socket ssh nftables)

@@ -14,8 +14,8 @@ use dtfs::base::{
     Timespec, VolumeUuid,
 };
 use dtfs::record::{
-    Attrs, Difference, DifferenceKind, DirItem, Draft, Fate, Op, Orphan, OrphanAction, OrphanList, OrphanOrder, Record,
-    RecordIter, Replaced, Shape, Slot, Xattr,
+    Attrs, Difference, DifferenceKind, DirItem, Draft, Fate, Instead, Op, Orphan, OrphanAction, OrphanList,
+    OrphanOrder, Record, RecordIter, Replaced, Shape, Slot, Xattr,
 };
 use dtfs::sys::InodeFlags;
 use dtfs::wire::{
@@ -73,6 +73,7 @@ fn every_op() -> Vec<(Op, &'static [u8])> {
     let item = |text, ino, shape: &Shape| DirItem { name: name(text), oid: oid(ino), shape: shape.clone() };
     let replaced = Some(Replaced { oid: oid(9), fate: Fate::Gone });
     let plain: &[u8] = b"";
+    let kept = Op::Unlink { slot: slot(1, "kept"), fate: Fate::Kept, parent_after: after };
     vec![
         (
             Op::Create {
@@ -140,6 +141,9 @@ fn every_op() -> Vec<(Op, &'static [u8])> {
         (Op::StateGone, plain),
         (Op::StateAttrs { attrs, xattrs: vec![xattr("user.d")], flags: every_flag() }, plain),
         (Op::StateAlike { shape: alike, attrs, xattrs: vec![xattr("user.e")], flags: every_flag() }, plain),
+        (Op::Filtered { original: [7; 56], instead: None }, plain),
+        (Op::Filtered { original: [8; 56], instead: Some(Instead { oid: oid(3), op: Box::new(kept) }) }, plain),
+        (Op::StateOutside, plain),
     ]
 }
 

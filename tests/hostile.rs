@@ -379,6 +379,7 @@ impl Source {
             Ok(Connection { reader, writer: Box::new(Half(near)), peer: Peer::none(cut) })
         };
         let options = SenderOptions {
+            rules: Arc::default(),
             period: None,
             target,
             access_times: AtimeMode::AtClose,

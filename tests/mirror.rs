@@ -7,7 +7,7 @@ mod support;
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::process::{tool, wait_until};
@@ -378,4 +378,48 @@ fn orphans_are_told_moved_and_removed() {
     });
     assert_eq!(orphans(&pair, &["scan"])["count"], 0);
     pair.stop_and_compare("with orphans");
+}
+
+/// How far a mirror is, for programs, for people, and as a bar for whoever sits at a terminal; bounded by `-b` it takes long
+/// enough for all of them to see it.
+#[test]
+fn how_far_a_bounded_mirror_is_shows_everywhere() {
+    let pair = Pair::mirrored(FileSystem::Ext4, |source| fill(source));
+    let begun = Instant::now();
+    let mut run = pair.host.spawn("bounded", &["mirror", "start", "data", "target", "--full", "--wait", "-b", "4M"]);
+    let watch = pair.host.spawn("watch", &["status", "--watch"]);
+    let whole = |reply: &Value| {
+        ["objects", "bytes", "total_objects", "total_bytes", "bytes_a_second", "seconds_left"]
+            .iter()
+            .all(|key| reply[*key].as_u64().is_some_and(|number| number > 0))
+            && reply["current"].as_str().is_some_and(|path| !path.is_empty())
+    };
+    // Objects, bytes and estimate, and the path that is read.
+    let tells_all = |shown: &str| [" objects, ", " (about ", "reads "].iter().all(|word| shown.contains(word));
+    let seen = wait_until("everything about a mirror that runs", PATIENCE, || {
+        let reply = mirror(&pair);
+        (whole(&reply) || run.ended().is_some()).then_some(reply)
+    });
+    assert_eq!(seen["progress"], "running", "it was never told whole: {seen:#}");
+    wait_until("status --watch to tell", PATIENCE, || {
+        let shown = pair.host.printed("watch");
+        (tells_all(&shown) || run.ended().is_some()).then_some(())
+    });
+    let shown = pair.host.printed("watch");
+    assert!(tells_all(&shown), "{shown}");
+    drop(watch);
+    assert!(run.wait("the mirror", PATIENCE).success());
+    assert!(begun.elapsed() >= Duration::from_secs(2), "12 MiB were read faster than 4 MiB a second");
+    let printed = pair.host.printed("bounded");
+    assert!(printed.contains("done, ") && !printed.contains("/s"), "a bar without a terminal: {printed}");
+    let dtfs = format!("{} --root {}", env!("CARGO_BIN_EXE_dtfs"), utf8(pair.host.root()));
+    let command = format!("stty cols 160; exec {dtfs} mirror start data target --full -b 4M");
+    let shown = tool("script", &["-qec", &command, "/dev/null"]);
+    assert!(shown.contains("% ") && shown.contains(" objects, ") && shown.contains("/s"), "no bar: {shown:?}");
+    assert!(shown.contains("done, "), "it did not follow the mirror to its end: {shown:?}");
+    // The bound ends with its mirror.
+    let begun = Instant::now();
+    start(&pair, "--full");
+    eprintln!("without a bound it took {:?}", begun.elapsed());
+    pair.stop_and_compare("after bounded mirrors");
 }

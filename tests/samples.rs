@@ -28,7 +28,8 @@ fn the_sample_of_a_volume_file_is_read_also_with_its_comments_taken_away() {
     let file = VolumeFile::parse(&path, &bytes).unwrap();
     assert_eq!(file.targets.len(), 1);
     let text = String::from_utf8(bytes).unwrap();
-    let commented = ["# [[target]]", "# name =", "# url =", "# adopt =", "# bandwidth =", "# period =", "# paused ="];
+    let commented =
+        ["# [[target]]", "# name =", "# url =", "# adopt =", "# bandwidth =", "# period =", "# paused =", "# rules ="];
     let uncomment = |line: &str| match commented.iter().any(|start| line.starts_with(start)) {
         true => line[2..].to_owned(),
         false => line.to_owned(),

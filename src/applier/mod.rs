@@ -49,7 +49,7 @@ pub use view::{CopyView, Turns, ViewError};
 
 use crate::backing::Tree;
 use crate::base::{Ballast, Commit, Oid, Position, StoredTimes, Tid, faults};
-use crate::record::{Op, Record};
+use crate::record::{Instead, Op, Record};
 use crate::sys::Errno;
 
 /// Why a record could not be performed. The stream must stop: the record is performed again later.
@@ -247,6 +247,9 @@ impl Applier {
     /// # Errors
     /// [`ApplyError`]; the record must be performed again.
     pub fn apply(&mut self, record: &Record<'_>) -> Result<(), ApplyError> {
+        if let Op::Filtered { instead: Some(Instead { oid, op }), .. } = &record.op {
+            return self.apply(&Record { oid: *oid, op: Op::clone(op), ..record.clone() });
+        }
         faults::point("applier.record")
             .map_err(|errno| self.explain(record.op.word(), record.oid, record.tid, errno.into()))?;
         let done = match self.perform(record) {
@@ -431,6 +434,8 @@ impl Applier {
                 self.perform_namespace(oid, &record.op)
             }
             Op::Gone | Op::StateGone => self.drop_object(oid),
+            Op::StateOutside => self.drop_if_nameless(oid),
+            Op::Filtered { .. } => Ok(()),
             op if op.is_state() => self.perform_state(oid, op, record.payload),
             op => self.perform_data(oid, op, record.payload),
         }

@@ -139,6 +139,16 @@ impl Applier {
         Ok(())
     }
 
+    /// The object is outside of what is replicated. A file that has a name here may have another one that the source does not
+    /// know of at this place; a directory has none but the one it lost.
+    pub(super) fn drop_if_nameless(&mut self, oid: Oid) -> Outcome<()> {
+        let parked = self.tree.open_child(self.park.fd(), &park::entry(oid)?, libc::O_PATH).is_ok();
+        match self.catalog.get(oid)? {
+            Some(row) if !parked && row.kind != libc::S_IFDIR => Ok(()),
+            _ => self.drop_object(oid),
+        }
+    }
+
     fn remove_bound_dir(&mut self, fd: &Arc<OwnedFd>) -> Outcome<()> {
         let Some((parent, name)) = self.locate_dir(fd.as_fd())? else {
             return Ok(());

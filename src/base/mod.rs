@@ -15,6 +15,7 @@ mod locks;
 mod name;
 mod position;
 mod printable;
+mod rules;
 
 pub use atime::{AtimeMode, StoredTimes};
 pub use ballast::Ballast;
@@ -28,3 +29,4 @@ pub use locks::{ObjectGuard, ObjectLocks};
 pub use name::{Name, NameError};
 pub use position::{ChainDigest, Commit, Position};
 pub use printable::{is_unprintable, printable};
+pub use rules::{RuleProblem, Rules};

@@ -7,10 +7,11 @@
 //! and is gone again is no entry at that stamp.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use super::{is_gone, state, xattrs_of};
 use crate::backing::{Tree, TreeView};
-use crate::base::{Name, ObjectKey, Oid, Tid};
+use crate::base::{Name, ObjectKey, Oid, Rules, Tid};
 use crate::record::{Attrs, DirItem, Encoded, Op, RESERVED_DIR, Shape};
 use crate::sys::{self, DirStream, Errno, Result};
 
@@ -88,6 +89,21 @@ impl DirWalk {
     /// Where the directory was when it was opened, from the tree's root on; for people.
     pub fn path(&self) -> Option<std::path::PathBuf> {
         sys::path_of(self.stream.as_ref()?.fd())
+    }
+
+    /// Takes the children away that the rules exclude where the directory is now, if that can be told.
+    pub fn leave_out(&self, rules: &Rules, children: &mut Vec<Child>, view: &dyn TreeView) {
+        let (Some(root), Some(path)) = (sys::path_of(view.tree().root()), self.path()) else { return };
+        let Ok(path) = path.strip_prefix(root) else { return };
+        let path = path.as_os_str().as_bytes();
+        if rules.excludes_at_any_level(path, true) {
+            return children.clear();
+        }
+        children.retain(|child| {
+            let name = child.item.name.as_bytes();
+            let path = if path.is_empty() { name.to_vec() } else { [path, name].join(&b'/') };
+            !rules.excludes(&path, child.item.shape.is_dir())
+        });
     }
 
     /// What comes behind it.

@@ -29,7 +29,7 @@ pub(super) fn run(
     };
     let TargetArgs { volume, target } = target;
     let volume = resolve_volume(paths, volume)?;
-    ops::set_mirror(paths, volume.clone(), target.clone(), action)?;
+    ops::set_mirror(paths, volume.clone(), target.clone(), action, None)?;
     tell(verbosity, output, &format!("{done} the mirror of {volume} at {target}"))
 }
 
@@ -41,7 +41,7 @@ fn start(
 ) -> Result<ExitCode, Failure> {
     let TargetArgs { volume, target } = &args.which;
     let volume = resolve_volume(paths, volume)?;
-    ops::set_mirror(paths, volume.clone(), target.clone(), args.action())?;
+    ops::set_mirror(paths, volume.clone(), target.clone(), args.action(), args.rate.map(|rate| rate.0))?;
     if !args.wait && !std::io::stderr().is_terminal() {
         return tell(
             verbosity,

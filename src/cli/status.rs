@@ -157,7 +157,7 @@ fn work(target: &TargetStatus) -> String {
     if let Some(mirror) = target.mirror.as_ref().filter(|mirror| mirror.is_running()) {
         let total = mirror.total_objects.map(|total| format!(" of {total}")).unwrap_or_default();
         let left = mirror.seconds_left.map(|left| format!(" (about {})", duration(left as f64))).unwrap_or_default();
-        return format!("{}{total} objects{left}", mirror.objects);
+        return format!("{}{total} objects, {}{left}", mirror.objects, bytes(mirror.bytes));
     }
     match target.work_seconds {
         Some(seconds) => format!("{} (about {})", target.work_left, duration(seconds as f64)),
@@ -185,6 +185,7 @@ fn reason(target: &TargetStatus) -> String {
         (None, Some(error)) => Some(format!("{}: {}", error.time, error.message)),
         (None, None) => match &target.mirror {
             Some(mirror) if mirror.progress == "paused" => Some("its mirror is paused".to_owned()),
+            Some(mirror) if mirror.is_running() => mirror.current.as_ref().map(|path| format!("reads {path}")),
             Some(mirror) if mirror.progress == "stopped" => Some("its mirror was given up".to_owned()),
             _ if target.delay_seconds > 0 => Some(format!("stays {} behind", duration(target.delay_seconds as f64))),
             _ => target.differs.clone(),

@@ -19,6 +19,7 @@ mod orphans;
 mod paths;
 mod peers;
 mod refusal;
+mod rules;
 mod size;
 mod suggest;
 mod target_url;

@@ -9,6 +9,7 @@ use super::{
     Bandwidth, ByteSize, ConfigError, Delay, Orphans, Paths, TargetName, TargetUrl, TimeSpan, VolumeName, atomic,
     toml_text,
 };
+use crate::base::Rules;
 
 /// The part this host plays for a volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
@@ -153,6 +154,9 @@ pub struct VolumeFile {
     /// How often each target is compared with the source; `None` for never.
     #[serde(default)]
     pub verify: Option<TimeSpan>,
+    /// Which paths targets get: `+ PATTERN` and `- PATTERN`, the first that matches decides; see [`Rules`].
+    #[serde(default, deserialize_with = "super::rules::read")]
+    pub rules: Rules,
     /// For a copy of another host's volume: who writes it, and where it lies.
     #[serde(default)]
     pub source: Option<SourceEntry>,
@@ -194,6 +198,7 @@ impl VolumeFile {
         let otherwise = "correct the line; nothing of this volume runs until then";
         let parsed: VolumeFile = toml_text::parse(file, bytes, otherwise)?;
         parsed.refuse_twice(file)?;
+        parsed.refuse_rules_of_a_copy(file)?;
         Ok(parsed)
     }
 
@@ -222,6 +227,18 @@ impl VolumeFile {
     /// The target called `name`.
     pub fn target(&self, name: &TargetName) -> Option<&TargetEntry> {
         self.targets.iter().find(|target| target.name == *name)
+    }
+
+    /// A copy passes on what it has: rules count where changes are made.
+    fn refuse_rules_of_a_copy(&self, file: &Path) -> Result<(), ConfigError> {
+        match self.source.is_some() && !self.rules.is_empty() {
+            true => Err(ConfigError::Conflict {
+                file: file.to_owned(),
+                problem: "rules are set for a copy of another host's volume".to_owned(),
+                remedy: "remove the line; set them on the host where changes are made".to_owned(),
+            }),
+            false => Ok(()),
+        }
     }
 
     fn refuse_twice(&self, file: &Path) -> Result<(), ConfigError> {
@@ -256,6 +273,21 @@ mod tests {
         assert_eq!(file.targets[0].adoption, Adoption::Allow);
         assert_eq!(file.targets[0].delay.map(Delay::seconds), Some(6 * 3600));
         assert_eq!(parse("").unwrap(), VolumeFile::default());
+    }
+
+    #[test]
+    fn reads_rules_and_names_the_line_of_one_that_is_none() {
+        let file = parse("role = \"master\"\nrules = [\"+ /keep/\", \"- *.tmp\"]\n").unwrap();
+        assert!(file.rules.excludes(b"a/b.tmp", false) && !file.rules.excludes(b"keep", true));
+        let error = parse("role = \"master\"\nrules = [\"*.tmp\"]\n").unwrap_err();
+        assert_eq!(error.line(), Some(2));
+        assert!(error.to_string().contains("is not a rule"), "{error}");
+    }
+
+    #[test]
+    fn rules_of_a_copy_are_refused() {
+        let text = "rules = [\"- a\"]\n[source]\nhost = \"alpha\"\ndir = \"/srv/data\"\n";
+        assert!(matches!(parse(text), Err(ConfigError::Conflict { .. })));
     }
 
     #[test]

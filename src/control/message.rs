@@ -140,6 +140,9 @@ pub enum Request {
         target: TargetName,
         /// What.
         action: MirrorAction,
+        /// Most bytes a second that a mirror which begins reads; `None` for as many as it can.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rate_bytes: Option<u64>,
     },
     /// Look at the orphans of a target, or do something with them. Answer: [`Reply::Orphans`].
     Orphans {

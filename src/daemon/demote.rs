@@ -23,6 +23,14 @@ impl Volumes {
             refuse_ahead(&volume)?;
         }
         let file = self.settings(name, &self.mounts_file()?)?;
+        if !file.rules.is_empty() && own == OwnVersions::Keep {
+            // A new source does not have what the rules kept from it: that would count as removed.
+            return Err(Failure::new(
+                ExitCode::Refused,
+                format!("only this copy of {name} has what its rules exclude"),
+            )
+            .with_remedy("copy what you need of that, then give up the rest with --discard"));
+        }
         let sees_all = volume.live().sees_all();
         volume.unmount(crate::fuse::Unmount::Plain, &file)?;
         volume.end_sessions()?;

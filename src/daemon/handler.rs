@@ -69,8 +69,8 @@ impl Handler for DaemonHandler {
                 let reply = volumes.need(&volume)?.orphans(&target, (what, older_than_sec), sink)?;
                 Ok(Reply::Orphans(reply))
             }
-            Request::SetMirror { volume, target, action } => {
-                volumes.need(&volume)?.set_mirror(&target, action)?;
+            Request::SetMirror { volume, target, action, rate_bytes } => {
+                volumes.need(&volume)?.set_mirror(&target, action, rate_bytes)?;
                 Ok(Reply::Done)
             }
             Request::Events { volume, follow, limit } => {

@@ -6,16 +6,21 @@ use crate::base::Timespec;
 use crate::config::TargetName;
 use crate::control::{ExitCode, Failure, MirrorAction, MirrorReply, rfc3339};
 use crate::journal::{Level, Store, TargetRow};
-use crate::sender::{Hold, MirrorKind, SenderStatus, begin_mirror, last_mirror};
+use crate::sender::{Hold, MirrorKind, SenderStatus, begin_mirror, last_mirror, limit_mirror};
 
 impl Volume {
     /// Does what an operator asks of the mirror of a target.
-    pub(super) fn set_mirror(&self, target: &TargetName, action: MirrorAction) -> Result<(), Failure> {
+    pub(super) fn set_mirror(
+        &self,
+        target: &TargetName,
+        action: MirrorAction,
+        rate_bytes: Option<u64>,
+    ) -> Result<(), Failure> {
         let row = self.mirrored_target(target)?;
         match action {
-            MirrorAction::Full => self.start_mirror(&row, MirrorKind::Full)?,
-            MirrorAction::Difference => self.start_mirror(&row, MirrorKind::Difference)?,
-            MirrorAction::Checksum => self.start_mirror(&row, MirrorKind::Checksum)?,
+            MirrorAction::Full => self.start_mirror(&row, MirrorKind::Full, rate_bytes)?,
+            MirrorAction::Difference => self.start_mirror(&row, MirrorKind::Difference, rate_bytes)?,
+            MirrorAction::Checksum => self.start_mirror(&row, MirrorKind::Checksum, rate_bytes)?,
             MirrorAction::Stop => self.hold_mirror(&row, Hold::Stopped)?,
             MirrorAction::Pause => self.hold_mirror(&row, Hold::Paused)?,
             MirrorAction::Resume => self.resume_mirror(&row)?,
@@ -41,7 +46,7 @@ impl Volume {
         }
     }
 
-    fn start_mirror(&self, row: &TargetRow, kind: MirrorKind) -> Result<(), Failure> {
+    fn start_mirror(&self, row: &TargetRow, kind: MirrorKind, rate_bytes: Option<u64>) -> Result<(), Failure> {
         let store = self.journal.store();
         let hold = Hold::of(store, row.id).map_err(VolumeError::from)?;
         if hold != Hold::Stopped && store.mirror_is_left(row.id).map_err(VolumeError::from)? {
@@ -51,6 +56,7 @@ impl Volume {
                 Failure::new(ExitCode::Busy, message).with_remedy("give it up first: dtfs mirror stop VOL TARGET")
             );
         }
+        limit_mirror(store, row.id, rate_bytes).map_err(VolumeError::from)?;
         Ok(begin_mirror(store, row.id, kind).map_err(VolumeError::from)?)
     }
 

@@ -310,12 +310,15 @@ impl Volumes {
         }
         let gone = before.keys().filter(|known| !settings.targets.iter().any(|target| target.name == **known));
         notes.extend(gone.map(|known| format!("{name}: target {known} removed")));
+        if volume.has_other_rules(&settings) {
+            notes.push(format!("{name}: the rules have changed: every target is compared by the new ones"));
+        }
         if volume.opened_otherwise(entry, &settings) {
             notes
                 .push(format!("{name}: its path, options or journal settings count from the next start of the daemon"));
         }
         if run == Run::Real {
-            volume.set_targets(&settings.targets).map_err(Failure::from)?;
+            volume.set_targets(&settings).map_err(Failure::from)?;
         }
         Ok(notes)
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::base::{Oid, Tid};
-use crate::record::{Attrs, Fate, Op, Record};
+use crate::record::{Attrs, Fate, Instead, Op, Record};
 
 /// A range up to the end of the file, however long it is: file offsets are below 2^63.
 const END: u64 = i64::MAX as u64;
@@ -84,6 +84,10 @@ impl Changes {
                 self.attributes(*other, tid);
             }
             Op::Gone => self.end(oid, Fate::Gone, tid),
+            Op::Filtered { instead: Some(Instead { oid, op }), .. } => {
+                self.note(&Record { oid: *oid, op: Op::clone(op), ..record.clone() });
+            }
+            Op::Filtered { instead: None, .. } => {}
             op => self.note_content(oid, op, record.payload.len() as u64, tid),
         }
     }

@@ -59,7 +59,7 @@ pub(super) fn mirror(paths: &Paths, talk: &mut Talk<'_>) -> Result<ExitCode, Fai
     say_command(paths, talk, &["mirror", "start", &volume, &name, option])?;
     let volume = resolve_volume(paths, &volume)?;
     let target = TargetName::new(&name)?;
-    ops::set_mirror(paths, volume.clone(), target.clone(), action)?;
+    ops::set_mirror(paths, volume.clone(), target.clone(), action, None)?;
     say(talk, &format!("A mirror of {volume} at {target} has begun; 4.1 shows how far it is."))?;
     Ok(ExitCode::Ok)
 }

@@ -1,7 +1,7 @@
 //! From bytes to a [`Record`], trusting nothing.
 
 use super::codec::{DecodeError, FieldReader};
-use super::op::{Attrs, DirItem, Fate, Op, Replaced, Shape, Slot, Xattr};
+use super::op::{Attrs, DirItem, Fate, Instead, Op, Replaced, Shape, Slot, Xattr};
 use super::{MAX_PAYLOAD_BYTES, MAX_RECORD_BYTES, RESERVED_DIR, RESERVED_XATTR_PREFIX};
 use crate::base::{ChainDigest, Oid, Tid};
 use crate::sys::InodeFlags;
@@ -10,6 +10,8 @@ use crate::sys::InodeFlags;
 pub(super) const HEADER_BYTES: usize = 56;
 /// Payload kind: the bytes follow the fields. Other kinds are reserved for payloads kept elsewhere.
 pub(super) const PAYLOAD_INLINE: u16 = 1;
+/// Kind of a change that rules keep from a target.
+pub(super) const FILTERED: u16 = 24;
 
 /// Where the header's fields are; FORMAT.md has the table.
 pub(super) mod header_offset {
@@ -73,7 +75,17 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 impl Header {
     /// Whether this can be the end of an object: unlink, rename or gone.
     pub fn may_end_an_object(&self) -> bool {
-        matches!(self.kind, 3 | 4 | 23)
+        matches!(self.kind, 3 | 4 | 23 | FILTERED)
+    }
+
+    /// What the digest of the chain goes on with: the record's header, or that of the change which was kept back.
+    fn digested(&self, record: &[u8]) -> Result<[u8; HEADER_BYTES], DecodeError> {
+        match self.kind {
+            FILTERED => {
+                FieldReader::new(&record[HEADER_BYTES..HEADER_BYTES + self.fields_len]).fixed("original header")
+            }
+            _ => Ok(array(record, 0)),
+        }
     }
 
     /// Reads and checks the header (and the fields' checksum) of the record at the start of `bytes`.
@@ -128,7 +140,7 @@ impl Header {
 pub fn chain(mut digest: ChainDigest, mut body: &[u8]) -> Result<ChainDigest, DecodeError> {
     while !body.is_empty() {
         let header = Header::parse(body)?;
-        digest = digest.then(&array(body, 0));
+        digest = digest.then(&header.digested(body)?);
         body = &body[header.len_bytes..];
     }
     Ok(digest)
@@ -215,7 +227,8 @@ fn take_op(r: &mut FieldReader<'_>, kind: u16) -> Result<Op, DecodeError> {
     match kind {
         1..=5 => take_namespace_op(r, kind),
         16..=23 => take_object_op(r, kind),
-        32..=40 => take_state_op(r, kind),
+        FILTERED => take_filtered(r),
+        32..=41 => take_state_op(r, kind),
         _ => Err(DecodeError::Value { what: "record kind", offset: 0, value: u64::from(kind) }),
     }
 }
@@ -304,8 +317,24 @@ fn take_state_op(r: &mut FieldReader<'_>, kind: u16) -> Result<Op, DecodeError> 
             xattrs: take_xattrs(r)?,
             flags: take_flags(r)?,
         },
+        41 => Op::StateOutside,
         _ => Op::StateGone,
     })
+}
+
+fn take_filtered(r: &mut FieldReader<'_>) -> Result<Op, DecodeError> {
+    let original = r.fixed("original header")?;
+    if r.end().is_ok() {
+        return Ok(Op::Filtered { original, instead: None });
+    }
+    let oid = r.oid("object")?;
+    let offset = r.offset();
+    let op = match r.u16("kind")? {
+        kind @ (3 | 4) => take_namespace_op(r, kind)?,
+        23 => Op::Gone,
+        kind => return Err(DecodeError::Value { what: "kind", offset, value: u64::from(kind) }),
+    };
+    Ok(Op::Filtered { original, instead: Some(Instead { oid, op: Box::new(op) }) })
 }
 
 fn take_hash(r: &mut FieldReader<'_>) -> Result<Op, DecodeError> {

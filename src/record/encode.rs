@@ -1,8 +1,8 @@
 //! From an [`Op`] to bytes.
 
 use super::codec::FieldWriter;
-use super::decode::{HEADER_BYTES, header_offset};
-use super::op::{Attrs, DirItem, Fate, Op, Shape, Slot, Xattr};
+use super::decode::{FILTERED, HEADER_BYTES, header_offset};
+use super::op::{Attrs, DirItem, Fate, Instead, Op, Shape, Slot, Xattr};
 use crate::base::{Oid, Tid};
 use crate::sys::InodeFlags;
 
@@ -183,6 +183,18 @@ fn put_object_op(out: &mut FieldWriter, op: &Op) -> u16 {
         }
         Op::StateEnd { attrs } => (37, attrs),
         Op::Gone => return 23,
+        Op::Filtered { original, instead } => {
+            out.0.extend_from_slice(original);
+            if let Some(Instead { oid, op }) = instead {
+                out.oid(*oid);
+                let at = out.0.len();
+                out.u16(0);
+                let kind = put_op(out, op);
+                out.0[at..at + 2].copy_from_slice(&kind.to_le_bytes());
+            }
+            return FILTERED;
+        }
+        Op::StateOutside => return 41,
         _ => return 38,
     };
     put_attrs(out, attrs);

@@ -20,7 +20,9 @@ pub use codec::{DecodeError, FieldReader, FieldWriter};
 pub use decode::{Header, Record, RecordIter, chain};
 pub use difference::{Difference, DifferenceKind};
 pub use encode::{Draft, Encoded};
-pub use op::{Attrs, DirItem, FIRST_BLOCK_IS_DATA, Fate, LAST_BLOCK_IS_DATA, Op, Replaced, Shape, Slot, Xattr};
+pub use op::{
+    Attrs, DirItem, FIRST_BLOCK_IS_DATA, Fate, Instead, LAST_BLOCK_IS_DATA, Op, Replaced, Shape, Slot, Xattr,
+};
 pub use orphan::{Orphan, OrphanAction, OrphanList, OrphanOrder};
 
 pub use crate::base::Name;

@@ -185,6 +185,10 @@ pub enum Op {
     SetFlags { flags: InodeFlags, attrs: Attrs },
     /// The last holder of an object without a name closed it.
     Gone,
+    /// A change that the volume's rules keep from a target, or turn into another one there. It is made where it is sent and
+    /// never lies in the journal of the volume that was changed. `original` is the header of the change's own record, which
+    /// the digest of the chain goes on with: a place means the same whatever was kept from whom.
+    Filtered { original: [u8; 56], instead: Option<Instead> },
     /// A directory: attributes and a part of its entries. Parts of one reading follow each other; `last` ends it.
     StateDir { attrs: Attrs, xattrs: Vec<Xattr>, flags: InodeFlags, first: bool, last: bool, items: Vec<DirItem> },
     /// Any other object: what it is, its attributes and xattrs. A file's size is set, its data follows.
@@ -205,6 +209,17 @@ pub enum Op {
     StateEnd { attrs: Attrs },
     /// The object does not exist (any more).
     StateGone,
+    /// Of the names that the object has, the volume's rules include none: without a name in the target's tree it goes.
+    StateOutside,
+}
+
+/// What a change is for a target that rules keep a part of it from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Instead {
+    /// The object.
+    pub oid: Oid,
+    /// What happens to it: unlink, rename or gone.
+    pub op: Box<Op>,
 }
 
 impl Op {
@@ -224,6 +239,7 @@ impl Op {
             Op::RemoveXattr { .. } => "removexattr",
             Op::SetFlags { .. } => "setflags",
             Op::Gone => "gone",
+            Op::Filtered { .. } => "filtered",
             Op::StateDir { .. } => "state-dir",
             Op::StateObject { .. } => "state-object",
             Op::StateData { .. } => "state-data",
@@ -233,6 +249,7 @@ impl Op {
             Op::StateAlike { .. } => "state-alike",
             Op::StateEnd { .. } => "state-end",
             Op::StateGone => "state-gone",
+            Op::StateOutside => "state-outside",
         }
     }
 
@@ -249,6 +266,7 @@ impl Op {
                 | Op::StateAlike { .. }
                 | Op::StateEnd { .. }
                 | Op::StateGone
+                | Op::StateOutside
         )
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::base::Timespec;
+use crate::base::{Rules, Timespec};
 use crate::catchup::{Census, TreeView};
 use crate::journal::{JournalError, Store, TargetId, WorkReason};
 
@@ -233,6 +233,7 @@ impl Meter {
 /// Counts the tree on a thread of its own, while a mirror of it goes on. Dropping it stops that thread.
 pub(super) struct Counter {
     view: Arc<dyn TreeView>,
+    rules: Arc<Rules>,
     stop: Arc<AtomicBool>,
     /// Objects and bytes, when they are counted. Rank: a leaf, held for an assignment.
     counted: Arc<Mutex<Option<(u64, u64)>>>,
@@ -241,8 +242,8 @@ pub(super) struct Counter {
 }
 
 impl Counter {
-    pub(super) fn new(view: Arc<dyn TreeView>) -> Counter {
-        Counter { view, stop: Arc::default(), counted: Arc::default(), handle: Mutex::new(None) }
+    pub(super) fn new(view: Arc<dyn TreeView>, rules: Arc<Rules>) -> Counter {
+        Counter { view, rules, stop: Arc::default(), counted: Arc::default(), handle: Mutex::new(None) }
     }
 
     /// What the last count came to.
@@ -258,8 +259,9 @@ impl Counter {
         }
         *self.counted.lock() = None;
         let (view, stop, counted) = (self.view.clone(), self.stop.clone(), self.counted.clone());
+        let rules = self.rules.clone();
         let count = move || {
-            let mut census = Census::new(view.as_ref());
+            let mut census = Census::new(view.as_ref(), &rules);
             while !stop.load(Ordering::Relaxed) {
                 match census.step() {
                     Ok(true) => {}

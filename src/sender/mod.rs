@@ -7,14 +7,17 @@
 //! - A cursor moves, and a work row ends, only in the transaction that follows the target's durable ack.
 //! - What is under way is bounded by a window of bytes; a slow target slows its own thread and nothing else.
 
+mod edge;
 mod greeting;
 mod guarded;
+mod limit;
 mod mailbox;
 mod mirror;
 mod moved;
 mod orphans;
 mod pace;
 mod plan;
+mod scope;
 mod session;
 mod standing;
 mod status;
@@ -26,6 +29,7 @@ mod verify_desk;
 mod watcher;
 mod work;
 
+pub use limit::limit_mirror;
 pub use mirror::{Hold, MirrorKind, MirrorProgress, begin_mirror, last_mirror};
 pub use orphans::OrphanPolicy;
 pub use pace::Rate;
@@ -34,8 +38,9 @@ pub use status::{SenderState, SenderStatus};
 pub use thread::{Connect, SenderNudge, SenderOptions, SenderThread, SenderWaiter};
 pub use verify_desk::{Found, Repair, VerifyProgress, VerifyRequest, last_verified};
 
-use crate::base::{Position, Tid, VolumeUuid};
+use crate::base::{Oid, Position, Tid, VolumeUuid};
 use crate::journal::JournalError;
+use crate::sys::Errno;
 use crate::wire::{RefuseCode, WireError};
 
 /// Why a session ended.
@@ -84,6 +89,14 @@ pub enum SessionError {
         fork: Position,
         /// Last TID here.
         own: Tid,
+    },
+    /// The source's own tree could not be read.
+    #[error("the tree cannot be read, at object {oid}: {errno}")]
+    Tree {
+        /// Which object.
+        oid: Oid,
+        /// Why.
+        errno: Errno,
     },
     /// The target said something it may not.
     #[error("the target broke the protocol: {0}")]

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use crate::base::{Oid, Tid};
-use crate::record::{Op, RecordIter};
+use crate::record::{Instead, Op, RecordIter};
 
 /// An object that got a name in a directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,8 +22,12 @@ pub(super) struct Moved {
 pub(super) fn moved_by(body: &[u8]) -> Vec<Moved> {
     let mut moved = Vec::new();
     for record in RecordIter::new(body).flatten() {
-        let (oid, tid) = (record.oid, record.tid);
-        match record.op {
+        let tid = record.tid;
+        let (oid, op) = match record.op {
+            Op::Filtered { instead: Some(Instead { oid, op }), .. } => (oid, *op),
+            op => (record.oid, op),
+        };
+        match op {
             Op::Rename { from, to, shape, .. } => {
                 moved.push(Moved { oid, is_dir: shape.is_dir(), from: Some(from.parent), to: to.parent, tid });
             }

@@ -10,12 +10,13 @@ use super::mirror::Counter;
 use super::orphans::{OrphanDesk, OrphanPolicy};
 use super::pace::Rate;
 use super::plan::Forked;
+use super::scope::Scope;
 use super::session::{Ears, Session};
 use super::status::SharedStatus;
 use super::verify::Verifier;
 use super::verify_desk::{VerifyDesk, VerifyRequest};
 use super::{SenderState, SenderStatus, SessionError};
-use crate::base::{AtimeMode, Timespec, random_bytes};
+use crate::base::{AtimeMode, Rules, Timespec, random_bytes};
 use crate::catchup::TreeView;
 use crate::journal::{Level, Replay, TargetId};
 use crate::record::{OrphanAction, OrphanList};
@@ -43,6 +44,8 @@ pub struct SenderOptions {
     pub period: Option<Duration>,
     /// What becomes of its orphans by itself; `None` for nothing.
     pub orphans: Option<OrphanPolicy>,
+    /// What of the tree it gets.
+    pub rules: Arc<Rules>,
     /// How long the target stays behind on purpose, in seconds.
     pub delay_seconds: u64,
     /// What is done with a target that followed another history, when it was defined just now.
@@ -73,10 +76,11 @@ impl SenderThread {
         view: Arc<dyn TreeView>,
         options: SenderOptions,
     ) -> std::io::Result<SenderThread> {
+        super::edge::note_rules(journal.store(), options.target, &options.rules).map_err(std::io::Error::other)?;
         let (mailbox, status) = (Arc::new(Mailbox::default()), Arc::new(SharedStatus::default()));
         let desk = Arc::new(VerifyDesk::default());
-        let verifier = RefCell::new(Verifier::new(desk.clone()));
-        let counter = Counter::new(view.clone());
+        let verifier = RefCell::new(Verifier::new(desk.clone(), options.rules.clone()));
+        let counter = Counter::new(view.clone(), options.rules.clone());
         let (mail, shared) = (mailbox.clone(), status.clone());
         let orphans = Arc::new(OrphanDesk::default());
         let runner = Runner {
@@ -88,6 +92,7 @@ impl SenderThread {
             verifier,
             counter,
             orphans: orphans.clone(),
+            scope: RefCell::default(),
         };
         let handle = std::thread::Builder::new().name("dtfs-sender".into()).spawn(move || runner.run())?;
         Ok(SenderThread { desk, orphans, mailbox, status, handle: Some(handle) })
@@ -202,6 +207,7 @@ struct Runner {
     verifier: RefCell<Verifier>,
     counter: Counter,
     orphans: Arc<OrphanDesk>,
+    scope: RefCell<Option<Scope>>,
 }
 
 impl Runner {
@@ -257,6 +263,7 @@ impl Runner {
             verifier: &self.verifier,
             counter: &self.counter,
             orphans: &self.orphans,
+            scope: &self.scope,
         }
     }
 

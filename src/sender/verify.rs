@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use super::moved::{Listed, Moved};
 use super::verify_desk::{Found, Repair, VerifyDesk, VerifyProgress, VerifyRequest};
 use super::work::{Done, Purpose, Reading};
-use crate::base::{Name, Oid, Tid};
+use crate::base::{Name, Oid, Rules, Tid};
 use crate::catchup::{DirReading, DirWalk, Follow, ObjectReading, TreeView, read_check, read_suspect};
 use crate::journal::{NewWork, WorkKind, WorkReason};
 use crate::record::{Difference, DirItem};
@@ -116,6 +116,7 @@ pub(super) struct Step {
 
 struct Run {
     request: VerifyRequest,
+    rules: Arc<Rules>,
     stage: Stage,
     /// A stack: what was found last is read first, so that it stays as short as the tree is deep and wide.
     todo: Vec<Task>,
@@ -143,6 +144,7 @@ struct Run {
 /// The verification of one target, if one runs.
 pub(super) struct Verifier {
     desk: Arc<VerifyDesk>,
+    rules: Arc<Rules>,
     run: Option<Run>,
 }
 
@@ -152,8 +154,8 @@ const SLICE_TASKS: usize = 512;
 const MOST_BATCHES: usize = 4;
 const RETRY_STEP: Duration = Duration::from_millis(100);
 impl Verifier {
-    pub(super) fn new(desk: Arc<VerifyDesk>) -> Verifier {
-        Verifier { desk, run: None }
+    pub(super) fn new(desk: Arc<VerifyDesk>, rules: Arc<Rules>) -> Verifier {
+        Verifier { desk, rules, run: None }
     }
 
     /// One begins when no work is left, unless one is wanted already.
@@ -185,7 +187,7 @@ impl Verifier {
     /// The next step; called when no work is left. What ended is returned once.
     pub(super) fn step(&mut self, view: &dyn TreeView) -> (Step, Option<VerifyProgress>) {
         if let Some((id, request)) = self.desk.take() {
-            self.run = Some(Run::new(id, request));
+            self.run = Some(Run::new(id, request, self.rules.clone()));
         }
         let Some(run) = &mut self.run else { return Default::default() };
         if run.under_way.len() >= MOST_BATCHES || run.ready_at > Instant::now() {
@@ -256,10 +258,11 @@ impl Verifier {
 }
 
 impl Run {
-    fn new(id: u64, request: VerifyRequest) -> Run {
+    fn new(id: u64, request: VerifyRequest, rules: Arc<Rules>) -> Run {
         let root = Arc::new(Dir { oid: Oid::ROOT, place: Place::Root });
         Run {
             request,
+            rules,
             stage: Stage::FirstLook,
             parts: None,
             todo: vec![Task { oid: Oid::ROOT, dir: root, what: What::Tree, tries: 0, looks: 0 }],
@@ -327,7 +330,10 @@ impl Run {
     }
 
     fn next_part(&mut self, view: &dyn TreeView, mut parts: Parts) -> sys::Result<Reading> {
-        let DirReading { stamp, records, children, more } = parts.walk.next_part(view)?;
+        let DirReading { stamp, records, mut children, more } = parts.walk.next_part(view)?;
+        if !self.rules.is_empty() {
+            parts.walk.leave_out(&self.rules, &mut children, view);
+        }
         if parts.task.what == What::Tree {
             let dir = parts.task.dir.clone();
             parts.children.extend(children.into_iter().map(|entry| child(&dir, entry.item)));

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use super::SessionError;
 use super::mirror::Hold;
 use super::moved::{Listed, Moved};
-use crate::base::{Oid, Tid};
+use super::session::Parts;
+use crate::base::{Oid, Rules, Tid};
 use crate::catchup::TreeView;
 use crate::catchup::{
     CHUNK_BYTES, Child, Compare, DirReading, DirWalk, Follow, ObjectReading, is_dir, read_changed, read_object,
@@ -93,6 +94,7 @@ pub(super) struct Walk<'a> {
     view: &'a dyn TreeView,
     journal: &'a Arc<dyn Replay>,
     target: TargetId,
+    rules: &'a Rules,
     /// Rows that were fetched.
     page: VecDeque<WorkRow>,
     /// The last row that was fetched.
@@ -137,8 +139,12 @@ const SLICE_READINGS: usize = 1024;
 const INSIDE_BYTES: u64 = 32 << 20;
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(
-        view: &'a dyn TreeView,
+    pub(super) fn new(parts: &Parts<'a>, hold: Hold) -> Result<Walk<'a>, SessionError> {
+        Walk::of((parts.view, &parts.options.rules), parts.journal, parts.options.target, hold)
+    }
+
+    fn of(
+        (view, rules): (&'a dyn TreeView, &'a Rules),
         journal: &'a Arc<dyn Replay>,
         target: TargetId,
         hold: Hold,
@@ -148,6 +154,7 @@ impl<'a> Walk<'a> {
             view,
             journal,
             target,
+            rules,
             page: VecDeque::new(),
             after: 0,
             current: None,
@@ -174,7 +181,7 @@ impl<'a> Walk<'a> {
     pub(super) fn begin_again(&mut self, hold: Hold) -> Result<(), SessionError> {
         // What is only paused and goes on keeps its place.
         if hold == Hold::Stopped || hold == Hold::Running && self.hold != Hold::Paused {
-            *self = Walk::new(self.view, self.journal, self.target, hold)?;
+            *self = Walk::of((self.view, self.rules), self.journal, self.target, hold)?;
         }
         self.hold = hold;
         Ok(())
@@ -343,7 +350,11 @@ impl<'a> Walk<'a> {
             self.tree = Some(row.reason);
         }
         self.begins_tree |= !is_begun && (row.oid, row.kind) == (Oid::ROOT, WorkKind::Tree);
-        let DirReading { stamp, records, children, more } = walk.next_part(self.view)?;
+        let DirReading { stamp, records, mut children, more } = walk.next_part(self.view)?;
+        if !self.rules.is_empty() {
+            // Only what need not be read: what is sent is decided at the stamp's place in the stream.
+            walk.leave_out(self.rules, &mut children, self.view);
+        }
         self.current_path = walk.path().map(inside_root).unwrap_or_default();
         let mut inside = VecDeque::new();
         if walk.follow() == Follow::Children {

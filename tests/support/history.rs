@@ -77,6 +77,14 @@ impl History {
         self.running = true;
     }
 
+    /// The sender begins anew if it runs, with what the pair says of it now.
+    pub(crate) fn restart_sender(&mut self) {
+        if self.running {
+            self.stop();
+            self.start();
+        }
+    }
+
     fn stop(&mut self) {
         self.pair.stop();
         self.running = false;

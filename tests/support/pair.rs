@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use dtfs::applier::{Adopt, Guarding};
 use dtfs::backing::Tree;
 use dtfs::backing::compare::CompareOptions;
+use dtfs::base::Rules;
 use dtfs::journal::{Journal, JournalOptions, Own, Rejoin, TargetId};
 use dtfs::receiver::{ServeOptions, serve};
 use dtfs::sender::{Connect, Forked, SenderOptions, SenderState, SenderStatus, SenderThread};
@@ -64,6 +65,8 @@ pub(crate) struct Pair {
     pub(crate) patience: Duration,
     /// What is done with a target of another history; see [`SenderOptions::forked`].
     pub(crate) forked: Forked,
+    /// What of the tree the target gets, from the next start of the sender on.
+    pub(crate) rules: Rules,
 }
 
 /// Who serves the target.
@@ -142,6 +145,7 @@ impl Pair {
             moved: None,
             patience: PATIENCE,
             forked: Forked::Refuse,
+            rules: Rules::default(),
         };
         pair.open();
         pair.target = pair.stack().journal().store().target_add("target", "test:").expect("a new target");
@@ -296,6 +300,7 @@ impl Pair {
             compression: Compression::Zstd { level: 1, max_bytes: 64 << 10 },
             rate: Box::new(|| None),
             orphans: None,
+            rules: Arc::new(self.rules.clone()),
             delay_seconds: 0,
             forked: self.forked,
         };

@@ -81,6 +81,9 @@ pub struct MirrorStartArgs {
     /// How.
     #[command(flatten)]
     pub kind: MirrorKindArgs,
+    /// Most bytes a second that are read, such as 512K or 10M; changes are sent beside that as they are made
+    #[arg(short = 'b', long = "bandwidth", value_name = "RATE")]
+    pub rate: Option<ByteSize>,
     /// Wait until it is done, also where no terminal shows how far it is
     #[arg(short, long)]
     pub wait: bool,

@@ -168,12 +168,18 @@ pub fn orphans(
     }
 }
 
-/// Begins a mirror of a target, or does something with the one that runs.
+/// Begins a mirror of a target, which reads at most `rate_bytes` a second, or does something with the one that runs.
 ///
 /// # Errors
 /// Code 2 for a target that there is not, code 5 when it does not fit how the mirror stands, code 3 without a daemon.
-pub fn set_mirror(paths: &Paths, volume: VolumeName, target: TargetName, action: MirrorAction) -> Result<(), Failure> {
-    match Client::connect(paths)?.call(&Request::SetMirror { volume, target, action })? {
+pub fn set_mirror(
+    paths: &Paths,
+    volume: VolumeName,
+    target: TargetName,
+    action: MirrorAction,
+    rate_bytes: Option<u64>,
+) -> Result<(), Failure> {
+    match Client::connect(paths)?.call(&Request::SetMirror { volume, target, action, rate_bytes })? {
         Reply::Done => Ok(()),
         other => Err(unexpected(&other)),
     }

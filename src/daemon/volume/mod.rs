@@ -19,7 +19,7 @@ use super::bypass::{Bypass, Watch};
 use super::unwatched::{Changes, Suspects};
 use super::watched::Moment;
 use crate::backing::{BackingError, Tree, TreeView};
-use crate::base::Tid;
+use crate::base::{Rules, Tid};
 use crate::config::{
     AccessTimes, ByteSize, JournalFull, MountEntry, MountOptions, OpenFiles, Paths, Submounts, TargetEntry, TargetName,
     VolumeFile, VolumeName,
@@ -66,6 +66,8 @@ pub(super) struct Live {
     pub(super) entries: BTreeMap<TargetName, TargetEntry>,
     /// Targets that nothing is sent to for now.
     pub(super) paused: Vec<TargetName>,
+    /// What of the tree the targets get.
+    rules: Arc<Rules>,
 }
 
 /// How a mount went.
@@ -125,6 +127,7 @@ impl Volume {
             runs: BTreeSet::new(),
             entries: BTreeMap::new(),
             paused: Vec::new(),
+            rules: Arc::new(file.rules.clone()),
         };
         let volume = Arc::new(Volume {
             name: entry.volume.clone(),
@@ -139,7 +142,7 @@ impl Volume {
         });
         volume.tell(&last_stop);
         volume.tell_hidden(&hidden);
-        volume.set_targets(&file.targets)?;
+        volume.set_targets(file)?;
         Ok(volume)
     }
 
@@ -263,7 +266,13 @@ impl Volume {
         live.stack = Stack::new(tree, self.journal.clone(), self.options)?;
         self.tell_hidden(&hidden);
         self.remember_inodes(&live.stack);
+        live.rules = Arc::new(file.rules.clone());
         self.start_senders(live, &file.targets)
+    }
+
+    /// Whether the file has other rules than its targets are sent by.
+    pub(super) fn has_other_rules(&self, file: &VolumeFile) -> bool {
+        *self.live.lock().rules != file.rules
     }
 
     /// Whether files say something now that only counts when the volume is opened.

@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::{Live, Volume, VolumeError};
 use crate::backing::TreeView;
 use crate::base::Tid;
-use crate::config::{Activity, Adoption, Bandwidth, Delay, Paths, TargetEntry, TargetName, TargetUrl, VolumeName};
+use crate::config::{
+    Activity, Adoption, Bandwidth, Delay, Paths, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
+};
 use crate::journal::{AWAITED, TargetId};
 use crate::sender::{Forked, Rate, SenderOptions, SenderStatus, SenderThread};
 use crate::stack::AtimeMode;
@@ -27,10 +29,16 @@ impl Volume {
     }
 
     /// Makes the running senders those of `targets`: new ones start, those that are paused or no longer named stop, and those
-    /// whose entry was changed start again, at their place in the journal.
-    pub(in crate::daemon) fn set_targets(&self, targets: &[TargetEntry]) -> Result<(), VolumeError> {
+    /// whose entry was changed start again, at their place in the journal. With other rules than before all do.
+    pub(in crate::daemon) fn set_targets(&self, file: &VolumeFile) -> Result<(), VolumeError> {
+        let targets = &file.targets[..];
         let mut live = self.live.lock();
-        let Live { senders, entries, runs, .. } = &mut *live;
+        let Live { senders, entries, runs, rules, .. } = &mut *live;
+        if **rules != file.rules {
+            *rules = Arc::new(file.rules.clone());
+            senders.clear();
+            runs.clear();
+        }
         senders.retain(|name, _| {
             let named = targets.iter().any(|target| target.name == *name && entries.get(name) == Some(target));
             named || runs.contains(name)
@@ -71,6 +79,7 @@ impl Volume {
 
     fn start_sender(&self, live: &mut Live, id: TargetId, target: &TargetEntry, rate: Rate) -> Result<(), VolumeError> {
         let options = sender_options(&self.paths, (&self.name, self.options.atime), (id, target), rate);
+        let options = SenderOptions { rules: live.rules.clone(), ..options };
         let view: Arc<dyn TreeView> = live.stack.clone();
         let sender = SenderThread::spawn(self.journal.clone(), view, options)
             .map_err(|cause| VolumeError::Io { path: self.path.clone(), cause })?;
@@ -170,7 +179,7 @@ impl Volume {
     }
 }
 
-/// What a sender needs to know of a target of the file of `volume`.
+/// What a sender needs to know of a target of the file of `volume`. It gets all of the tree.
 pub(in crate::daemon) fn sender_options(
     paths: &Paths,
     (volume, access_times): (&VolumeName, AtimeMode),
@@ -190,6 +199,7 @@ pub(in crate::daemon) fn sender_options(
         rate,
         period: target.period.map(|seconds| Duration::from_secs(seconds.get().into())),
         orphans: Some(crate::daemon::orphans::policy(target)),
+        rules: Arc::default(),
         delay_seconds: target.delay.map_or(0, Delay::seconds),
         forked: match target.adoption {
             Adoption::Allow => Forked::Compare,

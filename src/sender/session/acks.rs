@@ -104,7 +104,11 @@ impl Session<'_> {
         }
         self.bound_needs(ack.needs.len())?;
         if !finished.is_empty() {
-            self.meter.save(store, store.mirror_is_left(self.target)?)?;
+            let is_left = store.mirror_is_left(self.target)?;
+            self.meter.save(store, is_left)?;
+            if !is_left {
+                self.limit.end(store)?;
+            }
         }
         self.walk.look_again();
         if self.told == Some(Convergence::Converging) || !ack.needs.is_empty() {

@@ -11,12 +11,15 @@ use std::time::{Duration, Instant};
 
 pub(super) use acks::Ears;
 
+use super::edge;
 use super::greeting::{Begin, begin, find_target, note_times, wait_for_reply};
+use super::limit::Limit;
 use super::mailbox::{Closed, Event, Mailbox};
 use super::mirror::{Counter, Hold, Meter};
 use super::moved::moved_by;
 use super::orphans::OrphanDesk;
 use super::pace::Pace;
+use super::scope::Scope;
 use super::status::SharedStatus;
 use super::stream::{Batch, Stream};
 use super::thread::SenderOptions;
@@ -43,6 +46,8 @@ pub(super) struct Parts<'a> {
     pub(super) verifier: &'a RefCell<Verifier>,
     pub(super) counter: &'a Counter,
     pub(super) orphans: &'a OrphanDesk,
+    /// What the rules leave of the tree, if there are any.
+    pub(super) scope: &'a RefCell<Option<Scope>>,
 }
 
 /// Bytes that may be under way.
@@ -63,6 +68,7 @@ pub(super) struct Session<'a> {
     stream: Stream,
     walk: Walk<'a>,
     meter: Meter,
+    limit: Limit,
     batch: u64,
     /// Batches under way and their size on the wire.
     under_way: VecDeque<(u64, u64)>,
@@ -147,7 +153,9 @@ impl<'a> Session<'a> {
         }))?;
         let reply = wait_for_reply(&parts)?;
         let differs = note_times(&parts, &reply)?;
+        let mirrored = find_target(&parts)?.mirrored;
         let start = begin(&parts, &reply)?;
+        edge::begin(&parts, start.after.tid, start.what, mirrored)?;
         super::guarded::note_guarded(&parts, &reply)?;
         if start.what == Begin::Keep {
             writer.send(&Message::Keep { epoch: start.after.epoch })?;
@@ -178,8 +186,9 @@ impl<'a> Session<'a> {
             target,
             writer,
             stream,
-            walk: Walk::new(parts.view, parts.journal, target, Hold::of(parts.journal.store(), target)?)?,
+            walk: Walk::new(&parts, Hold::of(parts.journal.store(), target)?)?,
             meter: Meter::open(parts.journal.store(), target)?,
+            limit: Limit::open(parts.journal.store(), target)?,
             batch: 0,
             under_way: VecDeque::new(),
             under_way_bytes: 0,
@@ -281,6 +290,7 @@ impl<'a> Session<'a> {
     fn begin_mirror_again(&mut self) -> Result<(), SessionError> {
         self.walk.begin_again(Hold::of(self.parts.journal.store(), self.target)?)?;
         self.meter = Meter::open(self.parts.journal.store(), self.target)?;
+        self.limit = Limit::open(self.parts.journal.store(), self.target)?;
         self.count_bytes((0, 0));
         self.parts.orphans.policy_is_due();
         Ok(())
@@ -303,7 +313,8 @@ impl<'a> Session<'a> {
     /// How long there is nothing to do but listen.
     fn patience(&self) -> Duration {
         let patience = if self.waits_for_turn { TURN_AGAIN } else { TICK };
-        let patience = self.parts.verifier.borrow().due_in().map_or(patience, |due| due.min(patience));
+        let due = [self.parts.verifier.borrow().due_in(), self.limit.due_in()];
+        let patience = due.into_iter().flatten().fold(patience, Duration::min);
         let could_send = self.under_way_bytes < WINDOW_BYTES && self.stream.may_have_more();
         match self.rests_until.filter(|_| could_send) {
             Some(until) => patience.min(until.saturating_duration_since(Instant::now())),
@@ -364,14 +375,16 @@ impl<'a> Session<'a> {
         if self.stream.wants_state()
             && let Some(turn) = self.take_turn()
         {
-            let mut readings = self.walk.read_some()?;
+            let may_read = self.limit.due_in().is_none();
+            let mut readings = if may_read { self.walk.read_some()? } else { Vec::new() };
+            self.limit.spend(&readings);
             if self.walk.begins_tree() {
                 self.parts.counter.begin();
             }
             if !readings.is_empty() {
                 self.tell(Convergence::Converging)?;
             }
-            if readings.is_empty() && self.unfinished.is_empty() && !self.walk.is_held() {
+            if readings.is_empty() && self.unfinished.is_empty() && may_read && !self.walk.is_held() {
                 readings = self.verify_some()?;
             }
             self.take_share(if readings.is_empty() && self.unfinished.is_empty() {
@@ -398,10 +411,14 @@ impl<'a> Session<'a> {
             Err(SessionError::Journal(JournalError::Trimmed { oldest })) => Some(self.pass_over(oldest)?),
             next => next?,
         };
-        let Some(next) = next else {
+        let Some(mut next) = next else {
             self.rests_until = Some(Instant::now() + self.parts.options.period.unwrap_or(GATHER));
             return self.rest();
         };
+        if edge::filter(&self.parts, &mut next.message)? {
+            self.walk.look_again();
+            self.tell(Convergence::Converging)?;
+        }
         self.note_moves(&next.message)?;
         let bytes = match matches!(next.message, Message::Records { .. }) && faults::skipped("sender.batch") {
             true => 0,
@@ -470,6 +487,7 @@ impl<'a> Session<'a> {
         }
         if self.unfinished.is_empty()
             && self.stream.wants_state()
+            && self.limit.due_in().is_none()
             && let Some(order) = self.parts.options.orphans.as_ref().and_then(|policy| self.parts.orphans.due(policy))
         {
             self.send(&Message::Orphans(order))?;
@@ -487,6 +505,7 @@ impl<'a> Session<'a> {
             // What moved by them is not told: the tree is read from its root once more.
             self.parts.journal.store().work_renew(self.target, &[NewWork::whole_tree(reason, Tid::ZERO)])?;
         }
+        edge::pass_over(&self.parts, row.covered)?;
         self.walk.look_again();
         self.stream.jump(row.covered)
     }
