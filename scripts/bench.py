@@ -52,13 +52,17 @@ class Host:
             if self.daemon.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the daemon does not answer\n{self.log()}")
             time.sleep(0.02)
-        self.run("mounts", "mount", "--all")
+        if self.volumes:
+            self.run("mounts", "mount", "--all")
         for directory in self.volumes:
             if not os.path.ismount(directory):
                 raise RuntimeError(f"{directory} is not mounted\n{self.log()}")
 
     def attach(self, volume, directory):
-        self.run("define", "target", volume, f"local:{directory}")
+        self.attach_to(volume, f"local:{directory}")
+
+    def attach_to(self, volume, url):
+        self.run("define", "target", volume, url)
         self.wait(volume)
 
     def wait(self, volume):
@@ -123,7 +127,7 @@ class Ext4:
         return self.path
 
     def __exit__(self, *_):
-        subprocess.run(["umount", self.path], check=False)
+        subprocess.run(["umount", "--recursive", self.path], check=False)
         if os.path.ismount(self.path):
             subprocess.run(["umount", "--lazy", self.path], check=False)
         self.image.unlink()
@@ -275,11 +279,13 @@ def measure_mount(binary, scratch, options):
         show(title, [(r[title]["native"], r[title]["mount"]) for r in rounds])
 
 
-def rsync_once(tree, directory):
+def rsync_once(tree, directory, shell=None):
+    """Here, or by a remote shell to this machine."""
     directory.mkdir()
+    over, to = (["-e", shell], f"root@127.0.0.1:{directory}/") if shell else ([], f"{directory}/")
 
     def work():
-        subprocess.run(["rsync", "-a", f"{tree}/", f"{directory}/"], check=True)
+        subprocess.run(["rsync", "-a", *over, f"{tree}/", to], check=True)
         os.sync()
 
     return timed(work)
@@ -390,6 +396,7 @@ def arguments():
     parser.add_argument("--synced", type=int, default=500, help="4 KiB writes with fsync (500)")
     parser.add_argument("--files", type=int, default=10_000, help="small files (10000)")
     parser.add_argument("--mirror-files", type=int, default=30_000, help="small files of the mirror run (30000)")
+    parser.add_argument("--large-mib", type=int, default=1024, help="size of the file that changes while its target is away (1024)")
     parser.add_argument("--memory-files", type=int, default=100_000, help="files of the memory run (100000)")
     parser.add_argument("--backlog-mib", type=int, default=1024, help="data that waits for the target (1024)")
     parser.add_argument("--changes", type=int, default=200, help="single changes whose latency is measured (200)")

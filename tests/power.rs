@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use dtfs::backing::compare::compare_trees;
+use support::behind::Behind;
 use support::host::Frozen;
 use support::power::{JournalOn, Machine, Victim};
 use support::prng::Prng;
@@ -22,6 +23,8 @@ use support::trees;
 const WAIT_SECONDS: u32 = 120;
 const KEEPERS: u64 = 2;
 const CHAOS: u64 = 1;
+/// Files of the tree that a cut mirror brings.
+const BULK: u64 = 600;
 /// A broken rule that so many cuts do not show is not seen.
 const CONTROL_CUTS: u64 = 20;
 
@@ -47,6 +50,24 @@ struct Rig {
 }
 
 impl Rig {
+    /// With a tree that takes a while to mirror.
+    fn with_bulk(kind: FileSystem, faults: &str) -> Rig {
+        let rig = Rig::new(kind, JournalOn::SameDisk, faults);
+        let mut noise = vec![0; 20_000];
+        std::fs::create_dir(rig.machine.tree.join("bulk")).unwrap();
+        for file in 0..BULK {
+            blake3::Hasher::new().update(&file.to_le_bytes()).finalize_xof().fill(&mut noise);
+            std::fs::write(rig.machine.tree.join(format!("bulk/{file}")), &noise).unwrap();
+        }
+        rig.machine.host.wait("data", WAIT_SECONDS);
+        let file = rig.machine.host.root().join("etc/dtfs/mounts.d/data.toml");
+        rig.machine.host.must(&["replication", "pause", "data", "target"]);
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace("paused = true", "bandwidth = \"8M\"\npaused = true")).unwrap();
+        rig.machine.host.must(&["replication", "resume", "data", "target"]);
+        rig
+    }
+
     fn new(kind: FileSystem, journal: JournalOn, faults: &str) -> Rig {
         let seed = number("DTFS_SEED").unwrap_or(1);
         let context = format!("{kind:?}, {journal:?}, seed {seed} (DTFS_SEED repeats it)");
@@ -102,6 +123,25 @@ impl Rig {
             storm.kill();
         }
         cuts
+    }
+
+    /// The target lacks a lot, and loses power in the middle of the mirror that brings it. What it has acknowledged is not sent
+    /// again, so it must be there. Returns how the trees differ in the end.
+    fn mirror_round(&mut self, number: u64) -> Vec<String> {
+        let machine = &mut self.machine;
+        std::fs::remove_dir_all(Behind::of(&machine.target).path().join("bulk")).unwrap();
+        machine.host.must(&["mirror", "start", "data", "target", "--full"]);
+        let count = BULK / 4 + self.prng.below(BULK / 2);
+        wait_until("the mirror to get there", Duration::from_secs(u64::from(WAIT_SECONDS)), || {
+            (machine.host.target("data")["mirror"]["objects"].as_u64()? >= count).then_some(())
+        });
+        let frozen = machine.lose_power(Victim::Target, self.prng.below(60) as usize);
+        let cuts = machine.restore(Victim::Target, &mut self.prng);
+        machine.power_on(frozen);
+        machine.host.wait("data", WAIT_SECONDS);
+        println!("{number}: cut after {count} objects, {cuts:?}");
+        let report = compare_trees(&machine.tree, &machine.target, &trees::BUT_HOLES).unwrap();
+        report.to_string().lines().filter(|_| !report.is_equal()).map(str::to_owned).collect()
     }
 
     fn sound_round(&mut self, number: u64, victim: Victim) {
@@ -236,6 +276,24 @@ fn a_target_loses_power_on_xfs() {
 #[test]
 fn a_target_loses_power_on_btrfs() {
     live_through(FileSystem::Btrfs, JournalOn::SameDisk, &[Victim::Target], 3);
+}
+
+#[test]
+fn a_target_loses_power_in_a_mirror() {
+    for kind in [FileSystem::Ext4, FileSystem::Xfs] {
+        let mut rig = Rig::with_bulk(kind, "");
+        for cut in 0..number("DTFS_CUTS").unwrap_or(2) {
+            assert_eq!(rig.mirror_round(cut), Vec::<String>::new(), "{}", rig.context);
+        }
+        rig.machine.host.stop();
+    }
+}
+
+#[test]
+fn control_a_group_is_acknowledged_before_its_sync() {
+    let mut rig = Rig::with_bulk(FileSystem::Ext4, "applier.group_sync=skip");
+    let found = (0..CONTROL_CUTS).any(|cut| !rig.mirror_round(cut).is_empty());
+    assert!(found, "{CONTROL_CUTS} cuts, and nothing was found: the rig is blind");
 }
 
 /// Tree and journal on two disks that lose power at one moment, and now and then the target with them.

@@ -13,9 +13,10 @@
 //!
 //! One transaction is open all the time; it is committed together with the cursor, after the tree was synced. Rows reach
 //! it only then: an object whose state arrives changes its row three times within a commit, and each statement costs as
-//! much as a system call.
+//! much as a system call. While the tree is being synced in the background the transaction is *set apart*: it holds what that
+//! sync makes durable, and nothing reaches it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, params};
@@ -131,10 +132,16 @@ pub(super) struct Catalog {
     cache: HashMap<Oid, Option<Row>>,
     /// Rows of the cache that the database does not have yet.
     unwritten: HashSet<Oid>,
+    /// With how many rows the cache is looked through for some that can go.
+    cache_max: usize,
+    /// The transaction holds what its commit is to hold.
+    set_apart: bool,
     /// The database had no row when it was opened, and none has left the cache: what the cache lacks is not there.
     cache_is_all: bool,
-    /// The objects in `blocked`; usually none.
-    blocked: HashSet<Oid>,
+    /// The rows of `blocked`; usually none.
+    blocked: BTreeMap<Oid, i32>,
+    /// Those of them that the database does not have as they are here.
+    unwritten_blocked: HashSet<Oid>,
     cursor: Cursor,
     /// Whose objects it knows.
     spaces: Spaces,
@@ -212,14 +219,17 @@ impl Catalog {
         connection.execute_batch("BEGIN IMMEDIATE").map_err(fail("begin"))?;
         let none = "SELECT NOT EXISTS (SELECT 1 FROM obj)";
         let cache_is_all = connection.query_row(none, [], |row| row.get(0)).map_err(fail("read objects"))?;
-        let blocked = read_oids(&connection, "SELECT oid FROM blocked").map_err(fail("read blocked objects"))?;
+        let blocked = read_blocked(&connection).map_err(fail("read blocked objects"))?;
         Ok(Catalog {
             path: path.to_owned(),
             connection,
             cache: HashMap::new(),
             unwritten: HashSet::new(),
+            cache_max: CACHE_MAX,
+            set_apart: false,
             cache_is_all,
-            blocked: blocked.into_iter().collect(),
+            blocked,
+            unwritten_blocked: HashSet::new(),
             cursor,
             spaces,
         })
@@ -299,7 +309,8 @@ impl Catalog {
     pub(super) fn remove(&mut self, oid: Oid) -> Result<(), CatalogError> {
         self.remember(oid, None)?;
         self.unwritten.insert(oid);
-        self.unblock(oid)
+        self.unblock(oid);
+        Ok(())
     }
 
     /// Whether all of every object is known.
@@ -318,50 +329,44 @@ impl Catalog {
         read_oids(&self.connection, query).map_err(|cause| self.sql("read incomplete objects", cause))
     }
 
-    pub(super) fn block(&mut self, oid: Oid, errno: Errno) -> Result<(), CatalogError> {
-        self.blocked.insert(oid);
-        self.connection
-            .execute("INSERT OR REPLACE INTO blocked VALUES (?1, ?2)", params![&oid.to_bytes()[..], errno as i32])
-            .map(drop)
-            .map_err(|cause| self.sql("block object", cause))
+    pub(super) fn block(&mut self, oid: Oid, errno: Errno) {
+        self.blocked.insert(oid, errno as i32);
+        self.unwritten_blocked.insert(oid);
     }
 
     /// The object's state arrived whole: whatever stood against it is tried again with it.
-    pub(super) fn unblock(&mut self, oid: Oid) -> Result<(), CatalogError> {
-        if !self.blocked.remove(&oid) {
-            return Ok(());
+    pub(super) fn unblock(&mut self, oid: Oid) {
+        if self.blocked.remove(&oid).is_some() {
+            self.unwritten_blocked.insert(oid);
         }
-        self.connection
-            .execute("DELETE FROM blocked WHERE oid = ?1", [&oid.to_bytes()[..]])
-            .map(drop)
-            .map_err(|cause| self.sql("unblock object", cause))
     }
 
-    pub(super) fn blocked(&self) -> Result<super::Blocked, CatalogError> {
-        if self.blocked.is_empty() {
-            return Ok(super::Blocked::default());
-        }
-        let first = self
-            .connection
-            .query_row("SELECT oid, errno FROM blocked LIMIT 1", [], |row| {
-                Ok((Oid::from_bytes(row.get(0)?), row.get(1)?))
-            })
-            .map_err(|cause| self.sql("read blocked objects", cause))?;
-        Ok(super::Blocked { count: self.blocked.len() as u32, first: Some(first) })
+    pub(super) fn blocked(&self) -> super::Blocked {
+        let first = self.blocked.first_key_value().map(|(oid, errno)| (*oid, *errno));
+        super::Blocked { count: self.blocked.len() as u32, first }
     }
 
     pub(super) fn is_blocked(&self, oid: Oid) -> bool {
-        self.blocked.contains(&oid)
+        self.blocked.contains_key(&oid)
     }
 
     pub(super) fn blocked_oids(&self) -> Vec<Oid> {
-        self.blocked.iter().copied().collect()
+        self.blocked.keys().copied().collect()
+    }
+
+    /// What is there now is what the next commit holds; what comes until then is for the commit after it.
+    pub(super) fn set_apart(&mut self) -> Result<(), CatalogError> {
+        self.write_rows()?;
+        self.set_apart = true;
+        Ok(())
     }
 
     /// Commits everything since the last commit together with the cursor. The tree bears `cursor().next` already.
     pub(super) fn commit(&mut self, applied: Position, jump: Option<Position>) -> Result<(), CatalogError> {
         faults::point("applier.catalog").map_err(|errno| self.sql("commit", io_error(errno)))?;
-        self.write_rows()?;
+        if !std::mem::take(&mut self.set_apart) {
+            self.write_rows()?;
+        }
         let commit = self.cursor.next;
         let next = after(commit);
         let row = (applied.to_bytes(), commit.to_bytes(), next.nonce.to_le_bytes(), jump.map(Position::to_bytes));
@@ -374,9 +379,12 @@ impl Catalog {
     }
 
     fn remember(&mut self, oid: Oid, row: Option<Row>) -> Result<(), CatalogError> {
-        if self.cache.len() >= CACHE_MAX {
-            self.write_rows()?;
-            self.cache.clear();
+        if self.cache.len() >= self.cache_max {
+            if !self.set_apart {
+                self.write_rows()?;
+            }
+            self.cache.retain(|oid, _| self.unwritten.contains(oid));
+            self.cache_max = CACHE_MAX.max(2 * self.cache.len());
             self.cache_is_all = false;
         }
         self.cache.insert(oid, row);
@@ -385,6 +393,7 @@ impl Catalog {
 
     /// Brings the database up to the cache, in the order of the table.
     fn write_rows(&mut self) -> Result<(), CatalogError> {
+        debug_assert!(!self.set_apart, "rows would be committed before the tree is synced");
         let mut oids: Vec<[u8; Oid::LEN]> = self.unwritten.drain().map(Oid::to_bytes).collect();
         oids.sort_unstable();
         let write = || {
@@ -403,7 +412,24 @@ impl Catalog {
             }
             Ok(())
         };
-        write().map_err(|cause| self.sql("write objects", cause))
+        write().map_err(|cause| self.sql("write objects", cause))?;
+        self.write_blocked().map_err(|cause| self.sql("write blocked objects", cause))?;
+        self.unwritten_blocked.clear();
+        Ok(())
+    }
+
+    fn write_blocked(&self) -> rusqlite::Result<()> {
+        for oid in &self.unwritten_blocked {
+            let bytes = oid.to_bytes();
+            match self.blocked.get(oid) {
+                Some(errno) => {
+                    let row = params![&bytes[..], errno];
+                    self.connection.execute("INSERT OR REPLACE INTO blocked VALUES (?1, ?2)", row)?
+                }
+                None => self.connection.execute("DELETE FROM blocked WHERE oid = ?1", [&bytes[..]])?,
+            };
+        }
+        Ok(())
     }
 
     fn sql(&self, what: &'static str, cause: rusqlite::Error) -> CatalogError {
@@ -508,6 +534,12 @@ fn read_oids(connection: &Connection, query: &str) -> rusqlite::Result<Vec<Oid>>
     rows.map(|bytes| bytes.map(Oid::from_bytes)).collect()
 }
 
+fn read_blocked(connection: &Connection) -> rusqlite::Result<BTreeMap<Oid, i32>> {
+    let mut statement = connection.prepare("SELECT oid, errno FROM blocked")?;
+    let rows = statement.query_map([], |row| Ok((Oid::from_bytes(row.get(0)?), row.get(1)?)))?;
+    rows.collect()
+}
+
 /// `None` when the row's checksum is not its own.
 fn read_row(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Option<Row>> {
     let oid = columns.get(0)?;
@@ -581,5 +613,30 @@ mod tests {
         assert_eq!(catalog.get(oid(1)).unwrap(), Some(row));
         assert_eq!(catalog.get(oid(2)).unwrap(), None);
         assert_eq!(catalog.incomplete().unwrap(), vec![oid(1)]);
+    }
+
+    /// What comes while a commit is set apart is for the next one, however much it is.
+    #[test]
+    fn a_commit_that_is_set_apart_holds_nothing_of_what_comes_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("catalog.db");
+        let oid = |ino| Oid { space: Space(3), generation: 1, ino };
+        let row = Row { key: ObjectKey { ino: 9, generation: 2 }, kind: libc::S_IFREG, known: Known::Placeholder };
+        let mut catalog = Catalog::create(&path, &Space(3).into()).unwrap();
+        catalog.put(oid(1), row).unwrap();
+        catalog.block(oid(1), Errno::EFBIG);
+        catalog.set_apart().unwrap();
+        let many = 2 + 3 * CACHE_MAX as u64;
+        for ino in 2..many {
+            catalog.put(oid(ino), row).unwrap();
+        }
+        catalog.set_known(oid(1), Known::Complete).unwrap();
+        catalog.unblock(oid(1));
+        catalog.commit(Position::START, None).unwrap();
+        assert_eq!(catalog.get(oid(many - 1)).unwrap(), Some(row), "it is there for the next commit");
+        drop(catalog);
+        let mut catalog = Catalog::open(&path).unwrap();
+        assert_eq!((catalog.get(oid(1)).unwrap(), catalog.is_blocked(oid(1))), (Some(row), true));
+        assert_eq!(catalog.objects().unwrap().len(), 1);
     }
 }

@@ -184,7 +184,7 @@ impl Applier {
             return Err(trouble);
         }
         self.catalog.set_known(oid, Known::Complete)?;
-        self.catalog.unblock(oid)?;
+        self.catalog.unblock(oid);
         self.listed = Some((oid, lacking));
         self.touch_listed(oid, *part.attrs, *part.flags);
         Ok(())

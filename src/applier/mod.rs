@@ -15,6 +15,7 @@ mod check;
 mod data;
 mod displaced;
 mod doubt;
+mod durable;
 mod fresh;
 mod guard;
 mod keep;
@@ -37,6 +38,7 @@ use attributes::Touched;
 pub use catalog::CatalogError;
 use catalog::{Catalog, Known};
 use doubt::DoubtFile;
+use durable::Background;
 use fresh::Fresh;
 use guard::Guard;
 pub use guard::Guarding;
@@ -196,6 +198,10 @@ pub struct Applier {
     reach: Option<Tid>,
     /// Room for the catalog on a full disk.
     ballast: Ballast,
+    /// Syncs the tree while more is performed; there from the first time on that this is asked for.
+    background: Option<Background>,
+    /// The place that the sync under way makes durable.
+    syncing: Option<Position>,
     /// Keeps every other process from this replica.
     _lock: ReplicaLock,
 }
@@ -235,6 +241,8 @@ impl Applier {
             guard,
             reach,
             ballast,
+            background: None,
+            syncing: None,
             _lock: lock,
         };
         applier.resume_keeping().map_err(|cause| applier.explain("start", Oid::ROOT, Tid::ZERO, cause))?;
@@ -283,45 +291,6 @@ impl Applier {
             })?;
         }
         Ok(())
-    }
-
-    /// Makes everything done so far durable: the tree, then the catalog with the cursor.
-    ///
-    /// # Errors
-    /// [`ApplyError::Sync`] means that data was lost; the caller must not try again but cast doubt on the replica and end.
-    pub fn make_durable(&mut self, applied: Position) -> Result<(), ApplyError> {
-        self.commit(applied, None)
-    }
-
-    /// As [`Applier::make_durable`]; from here until the next one the inbox is begun anew at `after`. The source has said
-    /// what becomes of everything before, so whatever stood against the replica is settled.
-    ///
-    /// # Errors
-    /// As [`Applier::make_durable`].
-    pub fn begin_jump(&mut self, applied: Position, after: Position) -> Result<(), ApplyError> {
-        self.commit(applied, Some(after))?;
-        Ok(self.doubt.settle()?)
-    }
-
-    fn commit(&mut self, applied: Position, jump: Option<Position>) -> Result<(), ApplyError> {
-        let step = |name| faults::point(name).map_err(ApplyError::Sync);
-        self.finish_group()?;
-        self.ask_for_unlisted().map_err(|cause| self.explain("listing", Oid::ROOT, applied.tid, cause))?;
-        self.open.clear();
-        step("applier.before_mark")?;
-        let next = self.catalog.cursor().next;
-        let marked = self.park.set_commit(&self.tree.mutate(), next);
-        marked.map_err(|errno| self.explain("mark", Oid::ROOT, applied.tid, errno.into()))?;
-        step("applier.before_sync")?;
-        self.tree.sync().map_err(ApplyError::Sync)?;
-        step("applier.after_sync")?;
-        self.catalog.commit(applied, jump).inspect_err(|error| {
-            // The transaction is gone with the error. The next session finds the room.
-            if error.is_full() {
-                self.ballast.release();
-            }
-        })?;
-        step("applier.after_catalog")
     }
 
     /// What tree and catalog were last made durable as.
@@ -420,11 +389,8 @@ impl Applier {
     }
 
     /// The objects that could not be brought to their state.
-    ///
-    /// # Errors
-    /// [`ApplyError::Catalog`].
-    pub fn blocked(&self) -> Result<Blocked, ApplyError> {
-        Ok(self.catalog.blocked()?)
+    pub fn blocked(&self) -> Blocked {
+        self.catalog.blocked()
     }
 
     fn perform(&mut self, record: &Record<'_>) -> Outcome<()> {
@@ -495,7 +461,8 @@ impl Applier {
     /// while.
     fn block(&mut self, oid: Oid, errno: Errno) -> Outcome<()> {
         tracing::warn!(%oid, %errno, "an object cannot be brought to its state on this target");
-        Ok(self.catalog.block(oid, errno)?)
+        self.catalog.block(oid, errno);
+        Ok(())
     }
 
     fn explain(&self, word: &'static str, oid: Oid, tid: Tid, cause: Trouble) -> ApplyError {

@@ -86,7 +86,7 @@ impl Applier {
             self.keep_content(oid, fd.as_fd())?;
         }
         self.catalog.set_known(oid, Known::Complete)?;
-        self.catalog.unblock(oid)?;
+        self.catalog.unblock(oid);
         self.forget_missing(oid);
         if let Some(fd) = self.fd(oid)? {
             let fresh = self.fresh.contains(oid);

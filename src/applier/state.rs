@@ -125,7 +125,7 @@ impl Applier {
         match self.catalog.get(oid)? {
             Some(row) if row.known > Known::Placeholder => {
                 self.catalog.set_known(oid, Known::Complete)?;
-                self.catalog.unblock(oid)?;
+                self.catalog.unblock(oid);
                 self.touch(oid, *attrs);
                 if row.kind == libc::S_IFDIR {
                     self.ask_for_children(oid)?;

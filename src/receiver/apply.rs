@@ -1,12 +1,13 @@
 //! The thread that performs what was received.
 
+mod durable;
 mod hold;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError};
+use crossbeam_channel::{Receiver, Select, TryRecvError};
 
 use super::outbox::Outbox;
 use super::positions::Positions;
@@ -16,7 +17,8 @@ use crate::base::{EpochId, Position, Tid, faults};
 use crate::journal::{ChainEnd, JournalError, SegmentLog};
 use crate::record::{OrphanOrder, RecordIter, chain};
 use crate::sys::Errno;
-use crate::wire::{Ack, Convergence, Message, Need, RefuseCode, Stall};
+use crate::wire::{Convergence, Message, RefuseCode, Stall};
+use durable::{Durable, Saying};
 use hold::Hold;
 
 /// Work for the applier, in the order of the stream.
@@ -47,17 +49,6 @@ pub(super) enum Job {
     Doubt { reason: String },
 }
 
-/// How long a stream is idle before everything is made durable at once.
-const IDLE: Duration = Duration::from_millis(20);
-/// A source that reads from a busy disk pauses too. Where making durable takes long, a stream counts as idle only after
-/// twice that time, or the target would sync between any two batches; but never later than this.
-const IDLE_MOST: Duration = Duration::from_millis(250);
-/// State comes in a long row, from a source that reads as fast as its disk lets it and says when it has no more: a pause
-/// between two readings is no reason to sync.
-const IDLE_STATE: Duration = Duration::from_secs(1);
-/// How long and how much may be performed before it is made durable.
-const DURABLE_EVERY: Duration = Duration::from_secs(5);
-const DURABLE_BYTES: usize = 64 << 20;
 /// How often what could not be done to an object is tried again.
 const RETRY_BLOCKED: Duration = Duration::from_secs(60);
 /// Records read from the inbox at a time when a session starts.
@@ -166,14 +157,9 @@ struct Worker<'a> {
     /// What waits on purpose.
     hold: Hold,
     batch: u64,
-    /// The last batch that was taken when the tree was made durable.
-    batch_durable: u64,
+    durable: Durable,
     /// Whether the source was told of that.
     saying: Saying,
-    pending_bytes: usize,
-    pending_since: Option<Instant>,
-    /// How long the stream may pause before everything is made durable.
-    idle: Duration,
     /// What came last was state.
     in_state: bool,
     /// Until the source has said how it begins nothing is made durable: it compares what this copy says of itself with what
@@ -186,17 +172,6 @@ struct Worker<'a> {
     /// What is done for targets of this copy.
     relay: RelayEnd,
 }
-
-/// Whether what is durable was told.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Saying {
-    Done,
-    /// What has to be asked for before is more than the source takes at once.
-    Goes,
-}
-
-/// How soon more is asked for, while the source takes in what it was asked for.
-const ASK_AGAIN: Duration = Duration::from_millis(10);
 
 impl<'a> Worker<'a> {
     fn new(
@@ -218,11 +193,8 @@ impl<'a> Worker<'a> {
             out,
             positions,
             batch: 0,
-            batch_durable: 0,
+            durable: Durable::new(),
             saying: Saying::Done,
-            pending_bytes: 0,
-            pending_since: None,
-            idle: IDLE,
             in_state: false,
             started: false,
             keep: None,
@@ -232,23 +204,37 @@ impl<'a> Worker<'a> {
     }
 }
 
+/// What is next.
+enum Next {
+    Job(Job),
+    /// What was being made durable in the background is.
+    Synced,
+    /// Nothing came for a while.
+    Nothing,
+    /// Nothing comes any more.
+    Over,
+}
+
 impl Worker<'_> {
     fn run(&mut self, queue: &Receiver<Job>) -> Result<(), PerformError> {
         loop {
-            if self.pending_since.is_none() {
+            if !self.durable.is_dirty() {
                 self.relay.end_turn()?;
             }
-            let next = queue.recv_timeout(self.patience());
+            let next = self.next(queue);
             self.relay.take_turn()?;
             match next {
-                Ok(job) => self.job(job)?,
-                Err(RecvTimeoutError::Timeout) if self.saying == Saying::Goes => {}
-                Err(RecvTimeoutError::Timeout) => self.idle()?,
-                Err(RecvTimeoutError::Disconnected) => return self.make_durable_if_dirty(),
+                Next::Job(job) => self.job(job)?,
+                Next::Synced => self.end_group()?,
+                Next::Nothing if self.saying == Saying::Goes => {}
+                Next::Nothing => self.idle()?,
+                Next::Over => return self.make_durable_if_dirty(),
             }
             self.release_in_time()?;
-            if self.is_due() || self.pending_since.is_some() && self.relay.is_wanted() {
+            if self.durable.is_dirty() && self.relay.is_wanted() {
                 self.make_durable()?;
+            } else if self.durable.is_due() {
+                self.begin_group()?;
             } else if self.saying == Saying::Goes {
                 self.say_durable()?;
             }
@@ -265,13 +251,30 @@ impl Worker<'_> {
         Ok(())
     }
 
+    /// Waits for what is next to do.
+    fn next(&self, queue: &Receiver<Job>) -> Next {
+        let synced = self.applier.synced();
+        let mut select = Select::new();
+        let job = select.recv(queue);
+        select.recv(&synced);
+        match select.ready_timeout(self.patience()) {
+            Ok(ready) if ready != job => Next::Synced,
+            Ok(_) => match queue.try_recv() {
+                Ok(job) => Next::Job(job),
+                Err(TryRecvError::Empty) => Next::Nothing,
+                Err(TryRecvError::Disconnected) => Next::Over,
+            },
+            Err(_) => Next::Nothing,
+        }
+    }
+
     /// Nothing is told before the source has said how it begins: where this copy is may not count.
     fn tell_relay(&mut self) -> Result<(), PerformError> {
         if !self.started {
             return Ok(());
         }
         let is_settled = self.settled && !self.applier.is_in_doubt();
-        Ok(self.relay.tell(self.at, is_settled, self.pending_since.is_some())?)
+        Ok(self.relay.tell(self.at, is_settled, self.durable.is_dirty())?)
     }
 
     /// What must not be forgotten when the process ends with `error`.
@@ -305,6 +308,7 @@ impl Worker<'_> {
             Job::State { batch, body } => {
                 self.catch_up("objects came")?;
                 self.records(&body)?;
+                self.durable.add_state(body.len());
                 self.taken(batch)
             }
             Job::Check { batch, body } => {
@@ -386,7 +390,7 @@ impl Worker<'_> {
         while let Some(chunk) = reader.next_chunk(end, REPLAY_BYTES)? {
             self.records(&chunk.body)?;
             self.at = Position { tid: chunk.last, digest: chain(self.at.digest, &chunk.body)?, ..self.at };
-            if self.is_due() {
+            if self.durable.is_due() {
                 self.make_durable()?;
             }
         }
@@ -403,8 +407,7 @@ impl Worker<'_> {
             self.with_room(|applier| applier.apply(&record))?;
         }
         self.with_room(Applier::finish_group)?;
-        self.pending_bytes += body.len();
-        self.pending_since.get_or_insert_with(Instant::now);
+        self.durable.add(body.len());
         Ok(())
     }
 
@@ -453,6 +456,7 @@ impl Worker<'_> {
     fn jump(&mut self, after: Position) -> Result<(), PerformError> {
         self.begin()?;
         self.catch_up("the position moves")?;
+        self.end_group()?;
         let at = self.at;
         if let Some(epoch) = self.keep {
             self.with_room(|applier| applier.begin_keeping(at, epoch))?;
@@ -480,80 +484,6 @@ impl Worker<'_> {
         }
         self.make_durable_if_dirty()
     }
-
-    fn is_due(&self) -> bool {
-        self.pending_bytes >= DURABLE_BYTES || self.pending_since.is_some_and(|since| since.elapsed() >= DURABLE_EVERY)
-    }
-
-    fn patience(&self) -> Duration {
-        let patience = match self.pending_since {
-            _ if self.saying == Saying::Goes => ASK_AGAIN,
-            Some(_) if self.in_state => IDLE_STATE,
-            Some(_) => self.idle,
-            None => self.relay.patience().unwrap_or(DURABLE_EVERY),
-        };
-        self.hold.patience().map_or(patience, |wait| wait.min(patience))
-    }
-
-    fn make_durable_if_dirty(&mut self) -> Result<(), PerformError> {
-        match self.pending_since {
-            Some(_) => self.make_durable(),
-            None => Ok(()),
-        }
-    }
-
-    fn make_durable(&mut self) -> Result<(), PerformError> {
-        self.commit()?;
-        self.say_durable()?;
-        Ok(self.inbox.trim_upto(self.relay.trim_upto(self.at.tid)?)?)
-    }
-
-    fn commit(&mut self) -> Result<(), PerformError> {
-        let began = Instant::now();
-        let at = self.at;
-        self.with_room(|applier| applier.make_durable(at))?;
-        self.relay.write_rows()?;
-        self.batch_durable = self.batch;
-        self.idle = (began.elapsed() * 2).clamp(IDLE, IDLE_MOST);
-        self.pending_bytes = 0;
-        self.pending_since = None;
-        Ok(())
-    }
-
-    /// What is needed goes out before the positions that follow from it: once the source has the position, it has what was
-    /// asked for up to there as well. Of very much a part is asked for at a time, as the source takes it in; the rest
-    /// takes less room where it is.
-    fn say_durable(&mut self) -> Result<(), PerformError> {
-        loop {
-            // Nothing was taken yet: what stands since sessions before is told apart by that.
-            if self.batch > 0 && self.applier.has_missing() && self.out.is_busy() {
-                self.saying = Saying::Goes;
-                return Ok(());
-            }
-            let missing = self.applier.take_missing(Ack::MAX_NEEDS);
-            let needs = missing.iter().map(|m| Need { oid: m.oid, offset: m.offset, len: m.len }).collect();
-            if self.applier.has_missing() {
-                self.positions.say(self.out, needs, |_| ());
-                continue;
-            }
-            return self.say_positions(needs);
-        }
-    }
-
-    fn say_positions(&mut self, needs: Vec<Need>) -> Result<(), PerformError> {
-        self.saying = Saying::Done;
-        let blocked = self.applier.blocked()?;
-        let (applied, commit) = (self.applier.applied().tid, self.applier.commit_no());
-        faults::point("receiver.ack_applied").map_err(ApplyError::Sync)?;
-        self.positions.say(self.out, needs, |ack| {
-            ack.applied = applied.min(ack.received);
-            ack.commit = commit;
-            ack.batch_durable = self.batch_durable;
-            ack.blocked = blocked.count;
-            (ack.blocked_oid, ack.blocked_errno) = blocked.first.unwrap_or((crate::base::Oid::ROOT, 0));
-        });
-        Ok(())
-    }
 }
 
 #[cfg(test)]
@@ -565,6 +495,7 @@ mod tests {
     use crate::receiver::outbox::outbox;
     use crate::record::{Attrs, Draft, Op};
     use crate::sys::InodeFlags;
+    use crate::wire::Ack;
 
     /// What is asked for goes out before its time; that says nothing of what is durable.
     #[test]

@@ -27,6 +27,7 @@ mod turn;
 mod verify;
 mod verify_desk;
 mod watcher;
+mod window;
 mod work;
 
 pub use limit::limit_mirror;

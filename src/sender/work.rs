@@ -1,10 +1,12 @@
 //! Walks a target's work: takes rows in order, reads their objects.
 //!
-//! A directory's row stands for the small files in it too: they are read right behind its listing, and the row ends with
-//! the last of them. So a tree costs a row a directory. What would be long to send once more after a session that ended
-//! before it (a large file, the files of a large directory) gets rows of its own.
+//! A directory's row stands for the small files in it too: they are read right behind its listing, in the order of their inode
+//! numbers, which is how they lie on the disk, and the row ends with the last of them. So a tree costs a row a directory.
+//! The row's offset says up to which inode number they are durable at the target: a session that begins there lists the
+//! directory again and goes on behind it. Nothing that the listing queues ends before the directory's own row, so what is
+//! queued once more is there still. Large files, and the files of a large directory, get rows of their own.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
@@ -32,7 +34,7 @@ pub(super) enum Done {
     Nothing,
     /// The row ends.
     Row(i64),
-    /// The row's object is there up to this byte.
+    /// The row's object is there up to this byte; the files in a directory up to this inode number.
     Upto(i64, u64),
     /// A reading of a verification, by its number.
     Check(u64),
@@ -113,8 +115,10 @@ pub(super) struct Walk<'a> {
     begins_tree: bool,
     /// Why directories are read with what is in them, if any is or may be.
     tree: Option<WorkReason>,
-    /// Those that were read by this walk.
+    /// Those that this walk has read and the target has, with what is read under their rows.
     listed: Listed,
+    /// Those that were read and whose rows have not ended, by the rows.
+    listing: HashMap<i64, (Oid, Tid)>,
 }
 
 /// What is still to be read of a row's object.
@@ -124,7 +128,14 @@ enum Rest {
     /// The parts of a directory that are left.
     Parts(Box<DirWalk>),
     /// The objects in a directory that are read under its row.
-    Inside(VecDeque<Oid>),
+    Inside(Inside),
+}
+
+/// Objects in a directory that are left to be read under its row.
+struct Inside {
+    oids: VecDeque<Oid>,
+    /// Bytes read since progress was last noted.
+    unnoted_bytes: usize,
 }
 
 /// How long a row waits whose object could not be read.
@@ -134,9 +145,10 @@ const PAGE_ROWS: usize = 1024;
 /// Readings taken at a time: enough for one commit to serve many, little enough to keep live changes flowing.
 const SLICE_BYTES: usize = 2 << 20;
 const SLICE_READINGS: usize = 1024;
-/// Most data of the files that are read under the row of their directory: that much is sent once more when the session ends
-/// before the row does.
+/// Most data of the files that are read under the row of their directory.
 const INSIDE_BYTES: u64 = 32 << 20;
+/// After so many bytes it is noted how far they are read: that much is sent once more when the session ends badly.
+const NOTE_BYTES: usize = 1 << 20;
 
 impl<'a> Walk<'a> {
     pub(super) fn new(parts: &Parts<'a>, hold: Hold) -> Result<Walk<'a>, SessionError> {
@@ -166,6 +178,7 @@ impl<'a> Walk<'a> {
             begins_tree: false,
             tree,
             listed: Listed::default(),
+            listing: HashMap::new(),
         })
     }
 
@@ -199,6 +212,16 @@ impl<'a> Walk<'a> {
             created_tid: Tid::ZERO,
         };
         moved.iter().filter(|moved| self.listed.may_miss(moved)).map(row).collect()
+    }
+
+    /// These rows have ended: what was read under them is durable at the target. Only now may what leaves a directory go
+    /// without a row of its own: what was sent is read again when the session ends before, and then it is not there.
+    pub(super) fn ended(&mut self, rows: &[i64]) {
+        for row in rows {
+            if let Some((dir, stamp)) = self.listing.remove(row).filter(|_| self.tree.is_some()) {
+                self.listed.add(dir, stamp);
+            }
+        }
     }
 
     /// Why a tree is being read, if one is.
@@ -237,7 +260,7 @@ impl<'a> Walk<'a> {
         while bytes < SLICE_BYTES && readings.len() < SLICE_READINGS {
             let Some((row, rest)) = self.next_row()? else {
                 // What is put aside has been read in part only.
-                if self.aside.is_empty() && children.is_empty() {
+                if self.aside.is_empty() && children.is_empty() && self.listing.is_empty() {
                     (self.tree, self.listed) = (None, Listed::default());
                 }
                 break;
@@ -288,7 +311,7 @@ impl<'a> Walk<'a> {
         let offset = match rest {
             Rest::From(offset) => offset,
             Rest::Parts(walk) => return self.part(row, walk, children),
-            Rest::Inside(oids) => return Ok(self.inside(row, oids, children)),
+            Rest::Inside(inside) => return Ok(self.inside(row, inside, children)),
         };
         match row.kind {
             WorkKind::Tree => self.begin_dir(row, Follow::Children, children),
@@ -356,17 +379,17 @@ impl<'a> Walk<'a> {
             walk.leave_out(self.rules, &mut children, self.view);
         }
         self.current_path = walk.path().map(inside_root).unwrap_or_default();
-        let mut inside = VecDeque::new();
+        let mut oids = VecDeque::new();
         if walk.follow() == Follow::Children {
             if !more {
-                self.listed.add(row.oid, stamp);
+                self.listing.insert(row.id, (row.oid, stamp));
             }
             let room = if more || is_begun { 0 } else { INSIDE_BYTES };
-            inside = divide(row, &children, room, queue);
+            oids = divide(row, &children, room, queue);
         }
         let rest = match more {
             true => Some(Rest::Parts(walk)),
-            false => (!inside.is_empty()).then_some(Rest::Inside(inside)),
+            false => (!oids.is_empty()).then_some(Rest::Inside(Inside { oids, unnoted_bytes: 0 })),
         };
         let done = if rest.is_some() { Done::Nothing } else { Done::Row(row.id) };
         self.current = rest.map(|rest| (*row, rest));
@@ -381,9 +404,11 @@ impl<'a> Walk<'a> {
     }
 
     /// The next object in a directory. One that has grown, or cannot be read, gets a row of its own.
-    fn inside(&mut self, row: &WorkRow, mut oids: VecDeque<Oid>, queue: &mut Vec<NewWork>) -> Reading {
+    fn inside(&mut self, row: &WorkRow, mut inside: Inside, queue: &mut Vec<NewWork>) -> Reading {
         let mut reading = Reading::empty(self.view.stamp());
-        while let Some(oid) = oids.pop_front() {
+        let mut last = 0;
+        while let Some(oid) = inside.oids.pop_front() {
+            last = oid.ino;
             match read_object(self.view, oid, 0, compare(row)) {
                 Ok(ObjectReading { stamp, records, next: None, covered }) => {
                     reading = Reading { stamp, records: records.into(), objects: 1, covered, ..reading };
@@ -392,30 +417,42 @@ impl<'a> Walk<'a> {
                 Ok(_) | Err(_) => queue.push(row_of(row, oid, WorkKind::Object)),
             }
         }
-        match oids.is_empty() {
-            true => reading.done = Done::Row(row.id),
-            false => self.current = Some((*row, Rest::Inside(oids))),
+        inside.unnoted_bytes += reading.bytes();
+        if inside.oids.is_empty() {
+            reading.done = Done::Row(row.id);
+            return reading;
         }
+        // What a target asked for is read again from its beginning: its row does not say that it is a directory.
+        if inside.unnoted_bytes >= NOTE_BYTES && row.kind == WorkKind::Tree {
+            inside.unnoted_bytes = 0;
+            reading.done = Done::Upto(row.id, last);
+        }
+        self.current = Some((*row, Rest::Inside(inside)));
         reading
     }
 }
 
-/// What of a directory's entries is read under its row, at most `room_bytes`; the others are queued.
+/// What of a directory's entries is read under its row and is not there yet, at most `room_bytes` of data; the others are
+/// queued.
 fn divide(row: &WorkRow, children: &[Child], room_bytes: u64, queue: &mut Vec<NewWork>) -> VecDeque<Oid> {
-    let (mut inside, mut left) = (VecDeque::new(), room_bytes);
+    let (mut inside, mut left) = (Vec::new(), room_bytes);
     for Child { item, bytes } in children {
         let kind = if item.shape.is_dir() { WorkKind::Tree } else { WorkKind::Object };
         match kind {
             // Where attributes are believed no content is read.
-            WorkKind::Object if room_bytes > 0 && row.reason == WorkReason::Difference => inside.push_back(item.oid),
+            WorkKind::Object if room_bytes > 0 && row.reason == WorkReason::Difference => inside.push(item.oid),
             WorkKind::Object if room_bytes > 0 && *bytes <= CHUNK_BYTES.min(left) => {
                 left -= bytes;
-                inside.push_back(item.oid);
+                inside.push(item.oid);
             }
             kind => queue.push(row_of(row, item.oid, kind)),
         }
     }
-    inside
+    inside.retain(|oid| row.kind != WorkKind::Tree || oid.ino > row.offset);
+    // All are of one filesystem and there at once, so no two have one number; a file may have two names here.
+    inside.sort_unstable_by_key(|oid| oid.ino);
+    inside.dedup();
+    inside.into()
 }
 
 /// The kernel tells paths from the root of the tree's own mount on.

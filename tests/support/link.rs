@@ -44,6 +44,17 @@ impl Link {
         run(&self.far, &["nft", "delete table inet lost"]);
     }
 
+    /// Whatever the near side sends to `port` ends its connection at once.
+    pub(crate) fn reset_connections(&self, port: u16) {
+        let hook = "type filter hook output priority 0;";
+        let rule = format!("tcp dport {port} reject with tcp reset;");
+        run(&self.near, &["nft", &format!("table inet broken {{ chain output {{ {hook} {rule} }}; }}")]);
+    }
+
+    pub(crate) fn reset_nothing(&self) {
+        run(&self.near, &["nft", "delete table inet broken"]);
+    }
+
     /// The near side sends one megabit a second.
     pub(crate) fn slow_down(&self) {
         let slow = ["root", "tbf", "rate", "1mbit", "burst", "16kb", "latency", "400ms"];

@@ -19,7 +19,11 @@ impl Loopback {
         let mut command = Command::new("unshare");
         command.args(["--net", "sh", "-c", "ip link set lo up && exec sleep infinity"]);
         let loopback = Loopback { keeper: Process::spawn(command.stdin(Stdio::null())) };
+        let network_of = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/net")).ok();
         wait_until("the loopback device to be up", LIMIT, || {
+            // Until it has a network of its own it has ours, whose device is up.
+            network_of(&loopback.keeper().to_string())
+                .filter(|network| Some(network) != network_of("self").as_ref())?;
             let mut look = loopback.command("ip");
             let output = look.args(["-brief", "address", "show", "up", "dev", "lo"]).output().expect("ip runs");
             String::from_utf8_lossy(&output.stdout).contains("127.0.0.1").then_some(())

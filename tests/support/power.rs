@@ -24,7 +24,7 @@ const SHARED_MEMORY: &str = "/dev/shm";
 const DISK_MIB: u64 = 512;
 /// Of a journal's own disk: the tree is ahead of it for long, and a cut finds it so.
 const SLOW_FLUSH: Duration = Duration::from_millis(15);
-const UNMOUNT_LIMIT: Duration = Duration::from_secs(10);
+const UNMOUNT_LIMIT: Duration = Duration::from_secs(60);
 const VOLUME: &str = "data";
 const TARGET_DISK: usize = 1;
 
@@ -103,6 +103,7 @@ impl Drive {
 
     /// Nothing of the old mount may live on: a file that somebody left open would show the next life its old cache.
     fn unplug(&mut self) {
+        super::behind::uncover_below(&self.point);
         self.binds.iter().for_each(|(_, to)| unmount(to));
         unmount(&self.point);
         let device = self.device.take().expect("it is plugged in");

@@ -49,7 +49,7 @@ pub struct NewWork {
     pub kind: WorkKind,
     /// Why.
     pub reason: WorkReason,
-    /// First byte (0 for `Tree` and a whole `Object`).
+    /// First byte (0 for a whole `Object`); of a `Tree` the inode number up to which files in the directory itself are there.
     pub offset: u64,
     /// Bytes of a `Range`, else 0.
     pub len: u64,
@@ -68,7 +68,7 @@ pub struct WorkRow {
     pub kind: WorkKind,
     /// Why.
     pub reason: WorkReason,
-    /// First byte that is still to do.
+    /// First byte that is still to do; of a `Tree` as in [`NewWork`].
     pub offset: u64,
     /// Bytes of a `Range` that are still to do, else 0.
     pub len: u64,

@@ -195,7 +195,7 @@ impl Worker<'_> {
         self.applier.raise_reach(last)?;
         self.records(body)?;
         self.at = Position { tid: last, digest: chain(self.at.digest, body)?, ..self.at };
-        if self.is_due() { self.make_durable() } else { Ok(()) }
+        if self.durable.is_due() { self.make_durable() } else { Ok(()) }
     }
 }
 

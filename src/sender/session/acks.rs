@@ -1,6 +1,7 @@
 //! What a session does with an acknowledgement: it is checked, what is durable at the target ends its rows of work, and what
 //! the target lacks becomes new ones.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,12 +22,9 @@ const TRIM_EVERY: Duration = Duration::from_secs(1);
 impl Session<'_> {
     pub(super) fn on_ack(&mut self, ack: Ack) -> Result<(), SessionError> {
         self.check(&ack)?;
-        while self.under_way.front().is_some_and(|(batch, _)| *batch <= ack.batch_taken) {
-            self.under_way_bytes -= self.under_way.pop_front().map_or(0, |(_, bytes)| bytes);
-        }
-        let last = &self.last_ack;
-        let advanced = ack.applied > last.applied || ack.batch_durable > last.batch_durable;
-        if ack.downstream != last.downstream {
+        self.window.taken(ack.batch_taken, Instant::now());
+        let advanced = ack.applied > self.last_ack.applied || ack.batch_durable > self.last_ack.batch_durable;
+        if ack.downstream != self.last_ack.downstream {
             self.parts.journal.store().target_downstream(self.target, ack.downstream)?;
         }
         if advanced || !ack.needs.is_empty() {
@@ -75,19 +73,24 @@ impl Session<'_> {
     }
 
     /// Cursor, finished work and new work, in one transaction.
-    fn advance(&mut self, ack: &Ack) -> Result<(), SessionError> {
-        let (mut finished, mut progress) = (Vec::new(), Vec::new());
+    pub(super) fn advance(&mut self, ack: &Ack) -> Result<(), SessionError> {
+        let (mut finished, mut progress) = (Vec::new(), BTreeMap::new());
         while self.unfinished.front().is_some_and(|(batch, _)| *batch <= ack.batch_durable) {
             for done in self.unfinished.pop_front().map(|(_, done)| done).unwrap_or_default() {
                 match done {
                     Done::Nothing => {}
                     Done::Row(id) => finished.push(id),
-                    Done::Upto(id, offset) => progress.push((id, offset)),
+                    Done::Upto(id, offset) => {
+                        progress.insert(id, offset);
+                    }
                     Done::Check(_) => {}
                 }
             }
         }
         let needs: Vec<NewWork> = ack.needs.iter().map(new_work).collect();
+        self.walk.ended(&finished);
+        progress.retain(|id, _| !finished.contains(id));
+        let progress: Vec<_> = progress.into_iter().collect();
         let store = self.parts.journal.store();
         let first = ack.batch_taken == 0;
         if first {

@@ -26,6 +26,7 @@ use super::thread::SenderOptions;
 use super::turn::Turn;
 use super::verify::Verifier;
 use super::watcher::{SILENCE, Watcher};
+use super::window::Window;
 use super::work::{Done, Reading, Walk};
 use super::{SenderState, SessionError};
 use crate::base::{Tid, VolumeUuid, faults};
@@ -50,8 +51,6 @@ pub(super) struct Parts<'a> {
     pub(super) scope: &'a RefCell<Option<Scope>>,
 }
 
-/// Bytes that may be under way.
-const WINDOW_BYTES: u64 = 16 << 20;
 /// A program that syncs each of its changes makes records durable one by one. Those of so long a time go to the target
 /// together: it syncs its inbox once for each batch, and on one disk the two would wait for each other. Well below what a
 /// target takes for a pause, in which it makes everything durable.
@@ -70,9 +69,7 @@ pub(super) struct Session<'a> {
     meter: Meter,
     limit: Limit,
     batch: u64,
-    /// Batches under way and their size on the wire.
-    under_way: VecDeque<(u64, u64)>,
-    under_way_bytes: u64,
+    window: Window,
     /// Rows that end, or move on, when their batch is durable at the target.
     unfinished: VecDeque<(u64, Vec<Done>)>,
     /// The process of a target on this host.
@@ -190,8 +187,7 @@ impl<'a> Session<'a> {
             meter: Meter::open(parts.journal.store(), target)?,
             limit: Limit::open(parts.journal.store(), target)?,
             batch: 0,
-            under_way: VecDeque::new(),
-            under_way_bytes: 0,
+            window: Window::default(),
             unfinished: VecDeque::new(),
             follower,
             share: Share::Behind,
@@ -315,7 +311,7 @@ impl<'a> Session<'a> {
         let patience = if self.waits_for_turn { TURN_AGAIN } else { TICK };
         let due = [self.parts.verifier.borrow().due_in(), self.limit.due_in()];
         let patience = due.into_iter().flatten().fold(patience, Duration::min);
-        let could_send = self.under_way_bytes < WINDOW_BYTES && self.stream.may_have_more();
+        let could_send = !self.window.is_full() && self.stream.may_have_more();
         match self.rests_until.filter(|_| could_send) {
             Some(until) => patience.min(until.saturating_duration_since(Instant::now())),
             None => patience,
@@ -366,42 +362,23 @@ impl<'a> Session<'a> {
 
     /// Sends a bounded piece of what there is: records first, then state. False when there is nothing to send now.
     fn send_some(&mut self) -> Result<bool, SessionError> {
-        if self.under_way_bytes >= WINDOW_BYTES {
+        if self.window.is_full() {
             return Ok(false);
         }
         if !self.parts.journal.is_settled() {
             self.tell(Convergence::Converging)?;
         }
-        if self.stream.wants_state()
+        let wants_state = self.stream.wants_state();
+        let holds_state = wants_state && self.window.is_full_for_state();
+        if wants_state
+            && !holds_state
             && let Some(turn) = self.take_turn()
         {
-            let may_read = self.limit.due_in().is_none();
-            let mut readings = if may_read { self.walk.read_some()? } else { Vec::new() };
-            self.limit.spend(&readings);
-            if self.walk.begins_tree() {
-                self.parts.counter.begin();
-            }
-            if !readings.is_empty() {
-                self.tell(Convergence::Converging)?;
-            }
-            if readings.is_empty() && self.unfinished.is_empty() && may_read && !self.walk.is_held() {
-                readings = self.verify_some()?;
-            }
-            self.take_share(if readings.is_empty() && self.unfinished.is_empty() {
-                Share::Behind
-            } else {
-                Share::Beside
-            });
-            drop(turn);
-            let stamp = self.stream.queue(readings);
-            if let Some(stamp) = stamp.filter(|_| !faults::skipped("journal.durable_only")) {
-                // State may not overtake the records it includes, and those are sent only once they are durable.
-                self.parts.journal.commit(stamp)?;
-            }
+            self.read_state(turn)?;
         }
         // State that was read is never held up: it is what somebody waits for, or the target lacks.
         if self.stream.wants_state() && self.rests_until.is_some_and(|until| Instant::now() < until) {
-            return self.rest();
+            return if holds_state { Ok(false) } else { self.rest() };
         }
         let durable = match faults::skipped("journal.durable_only") {
             true => self.parts.journal.last_tid(),
@@ -412,6 +389,9 @@ impl<'a> Session<'a> {
             next => next?,
         };
         let Some(mut next) = next else {
+            if holds_state {
+                return Ok(false);
+            }
             self.rests_until = Some(Instant::now() + self.parts.options.period.unwrap_or(GATHER));
             return self.rest();
         };
@@ -420,22 +400,49 @@ impl<'a> Session<'a> {
             self.tell(Convergence::Converging)?;
         }
         self.note_moves(&next.message)?;
+        let began = Instant::now();
         let bytes = match matches!(next.message, Message::Records { .. }) && faults::skipped("sender.batch") {
             true => 0,
             false => self.writer.send(&next.message)?,
         };
         if next.message.is_batch() {
             self.batch += 1;
-            self.under_way.push_back((self.batch, bytes));
-            self.under_way_bytes += bytes;
+            self.window.sent(self.batch, bytes, began);
         }
         if matches!(next.message, Message::Check { .. }) {
             self.parts.verifier.borrow_mut().sent(self.batch, next.done);
         } else if !next.done.is_empty() {
             self.unfinished.push_back((self.batch, next.done));
+            if faults::skipped("sender.acked") {
+                self.advance(&Ack { batch_durable: self.batch, ..self.last_ack.clone() })?;
+            }
         }
         self.count_bytes(next.read);
         Ok(true)
+    }
+
+    /// Reads state that can be sent next.
+    fn read_state(&mut self, turn: Turn<'_>) -> Result<(), SessionError> {
+        let may_read = self.limit.due_in().is_none();
+        let mut readings = if may_read { self.walk.read_some()? } else { Vec::new() };
+        self.limit.spend(&readings);
+        if self.walk.begins_tree() {
+            self.parts.counter.begin();
+        }
+        if !readings.is_empty() {
+            self.tell(Convergence::Converging)?;
+        }
+        if readings.is_empty() && self.unfinished.is_empty() && may_read && !self.walk.is_held() {
+            readings = self.verify_some()?;
+        }
+        self.take_share(if readings.is_empty() && self.unfinished.is_empty() { Share::Behind } else { Share::Beside });
+        drop(turn);
+        let stamp = self.stream.queue(readings);
+        if let Some(stamp) = stamp.filter(|_| !faults::skipped("journal.durable_only")) {
+            // State may not overtake the records it includes, and those are sent only once they are durable.
+            self.parts.journal.commit(stamp)?;
+        }
+        Ok(())
     }
 
     /// The tree to read from, if it can be read now. A reading must not be older than what was sent.
