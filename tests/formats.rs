@@ -201,6 +201,7 @@ fn every_message() -> Vec<(&'static str, Message)> {
         doubt: "its catalog is missing".into(),
         stored_times,
         guarded: Guarded::Restored,
+        settled: 13,
     };
     let needs = vec![Need { oid: oid(7), offset: 4096, len: 131_072 }];
     let body = encode(&[(Op::Write { offset: 3, attrs: attrs() }, b"abc")]);
@@ -216,6 +217,7 @@ fn every_message() -> Vec<(&'static str, Message)> {
         applied: Tid(7),
         commit: Commit { number: 3, nonce: 4 },
         convergence: Convergence::Consistent,
+        downstream: Tid(6),
         blocked: 1,
         blocked_oid: oid(8),
         blocked_errno: 27,
@@ -250,6 +252,7 @@ fn every_message() -> Vec<(&'static str, Message)> {
         ("pong", Message::Pong { clock_micros: 1_700_000_000_000_000 }),
         ("bye", Message::Bye),
         ("convergence", Message::Convergence(Convergence::Converging)),
+        ("settled", Message::Settled { mark: 14 }),
         ("superseded", Message::Superseded(History { volume, epochs: vec![position] })),
         ("check", Message::Check { batch: 3, body: encode(&[(Op::StateGone, b"")]) }),
         (

@@ -336,6 +336,7 @@ fn reply() -> HelloReply {
         doubt: String::new(),
         stored_times: StoredTimes::Exact,
         guarded: Guarded::Kept,
+        settled: 0,
     }
 }
 

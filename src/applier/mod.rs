@@ -47,7 +47,7 @@ use keep::Keeping;
 use listing::Listing;
 use park::Park;
 pub use replica::{About, Adopt, Origin, Replica, ReplicaError, ReplicaLock};
-pub use roles::{Joined, Joining, Leftovers, join, leave, told_history};
+pub use roles::{Joined, Joining, Leftovers, join, leave, told_history, told_mark};
 use trust::Sieve;
 pub use trust::Trust;
 pub use view::{CopyView, Turns, ViewError};

@@ -30,6 +30,8 @@ const CONVERGING: &str = "converging";
 const REJOINED: &str = "rejoined";
 /// The last TID that was ever performed, while what was received waits in the inbox. Without it everything may have been.
 const REACH: &str = "reach";
+/// What the source said last of what it knew to be in doubt, when that was good here.
+const MARK: &str = "mark";
 /// The source's history, as it was told last.
 const HISTORY: &str = "history";
 
@@ -116,9 +118,15 @@ impl Applier {
         Ok(write_history(&self.state, &History::new(history.volume, history.epochs))?)
     }
 
-    /// Where the state of this copy lies.
-    pub fn state_dir(&self) -> &Path {
-        &self.state
+    /// Remembers the mark that the source told.
+    ///
+    /// # Errors
+    /// When that cannot be written down.
+    pub fn set_mark(&self, mark: u64) -> Result<(), ApplyError> {
+        match told_mark(&self.state) == mark {
+            true => Ok(()),
+            false => Ok(write_whole(&self.state, MARK, &mark.to_le_bytes())?),
+        }
     }
 
     /// The source has, or has no more, rows of work for this copy. Remembered also after a power loss.
@@ -413,6 +421,12 @@ impl Walk<'_> {
 /// Whose copy the one in `state` is, and where its epochs begin, as far as its source told.
 pub fn told_history(state: &Path) -> Option<History> {
     History::from_bytes(&fs::read(state.join(HISTORY)).ok()?)
+}
+
+/// The mark that the copy in `state` was told last; 0 while anything stands against it.
+pub fn told_mark(state: &Path) -> u64 {
+    let bytes = fs::read(state.join(MARK)).ok().filter(|_| !state.join(CONVERGING).exists());
+    bytes.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
 fn write_history(state: &Path, history: &History) -> Result<(), ReplicaError> {

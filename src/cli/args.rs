@@ -267,7 +267,7 @@ pub enum DefineCommand {
         #[arg(value_name = "VOL")]
         volume: String,
     },
-    /// Let another host write a copy here, over tls://
+    /// Let another host write a copy here, over tls://, or name one that it writes over ssh
     #[command(
         after_help = "Example:\n  dtfs peer add alpha $(ssh root@alpha dtfs peer show)\n  dtfs define source data alpha /srv/copy"
     )]

@@ -1,7 +1,7 @@
 //! A copy that another host writes, and that has targets of its own: its daemon passes on what it gets.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -215,10 +215,15 @@ impl Volumes {
         }) else {
             return;
         };
-        let mut named = BTreeMap::new();
-        for (name, file) in files.into_iter().filter_map(|named| Some((named.volume, named.file.ok()?))) {
+        let (mut named, mut unreadable) = (BTreeMap::new(), BTreeSet::new());
+        for (name, file) in files.into_iter().map(|named| (named.volume, named.file)) {
+            let Ok(file) = file else {
+                unreadable.insert(name);
+                continue;
+            };
             let is_volume = mounts.find_volume(&name).is_some();
-            if let Some(source) = file.source.filter(|_| !is_volume && !file.targets.is_empty()) {
+            let may_have = |dir: &Path| !file.targets.is_empty() || Relay::was_begun(dir, &self.paths.replicas_dir());
+            if let Some(source) = file.source.filter(|source| !is_volume && may_have(&source.dir)) {
                 let mut targets = file.targets;
                 targets.retain(|target| match check_target_entry(&self.paths, &name, target, &mounts) {
                     Ok(()) => true,
@@ -231,8 +236,15 @@ impl Volumes {
             }
         }
         let mut relays = self.relays.lock();
-        // Dropping one stops its senders.
-        relays.retain(|name, copy| named.get(name).is_some_and(|(source, _)| source.dir == copy.dir));
+        relays.retain(|name, copy| {
+            // A file that cannot be read says nothing.
+            let stays = unreadable.contains(name) || named.get(name).is_some_and(|(source, _)| source.dir == copy.dir);
+            if !stays {
+                // Nothing is kept for its targets any more. Dropping it stops its senders.
+                copy.set_targets(Vec::new());
+            }
+            stays
+        });
         for (name, (source, targets)) in named {
             let copy = relays.entry(name.clone()).or_insert_with(|| RelayedCopy::new(&self.paths, &name, &source));
             copy.set_targets(targets);

@@ -25,7 +25,7 @@ mod volume;
 pub use error::JournalError;
 pub use local::{Intent, REGION_BYTES, Region};
 pub use log::{ChainEnd, Chunk, FollowedLog, FollowedReader, LogOptions, Position, SegmentLog, SegmentReader};
-pub use relay::{become_work, keeps_from, make_room};
+pub use relay::{become_work, downstream, keeps_from, make_room};
 pub use replay::{Part, Replay, ReplayReader};
 pub use store::{
     AWAITED, EpochRow, EventRow, Level, NewWork, Own, Rejoin, Said, Sent, Store, TargetId, TargetRow, WorkKind,

@@ -18,7 +18,7 @@ const READ_BYTES: usize = 1 << 20;
 /// # Errors
 /// `Sqlite`.
 pub fn keeps_from(store: &Store) -> Result<Option<Tid>, JournalError> {
-    Ok(placed(store)?.iter().map(|target| target.applied.max(target.covered)).min())
+    Ok(placed(store)?.iter().map(|target| target.applied.min(target.downstream).max(target.covered)).min())
 }
 
 /// The records of `log` up to `end` are dropped: what targets of `store` have not received of them becomes work. Their place
@@ -60,6 +60,15 @@ pub fn make_room(store: &Store, log: &SegmentLog, at: Tid, most_bytes: u64) -> R
         log.trim_upto(end)?;
     }
     Ok(())
+}
+
+/// What all targets of `store`, and theirs, have durable; `None` when there are none.
+///
+/// # Errors
+/// `Sqlite`.
+pub fn downstream(store: &Store) -> Result<Option<Tid>, JournalError> {
+    // One that was not given a place yet will begin with what is there then.
+    Ok(placed(store)?.iter().map(|target| target.applied.min(target.downstream)).min())
 }
 
 fn placed(store: &Store) -> Result<Vec<TargetRow>, JournalError> {

@@ -91,6 +91,12 @@ pub trait Replay: Send + Sync {
     /// Whether the tree is a past state of its source. That of the origin is itself.
     fn is_settled(&self) -> bool;
 
+    /// The mark of what is known to be in doubt (`store/doubts.rs`); 0 when none can be told.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    fn mark(&self) -> Result<u64, JournalError>;
+
     /// About how many bytes of records follow `tid`.
     fn bytes_after(&self, tid: Tid) -> u64;
 
@@ -182,6 +188,10 @@ impl Replay for Journal {
 
     fn is_settled(&self) -> bool {
         true
+    }
+
+    fn mark(&self) -> Result<u64, JournalError> {
+        self.store().mark()
     }
 
     fn bytes_after(&self, tid: Tid) -> u64 {

@@ -43,6 +43,8 @@ pub(super) enum Job {
     MakeRoom,
     /// What stands against the tree's being a past state of the source.
     Convergence(Convergence),
+    /// What the source knows to be in doubt is good here.
+    Settled { mark: u64 },
     /// The inbox failed: what it was thought to hold may be lost.
     Doubt { reason: String },
 }
@@ -61,6 +63,7 @@ pub(super) struct Beginning {
     pub(super) high_water: Tid,
     /// How old a record is when it is performed.
     pub(super) delay: Duration,
+    pub(super) relay: RelayEnd,
 }
 
 pub(super) struct ApplyThread {
@@ -172,13 +175,12 @@ struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     fn new(
-        Beginning { replica, received, high_water, delay }: Beginning,
+        Beginning { replica, received, high_water, delay, relay }: Beginning,
         inbox: Arc<SegmentLog>,
         out: &'a Outbox,
         positions: &'a Positions,
     ) -> Result<Worker<'a>, PerformError> {
         let settled = !replica.is_converging();
-        let relay = RelayEnd::new(replica.state_dir());
         let applier = Applier::new(replica, high_water)?;
         Ok(Worker {
             at: applier.applied(),
@@ -237,7 +239,16 @@ impl Worker<'_> {
                 self.say_durable()?;
             }
             self.tell_relay()?;
+            self.tell_downstream()?;
         }
+    }
+
+    /// How far the targets of this copy are.
+    fn tell_downstream(&mut self) -> Result<(), PerformError> {
+        if let Some(downstream) = self.relay.news_of_downstream()? {
+            self.positions.say(self.out, Vec::new(), |ack| ack.downstream = downstream);
+        }
+        Ok(())
     }
 
     /// Waits for what is next to do.
@@ -313,6 +324,8 @@ impl Worker<'_> {
             Job::Flush => self.make_durable(),
             Job::MakeRoom => self.make_room(),
             Job::Convergence(state) => self.converge(state),
+            Job::Settled { mark } if self.settled => Ok(self.applier.set_mark(mark)?),
+            Job::Settled { .. } => Ok(()),
             Job::Doubt { reason } => Err(PerformError::Doubt(reason)),
         }
     }
@@ -494,7 +507,9 @@ mod tests {
         let inbox = SegmentLog::open(&replica.inbox, volume, epoch, LogOptions::default()).unwrap();
         let positions = Positions::new(Position::START, Tid::ZERO, replica.commit(), Convergence::Consistent);
         let (out, outgoing) = outbox();
-        let beginning = Beginning { replica, received: Tid::ZERO, high_water: Tid::ZERO, delay: Duration::ZERO };
+        let relay = RelayEnd::new(replica.state_dir());
+        let (received, high_water, delay) = (Tid::ZERO, Tid::ZERO, Duration::ZERO);
+        let beginning = Beginning { replica, received, high_water, delay, relay };
         let mut worker = Worker::new(beginning, Arc::new(inbox), &out, &positions).unwrap();
         worker.started = true;
         worker.retried = Instant::now().checked_sub(RETRY_BLOCKED).unwrap();

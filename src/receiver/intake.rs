@@ -65,6 +65,7 @@ impl Intake {
                 Message::Orphans(order) => self.hand_over(Job::Orphans(order))?,
                 Message::Flush => self.hand_over(Job::Flush)?,
                 Message::Convergence(state) => self.hand_over(Job::Convergence(state))?,
+                Message::Settled { mark } => self.hand_over(Job::Settled { mark })?,
                 Message::Ping => self.out.send(Message::pong()),
                 Message::Bye => return Ok(()),
                 Message::Pong { .. } => {}

@@ -35,6 +35,11 @@ impl Positions {
         Positions { state: Mutex::new(state), changed: Condvar::new() }
     }
 
+    /// How far the targets of this copy are, for the acks to come.
+    pub(super) fn set_downstream(&self, downstream: Tid) {
+        self.state.lock().ack.downstream = downstream;
+    }
+
     /// What is durable in the inbox.
     pub(super) fn received(&self) -> Position {
         self.state.lock().received

@@ -14,7 +14,8 @@ use super::inbox::{self, Inbox};
 use super::intake::Intake;
 use super::outbox::{Outbox, Outgoing, outbox};
 use super::positions::Positions;
-use crate::applier::{Adopt, Guarding, Origin, Replica, ReplicaError, Trust};
+use super::relay::RelayEnd;
+use crate::applier::{self, Adopt, Guarding, Origin, Replica, ReplicaError, Trust};
 use crate::base::{Guarded, History, StoredTimes, Tid, VolumeUuid};
 use crate::journal::JournalError;
 use crate::record::{DecodeError, HISTORY_XATTR};
@@ -205,6 +206,7 @@ fn greeting(Ready { replica, inbox, guarded, .. }: &Ready) -> HelloReply {
             (stored, _) => stored,
         },
         guarded: *guarded,
+        settled: applier::told_mark(replica.state_dir()),
     }
 }
 
@@ -227,7 +229,10 @@ fn run<R: Read>(mut reader: FrameReader<R>, out: Outbox, ready: Ready, gone: &Go
     let convergence = if replica.is_converging() { Convergence::Converging } else { Convergence::Consistent };
     let positions = Arc::new(Positions::new(received, replica.applied().tid, replica.commit(), convergence));
     gone.tell(positions.clone());
-    let beginning = Beginning { replica, received: received.tid, high_water, delay };
+    // Before anything is said: what targets of this copy still need must not be freed for a moment.
+    let mut relay = RelayEnd::new(replica.state_dir());
+    positions.set_downstream(relay.begin()?);
+    let beginning = Beginning { replica, received: received.tid, high_water, delay, relay };
     let apply = ApplyThread::spawn(beginning, log.clone(), queue, out.clone(), positions.clone());
     let mut intake = Intake::new((log, cap_bytes), jobs, out, positions.clone());
     let outcome = intake.run(&mut reader);

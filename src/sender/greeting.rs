@@ -99,6 +99,7 @@ pub(super) fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, Sess
         },
         standing: standing(journal.as_ref(), &reply.received)?,
         forked,
+        mark: journal.mark()?,
         awaited: awaited.as_ref().map(|row| (row.received, row.covered)),
     };
     if journal.part() == Part::Relay && ours.standing == Standing::Ahead {
@@ -121,6 +122,14 @@ pub(super) fn begin(parts: &Parts<'_>, reply: &HelloReply) -> Result<Start, Sess
         Plan::Stream => {
             take_back(store, (&row, awaited), reply)?;
             store.session_begins(target, &said)?;
+            return Ok(Start { after: reply.received, what: Begin::Stream, is_fork });
+        }
+        Plan::Resume => {
+            store.reset_target(target, reply.applied.tid, &[])?;
+            store.session_begins(target, &said)?;
+            let at = reply.received.tid;
+            let text = format!("another source brought it to {at}, and nothing is in doubt: it goes on behind that");
+            store.event(Level::Info, Some(target), &text)?;
             return Ok(Start { after: reply.received, what: Begin::Stream, is_fork });
         }
         Plan::Jump { to } => {

@@ -3,14 +3,23 @@
 use super::SessionError;
 use super::session::Parts;
 use super::verify_desk::VerifyRequest;
-use crate::base::Guarded;
-use crate::journal::{JournalError, Level, Store, TargetId};
+use crate::base::{Guarded, Tid};
+use crate::journal::{JournalError, Level, NewWork, Part, Store, TargetId, WorkReason};
 use crate::wire::HelloReply;
 
 /// Writes down what is news, before the target forgets it. A verification that is due begins when no work is left.
 pub(super) fn note_guarded(parts: &Parts<'_>, reply: &HelloReply) -> Result<(), SessionError> {
     let (store, target) = (parts.journal.store(), parts.options.target);
-    if reply.guarded == Guarded::Restored {
+    let was_open = reply.guarded == Guarded::Restored;
+    if was_open && parts.journal.part() == Part::Relay {
+        // A verification would read the tree of a copy while it changes; a comparison takes turns.
+        store.work_insert(target, &[NewWork::whole_tree(WorkReason::Verify, Tid::ZERO)])?;
+        store.event(
+            Level::Warning,
+            Some(target),
+            "others could change its tree for a time: its whole tree is compared",
+        )?;
+    } else if was_open {
         store.meta_set(&due_key(target), b"due")?;
         let text = "others could change its tree for a time: a verification is due";
         store.event(Level::Warning, Some(target), text)?;

@@ -27,6 +27,8 @@ pub struct Ours {
     pub standing: Standing,
     /// What is done with a target that followed another history.
     pub forked: Forked,
+    /// The mark of what is known to be in doubt here.
+    pub mark: u64,
     /// The place that is kept for a copy which this history left, and up to where rows of work cover what it lacks.
     pub awaited: Option<(Tid, Tid)>,
 }
@@ -65,6 +67,8 @@ pub enum Plan {
         /// Its new place.
         to: Tid,
     },
+    /// As [`Plan::Stream`], with a copy that another source brought to where it is.
+    Resume,
     /// The whole tree is sent, records from our end on beside it.
     Mirror,
     /// The whole tree is compared, records from our end on beside it.
@@ -179,7 +183,12 @@ fn take_back(ours: &Ours, theirs: &HelloReply) -> Plan {
 
 fn continue_with(ours: &Ours, theirs: &HelloReply) -> Plan {
     let Some(said) = ours.said.filter(|said| ours.mirrored && said.copy == theirs.replica) else {
-        return Plan::Compare(Cause::OtherCopy);
+        // Whoever brought it there: whatever is in doubt here is good there, and records tell the rest.
+        let has_all = theirs.settled != 0 && theirs.settled == ours.mark && ours.standing == Standing::Ours;
+        return match has_all && theirs.received.tid >= ours.oldest_kept {
+            true => Plan::Resume,
+            false => Plan::Compare(Cause::OtherCopy),
+        };
     };
     // Rows that were done then are not done now, and records that it had are not kept for its sake.
     if went_back(&said, theirs) {
@@ -219,6 +228,7 @@ mod tests {
         sent: Some(Sent { copy: COPY, upto: Tid(80) }),
         standing: Standing::Ours,
         forked: Forked::Refuse,
+        mark: 5,
         awaited: None,
     };
 
@@ -238,6 +248,7 @@ mod tests {
             doubt: String::new(),
             stored_times: crate::base::StoredTimes::Exact,
             guarded: crate::base::Guarded::Kept,
+            settled: 0,
         }
     }
 
@@ -281,6 +292,22 @@ mod tests {
         assert_eq!(plan(&OURS, &other), Plan::Compare(Cause::OtherCopy));
         let never = Ours { mirrored: false, ..OURS };
         assert_eq!(plan(&never, &replica(80, 80)), Plan::Compare(Cause::OtherCopy));
+    }
+
+    #[test]
+    fn a_copy_that_another_source_has_brought_up_goes_on_only_when_nothing_came_into_doubt_since() {
+        let never = Ours { mirrored: false, said: None, place: Tid(0), ..OURS };
+        let settled = |mark| HelloReply { settled: mark, ..replica(80, 80) };
+        assert_eq!(plan(&never, &settled(5)), Plan::Resume);
+        assert_eq!(plan(&never, &settled(4)), Plan::Compare(Cause::OtherCopy));
+        assert_eq!(plan(&never, &settled(0)), Plan::Compare(Cause::OtherCopy));
+        assert_eq!(plan(&Ours { mark: 0, ..never }, &settled(0)), Plan::Compare(Cause::OtherCopy));
+        let trimmed = Ours { oldest_kept: Tid(81), ..never };
+        assert_eq!(plan(&trimmed, &settled(5)), Plan::Compare(Cause::OtherCopy));
+        let forgotten = Ours { standing: Standing::Forgotten, ..never };
+        assert_eq!(plan(&forgotten, &settled(5)), Plan::Compare(Cause::OtherCopy));
+        let fork = Plan::Refuse(Fork::Elsewhere);
+        assert_eq!(plan(&Ours { standing: Standing::Elsewhere, ..never }, &settled(5)), fork);
     }
 
     #[test]

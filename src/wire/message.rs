@@ -59,6 +59,9 @@ pub enum Message {
     Bye,
     /// Source: whether rows of work are left for this target. While they are, its tree is no past state of the source.
     Convergence(Convergence),
+    /// Source: everything that had come into doubt for all targets when it had this mark is good at this one. A copy that has
+    /// the mark of a source needs only records from it, whoever brought it there.
+    Settled { mark: u64 },
     /// Target: this tree is no target any more, it was promoted. Where its history went.
     Superseded(History),
     /// Source: what is to become of the objects in the target's tree that the source does not have.
@@ -98,6 +101,7 @@ impl Message {
             Message::Pong { .. } => 10,
             Message::Bye => 11,
             Message::Convergence(_) => 30,
+            Message::Settled { .. } => 32,
             Message::Superseded(_) => 31,
             Message::Check { .. } => 12,
             Message::Checked { .. } => 13,
@@ -144,6 +148,7 @@ impl Message {
             Message::Pong { clock_micros } => out.u64(*clock_micros),
             Message::Flush | Message::Ping | Message::Bye => {}
             Message::Convergence(state) => out.u8(*state as u8),
+            Message::Settled { mark } => out.u64(*mark),
             Message::Superseded(history) => out.0.extend_from_slice(&history.to_bytes()),
             Message::Orphans(order) => order.encode(&mut out),
             Message::OrphansDone(list) => list.encode(&mut out),
@@ -192,6 +197,7 @@ impl Message {
             14 => Message::Orphans(OrphanOrder::decode(&mut r)?),
             15 => Message::OrphansDone(OrphanList::decode(&mut r)?),
             30 => Message::Convergence(convergence(&mut r)?),
+            32 => Message::Settled { mark: r.u64("mark")? },
             31 => return superseded(&body),
             13 => {
                 let (batch, more) = (r.u64("batch")?, r.u64("more")?);

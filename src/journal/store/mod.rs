@@ -1,5 +1,6 @@
 //! `state.db`: everything of a volume that is small and transactional. SCHEMA.md has the tables.
 
+mod doubts;
 mod epochs;
 mod events;
 mod mirror;
@@ -18,6 +19,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 use super::error::{JournalError, sql, std_io};
 use crate::base::{Ballast, faults, open_database};
 
+pub(super) use doubts::renew_mark;
 pub use epochs::EpochRow;
 pub(super) use epochs::put_epoch;
 pub(super) use events::put_event;

@@ -46,7 +46,8 @@ CREATE TABLE target (
     said_applied  INTEGER,
     said_commit   BLOB,
     sent_copy     BLOB,
-    sent_upto     INTEGER
+    sent_upto     INTEGER,
+    downstream    INTEGER NOT NULL DEFAULT 9223372036854775807
 );
 CREATE TABLE work (
     seq         INTEGER PRIMARY KEY AUTOINCREMENT,

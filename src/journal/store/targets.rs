@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction};
 
+use super::doubts::renew_mark;
 use super::work::{NewWork, put_compare_all, put_work};
 use super::{Store, from_sql, to_sql};
 use crate::base::{Commit, EpochId, Tid, Timespec, VolumeUuid};
@@ -61,10 +62,12 @@ pub struct TargetRow {
     pub said: Option<Said>,
     /// What it can have been sent; `None` before its first session.
     pub sent: Option<Sent>,
+    /// What its own targets have durable in their trees; beyond every TID when it has none.
+    pub downstream: Tid,
 }
 
 const COLUMNS: &str = "id, name, url, state, received, applied, covered, mirrored, last_error, last_ack_ns,
-    said_copy, said_received, said_applied, said_commit, sent_copy, sent_upto";
+    said_copy, said_received, said_applied, said_commit, sent_copy, sent_upto, downstream";
 
 impl Store {
     /// Adds a target that has no place in the log yet: it holds no segment. [`Store::reset_target`] gives it a place and
@@ -104,12 +107,28 @@ impl Store {
         })
     }
 
+    /// Remembers what the target's own targets have durable.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn target_downstream(&self, target: TargetId, downstream: Tid) -> Result<(), JournalError> {
+        let downstream = to_sql(downstream.0.min(i64::MAX as u64));
+        self.write("downstream", |tx| {
+            tx.execute("UPDATE target SET downstream = ?2 WHERE id = ?1", (target.0, downstream)).map(drop)
+        })
+    }
+
     /// Removes a target and its work. Its place no longer holds the log.
     ///
     /// # Errors
     /// `Sqlite`.
     pub fn target_remove(&self, target: TargetId) -> Result<(), JournalError> {
         self.write("remove target", |tx| {
+            let left = "SELECT EXISTS (SELECT 1 FROM work WHERE target = ?1)";
+            if tx.query_row(left, [target.0], |row| row.get(0))? {
+                // What is in doubt of it nobody knows any more.
+                renew_mark(tx)?;
+            }
             tx.execute("DELETE FROM work WHERE target = ?1", [target.0])?;
             tx.execute("DELETE FROM target WHERE id = ?1", [target.0])?;
             Ok(())
@@ -358,6 +377,7 @@ pub(in crate::journal) fn lose_place(tx: &Transaction<'_>, target: &TargetRow, t
         "UPDATE target SET received = max(received, ?2), applied = max(applied, ?2) WHERE id = ?1",
         (target.id.0, to_sql(to.0)),
     )?;
+    renew_mark(tx)?;
     put_compare_all(tx, target.id, target.applied)
 }
 
@@ -385,6 +405,7 @@ fn target_row(row: &Row<'_>) -> rusqlite::Result<TargetRow> {
         last_ack_ns: row.get(9)?,
         said: said(row)?,
         sent: sent(row)?,
+        downstream: Tid(from_sql(row.get(16)?)),
     })
 }
 

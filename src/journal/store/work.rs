@@ -142,7 +142,10 @@ impl Store {
     /// # Errors
     /// `Sqlite`.
     pub fn work_renew(&self, target: TargetId, work: &[NewWork]) -> Result<(), JournalError> {
-        self.write("renew work", |tx| work.iter().try_for_each(|row| renew_work(tx, target, row).map(drop)))
+        self.write("renew work", |tx| {
+            super::renew_mark(tx)?;
+            work.iter().try_for_each(|row| renew_work(tx, target, row).map(drop))
+        })
     }
 
     /// Queues one object for comparison by every target that has a place, with an event that says `why`, in one
@@ -154,6 +157,7 @@ impl Store {
         let (kind, reason) = (WorkKind::Object, WorkReason::Verify);
         let row = NewWork { oid, kind, reason, offset: 0, len: 0, created_tid };
         self.write("doubt", |tx| {
+            super::renew_mark(tx)?;
             let mut known = true;
             for target in all_targets(tx)?.iter().filter(|target| target.mirrored) {
                 known &= renew_work(tx, target.id, &row)?;
@@ -172,6 +176,7 @@ impl Store {
     /// `Sqlite`.
     pub fn work_compare_all(&self, created_tid: Tid, why: &str) -> Result<(), JournalError> {
         self.write("compare all", |tx| {
+            super::renew_mark(tx)?;
             for target in all_targets(tx)?.iter().filter(|target| target.mirrored) {
                 put_compare_all(tx, target.id, created_tid)?;
             }
@@ -386,6 +391,7 @@ fn distrust_all(tx: &Transaction<'_>) -> rusqlite::Result<()> {
     for seq in &damaged {
         tx.execute("DELETE FROM work WHERE seq = ?1", [seq])?;
     }
+    super::renew_mark(tx)?;
     for target in all_targets(tx)?.iter().filter(|target| target.mirrored) {
         put_compare_all(tx, target.id, Tid::ZERO)?;
     }

@@ -25,7 +25,7 @@ use crate::journal::error::{JournalError, io};
 use crate::journal::local::{Intent, Local};
 use crate::journal::log::{ChainEnd, FrameKind, LogOptions, Position, SegmentLog};
 use crate::journal::store::{
-    Level, Store, TargetRow, all_targets, lose_place, put_epoch, put_event, put_meta, put_suspects,
+    Level, Store, TargetRow, all_targets, lose_place, put_epoch, put_event, put_meta, put_suspects, renew_mark,
 };
 use crate::record::{Fate, FieldWriter, Header, Op, RecordIter};
 
@@ -251,6 +251,7 @@ impl Found<'_> {
         let mark = Mark { tid: start, log_last: start, end: Position::default() };
         let epoch = self.identity.epoch;
         self.store.write("damage", |tx| {
+            renew_mark(tx)?;
             for target in all_targets(tx)? {
                 lose_place(tx, &target, start)?;
             }
@@ -394,6 +395,7 @@ fn kill_text(records: usize, objects: usize) -> String {
 }
 
 fn put_for_all(tx: &rusqlite::Transaction<'_>, changes: &Changes) -> rusqlite::Result<()> {
+    renew_mark(tx)?;
     for target in all_targets(tx)?.iter().filter(|target| target.mirrored) {
         put_suspects(tx, target.id, changes)?;
     }

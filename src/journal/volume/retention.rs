@@ -45,6 +45,8 @@ impl TargetRow {
     /// Where the log may begin for this target: what it has applied, or as little as it must keep when space is short.
     fn needs_from(&self, keep: Keep) -> Tid {
         let own = if keep == Keep::Applied { self.applied } else { self.received.max(self.applied) };
+        // What those behind it lack is kept too, so that they can come here for it.
+        let own = if keep == Keep::Applied { own.min(self.downstream) } else { own };
         own.max(self.covered)
     }
 }

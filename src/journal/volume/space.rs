@@ -7,7 +7,7 @@ use super::Journal;
 use super::found::forget_spaces;
 use crate::base::{Space, Tid};
 use crate::journal::error::JournalError;
-use crate::journal::store::{Level, all_targets, lose_place, put_event, put_meta};
+use crate::journal::store::{Level, all_targets, lose_place, put_event, put_meta, renew_mark};
 
 impl Journal {
     /// The space of the objects of the tree that `backing` identifies. When that is another tree than the last time, inode
@@ -25,6 +25,7 @@ impl Journal {
                 store.write("new space", |tx| {
                     put_meta(tx, &[("backing", backing), ("space", &space.0.to_le_bytes())])?;
                     forget_spaces(tx)?;
+                    renew_mark(tx)?;
                     for target in all_targets(tx)? {
                         lose_place(tx, &target, Tid::ZERO)?;
                     }

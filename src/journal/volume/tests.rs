@@ -241,6 +241,10 @@ fn trimming_waits_for_the_slowest_target() {
     assert_eq!(journal.oldest_kept(), Tid::ZERO);
     let end = journal.core.log.oldest_sealed_end().unwrap();
     store.ack(slow, &said(last, end), &[], &[], &[]).unwrap();
+    store.target_downstream(slow, Tid(1)).unwrap();
+    journal.trim().unwrap();
+    assert_eq!(journal.oldest_kept(), Tid::ZERO, "for whoever is behind the slow one");
+    store.target_downstream(slow, end).unwrap();
     journal.trim().unwrap();
     assert_eq!(journal.oldest_kept(), end);
     store.target_remove(slow).unwrap();

@@ -103,7 +103,7 @@ impl Worker<'_> {
             _ if self.saying == Saying::Goes => ASK_AGAIN,
             Some(_) if self.in_state => IDLE_STATE,
             Some(_) => self.durable.idle,
-            None => DURABLE_EVERY,
+            None => self.relay.patience().unwrap_or(DURABLE_EVERY),
         };
         self.hold.patience().map_or(patience, |wait| wait.min(patience))
     }

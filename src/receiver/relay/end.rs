@@ -9,7 +9,7 @@ use super::board::{Board, Said};
 use super::turns::TurnFiles;
 use crate::base::{Oid, Position, Tid, faults};
 use crate::journal::{
-    JournalError, NewWork, SegmentLog, Store, WorkKind, WorkReason, become_work, keeps_from, make_room,
+    JournalError, NewWork, SegmentLog, Store, WorkKind, WorkReason, become_work, downstream, keeps_from, make_room,
 };
 
 /// How often it is looked whether the copy was given targets.
@@ -31,6 +31,8 @@ struct Open {
     touched: BTreeSet<Oid>,
     said: Option<Said>,
     has_turn: bool,
+    /// How far the targets were, and when that was looked at.
+    downstream: (Option<Tid>, Option<Instant>),
 }
 
 impl RelayEnd {
@@ -48,9 +50,23 @@ impl RelayEnd {
         if self.dir.join("state.db").exists() {
             let (board, turns) = (Board::open(&self.dir)?, TurnFiles::open(&self.dir)?);
             let store = Store::open(&self.dir.join("state.db"))?;
-            self.open = Some(Open { board, turns, store, touched: BTreeSet::new(), said: None, has_turn: false });
+            self.open = Some(Open {
+                board,
+                turns,
+                store,
+                touched: BTreeSet::new(),
+                said: None,
+                has_turn: false,
+                downstream: (None, None),
+            });
         }
         Ok(())
+    }
+
+    /// A session begins: returns how far the targets are.
+    pub(in crate::receiver) fn begin(&mut self) -> Result<Tid, JournalError> {
+        self.look()?;
+        Ok(self.news_of_downstream()?.unwrap_or(Tid(u64::MAX)))
     }
 
     /// From now on the tree may be changed.
@@ -119,6 +135,23 @@ impl RelayEnd {
         }
         open.touched.clear();
         Ok(())
+    }
+
+    /// How far the targets are, when that is not what was told last.
+    pub(in crate::receiver) fn news_of_downstream(&mut self) -> Result<Option<Tid>, JournalError> {
+        let Some(open) = &mut self.open else { return Ok(None) };
+        let (told, looked) = open.downstream;
+        if looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+            return Ok(None);
+        }
+        let now = downstream(&open.store)?.unwrap_or(Tid(u64::MAX));
+        open.downstream = (Some(now), Some(Instant::now()));
+        Ok((told != Some(now)).then_some(now))
+    }
+
+    /// How soon there is something to look at, when nothing comes.
+    pub(in crate::receiver) fn patience(&self) -> Option<Duration> {
+        self.open.as_ref().map(|_| LOOK_EVERY)
     }
 
     /// The inbox goes up to here for the tree's sake, or less far for the targets'.

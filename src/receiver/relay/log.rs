@@ -1,5 +1,7 @@
 //! The end in the daemon: what a copy has received, as something that a sender replays.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -73,7 +75,9 @@ impl Relay {
         let about = Replica::describe(dir, states)?.filter(|about| about.has_catalog).ok_or(RelayError::Empty)?;
         let state = states.join(about.id.to_string());
         let place = state.join(DIR);
-        std::fs::create_dir_all(&place).map_err(|error| io("create directory", &place, &error))?;
+        // It names objects of a tree that others may not see.
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&place);
+        made.map_err(|error| io("create directory", &place, &error))?;
         let (board, turns) = (Board::open(&place)?, TurnFiles::open(&place)?);
         let store = Store::open(&place.join("state.db"))?;
         let (copy, volume) = (about.id, about.volume);
@@ -81,6 +85,12 @@ impl Relay {
         let shared = Arc::new(Shared { copy, volume, state, store, board, turns, log, taken });
         let view = Arc::new(CopyView::open(dir, &shared.state, shared.clone())?);
         Ok(Arc::new(Relay { shared, view }))
+    }
+
+    /// Whether the copy in `dir` was ever given targets: what it keeps for them is to go when it has none any more.
+    pub fn was_begun(dir: &Path, states: &Path) -> bool {
+        let about = Replica::describe(dir, states).ok().flatten();
+        about.is_some_and(|about| states.join(about.id.to_string()).join(DIR).join("state.db").exists())
     }
 
     /// Unique id of the copy.
@@ -231,6 +241,10 @@ impl Replay for Relay {
 
     fn is_settled(&self) -> bool {
         self.shared.board.read().is_some_and(|said| said.is_settled) && self.view.is_whole()
+    }
+
+    fn mark(&self) -> Result<u64, JournalError> {
+        Ok(if self.is_settled() { applier::told_mark(&self.shared.state) } else { 0 })
     }
 
     fn bytes_after(&self, tid: Tid) -> u64 {

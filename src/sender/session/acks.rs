@@ -24,6 +24,9 @@ impl Session<'_> {
         self.check(&ack)?;
         self.window.taken(ack.batch_taken, Instant::now());
         let advanced = ack.applied > self.last_ack.applied || ack.batch_durable > self.last_ack.batch_durable;
+        if ack.downstream != self.last_ack.downstream {
+            self.parts.journal.store().target_downstream(self.target, ack.downstream)?;
+        }
         if advanced || !ack.needs.is_empty() {
             self.advance(&ack)?;
         }

@@ -97,6 +97,8 @@ pub(super) struct Session<'a> {
     watcher: Watcher,
     /// There may be something to read, and the tree cannot be read now.
     waits_for_turn: bool,
+    /// The mark that the target was told.
+    told_mark: u64,
 }
 
 impl<'a> Session<'a> {
@@ -156,7 +158,8 @@ impl<'a> Session<'a> {
             writer.send(&Message::Keep { epoch: start.after.epoch })?;
         }
         let after = start.after.tid;
-        let stored = find_target(&parts)?.applied;
+        let row = find_target(&parts)?;
+        let (stored, downstream) = (row.applied, row.downstream);
         let stream = Stream::new(parts.journal.clone(), start.after)?;
         let watcher = Watcher::spawn(parts.journal.clone(), parts.mailbox.clone(), after, breaker);
         writer.send(&Message::Start { after: start.after, jump: start.what != Begin::Stream })?;
@@ -190,7 +193,12 @@ impl<'a> Session<'a> {
             share: Share::Behind,
             flushed: 0,
             // What the store does not know yet is news: the ack that said so may have been lost with the session before.
-            last_ack: Ack { received: after, applied: reply.applied.tid.min(stored).min(after), ..Ack::default() },
+            last_ack: Ack {
+                received: after,
+                applied: reply.applied.tid.min(stored).min(after),
+                downstream,
+                ..Ack::default()
+            },
             asked: 0,
             told: None,
             copy: reply.replica,
@@ -202,6 +210,7 @@ impl<'a> Session<'a> {
             counted_bytes: bytes,
             watcher,
             waits_for_turn: false,
+            told_mark: 0,
         })
     }
 
@@ -345,6 +354,7 @@ impl<'a> Session<'a> {
             // Its own source may have said so to this copy.
             self.tell_convergence()?;
         }
+        self.tell_mark()?;
         let clock = self.parts.mailbox.clock_offset_micros();
         self.parts.status.update(|status| status.clock_offset_micros = clock);
         self.send(&Message::Ping)
@@ -512,10 +522,26 @@ impl<'a> Session<'a> {
         // In this order: a copy is settled only once it has written down what it passes on.
         let settled = self.parts.journal.is_settled();
         let left = !settled || !self.parts.journal.store().work_next(self.target, 0, 1)?.is_empty();
-        self.tell(if left { Convergence::Converging } else { Convergence::Consistent })
+        self.tell(if left { Convergence::Converging } else { Convergence::Consistent })?;
+        self.tell_mark()
+    }
+
+    /// Tells the target what is good there, when nothing is left for it. What comes into doubt after the mark was read has
+    /// another one.
+    fn tell_mark(&mut self) -> Result<(), SessionError> {
+        let mark = self.parts.journal.mark()?;
+        let is_news = mark != 0 && mark != self.told_mark && self.told == Some(Convergence::Consistent);
+        if is_news && self.parts.journal.store().work_next(self.target, 0, 1)?.is_empty() {
+            self.told_mark = mark;
+            self.send(&Message::Settled { mark })?;
+        }
+        Ok(())
     }
 
     fn tell(&mut self, state: Convergence) -> Result<(), SessionError> {
+        if state == Convergence::Converging {
+            self.told_mark = 0;
+        }
         match self.told.replace(state) == Some(state) {
             true => Ok(()),
             false => self.send(&Message::Convergence(state)),

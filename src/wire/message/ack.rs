@@ -29,6 +29,9 @@ pub struct Ack {
     pub commit: Commit,
     /// What the target takes itself for, also when its source is gone: the last word on that which is durable there.
     pub convergence: Convergence,
+    /// Up to here everything is durable in the trees of its own targets too, and of theirs; the largest number when it has
+    /// none.
+    pub downstream: Tid,
     /// How many objects could not be brought to their state.
     pub blocked: u32,
     /// One of them.
@@ -52,6 +55,7 @@ impl Default for Ack {
             applied: Tid::ZERO,
             commit: Commit::default(),
             convergence: Convergence::Converging,
+            downstream: Tid(u64::MAX),
             blocked: 0,
             blocked_oid: Oid::ROOT,
             blocked_errno: 0,
@@ -114,6 +118,7 @@ impl Ack {
         out.u64(self.applied.0);
         out.0.extend_from_slice(&self.commit.to_bytes());
         out.u8(self.convergence as u8);
+        out.u64(self.downstream.0);
         out.u32(self.blocked);
         out.oid(self.blocked_oid);
         out.u32(self.blocked_errno as u32);
@@ -131,6 +136,7 @@ impl Ack {
         let (batch_taken, batch_durable) = (r.u64("batch taken")?, r.u64("batch durable")?);
         let (received, applied) = (Tid(r.u64("received")?), Tid(r.u64("applied")?));
         let (commit, convergence) = (Commit::from_bytes(r.fixed("commit")?), convergence(r)?);
+        let downstream = Tid(r.u64("downstream")?);
         let (blocked, blocked_oid) = (r.u32("blocked")?, r.oid("blocked")?);
         let blocked_errno = r.u32("errno")? as i32;
         let offset = r.offset();
@@ -152,6 +158,7 @@ impl Ack {
             applied,
             commit,
             convergence,
+            downstream,
             blocked,
             blocked_oid,
             blocked_errno,

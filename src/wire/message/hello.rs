@@ -65,6 +65,8 @@ pub struct HelloReply {
     pub stored_times: StoredTimes,
     /// Who else can change its tree.
     pub guarded: Guarded,
+    /// What it was told last by [`Message::Settled`](super::Message::Settled), while nothing stands against it; else 0.
+    pub settled: u64,
 }
 
 impl Hello {
@@ -111,6 +113,7 @@ impl HelloReply {
         out.short_bytes(clip(&self.doubt));
         out.u8(self.stored_times as u8);
         out.u8(self.guarded as u8);
+        out.u64(self.settled);
     }
 
     pub(super) fn decode(r: &mut FieldReader<'_>) -> Result<HelloReply, DecodeError> {
@@ -130,8 +133,20 @@ impl HelloReply {
         let (received, applied) = (position(r, "received")?, position(r, "applied")?);
         let (commit, high_water) = (Commit::from_bytes(r.fixed("commit")?), Tid(r.u64("high water")?));
         let doubt = text(r)?;
-        let (stored_times, guarded) = (stored_times(r)?, guarded(r)?);
-        Ok(HelloReply { version, replica, state, received, applied, commit, high_water, doubt, stored_times, guarded })
+        let (stored_times, guarded, settled) = (stored_times(r)?, guarded(r)?, r.u64("settled")?);
+        Ok(HelloReply {
+            version,
+            replica,
+            state,
+            received,
+            applied,
+            commit,
+            high_water,
+            doubt,
+            stored_times,
+            guarded,
+            settled,
+        })
     }
 }
 

@@ -27,6 +27,7 @@ fn samples() -> Vec<Message> {
             doubt: "no catalog".into(),
             stored_times: StoredTimes::Coarse,
             guarded: Guarded::Restored,
+            settled: 9,
         }),
         Message::Refuse { code: RefuseCode::Wrong, text: "no".into() },
         Message::Keep { epoch: EpochId([7; 16]) },
@@ -40,6 +41,7 @@ fn samples() -> Vec<Message> {
             applied: Tid(7),
             commit: Commit { number: 3, nonce: 4 },
             convergence: Convergence::Consistent,
+            downstream: Tid(6),
             blocked: 1,
             blocked_oid: oid,
             blocked_errno: 27,
@@ -52,6 +54,7 @@ fn samples() -> Vec<Message> {
         Message::Pong { clock_micros: 11 },
         Message::Bye,
         Message::Convergence(Convergence::Converging),
+        Message::Settled { mark: 12 },
         Message::Superseded(History { volume: VolumeUuid([1; 16]), epochs: vec![Position::START] }),
     ]
 }
