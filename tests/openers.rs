@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use dtfs::sys;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use support::behind::Behind;
 use support::host::{Host, is_dtfs};
 use support::process::wait_until;
 use support::scratch::{FileSystem, Scratch, utf8};
@@ -294,7 +295,7 @@ fn a_process_that_cannot_be_looked_into_refuses_the_mount_and_holds_up_nobody() 
     assert!(pair.host.must(&["status"]).contains(&not_seen));
     let answer = pair.host.run(&["wait", "data", "--timeout", "1"]);
     assert_eq!(answer.code, 4, "it is not known whether somebody writes behind the mount: {answer:#?}");
-    tamper(&pair.target.join("files/file-00001"));
+    tamper(&Behind::of(&pair.target).join("files/file-00001"));
     stuck.end();
     pair.stop_and_compare("everything is compared when an unseen process is gone");
 }
@@ -307,7 +308,7 @@ fn a_process_that_cannot_be_looked_into_does_not_keep_the_daemon_from_stopping()
     let told = pair.host.must(&["mounts", "mount", "--all", "--allow-open"]);
     assert!(told.contains(&format!("could not look into pid {} (", stuck.pid())), "{told}");
     pair.host.stop();
-    tamper(&pair.target.join("files/file-00001"));
+    tamper(&Behind::of(&pair.target).join("files/file-00001"));
     pair.host.start();
     assert!(!is_dtfs(&pair.source), "refused at the start as well");
     pair.host.must(&["mounts", "mount", "--all", "--allow-open"]);

@@ -113,6 +113,8 @@ impl Rig {
                 None
             }
         };
+        // Dropped before the storm, should something go wrong: its programs cannot end on a daemon that stands still.
+        let frozen = frozen;
         let cuts = machine.restore(victim, &mut self.prng);
         let (acknowledged, held) = machine.positions();
         if held.received < acknowledged.received || held.applied < acknowledged.applied {

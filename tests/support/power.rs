@@ -103,7 +103,6 @@ impl Drive {
 
     /// Nothing of the old mount may live on: a file that somebody left open would show the next life its old cache.
     fn unplug(&mut self) {
-        super::behind::uncover_below(&self.point);
         self.binds.iter().for_each(|(_, to)| unmount(to));
         unmount(&self.point);
         let device = self.device.take().expect("it is plugged in");
@@ -124,9 +123,10 @@ impl Drop for Drive {
     }
 }
 
-/// The kernel closes the files of a dead process a moment after it is dead.
+/// The kernel closes the files of a dead process a moment after it is dead. Until then also what covers a target stays.
 fn unmount(point: &Path) {
     wait_until("a mount that nobody uses", UNMOUNT_LIMIT, || {
+        super::behind::uncover_below(point);
         try_tool("umount", &[utf8(point)]).status.success().then_some(())
     });
 }
