@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::host::{Frozen, Host, is_dtfs};
 use super::positions::{self, Place};
 use super::prng::Prng;
-use super::process::{tool, try_tool, wait_until};
+use super::process::{mounts_below, tool, try_tool, wait_until};
 use super::recorder::{Cut, Recorder, Unflushed};
 use super::scratch::{FileSystem, LoopDevice, keep_holes, utf8};
 
@@ -123,11 +123,13 @@ impl Drop for Drive {
     }
 }
 
-/// The kernel closes the files of a dead process a moment after it is dead. Until then also what covers a target stays.
+/// The kernel closes the files of a dead process a moment after it is dead. Until then also what covers a target stays; it is
+/// found in the table of mounts, because a filesystem that has lost its disk may answer no question about a path (xfs).
 fn unmount(point: &Path) {
     wait_until("a mount that nobody uses", UNMOUNT_LIMIT, || {
-        super::behind::uncover_below(point);
-        try_tool("umount", &[utf8(point)]).status.success().then_some(())
+        let mounts = mounts_below(point);
+        let all_gone = mounts.iter().rev().all(|(path, _)| try_tool("umount", &[path]).status.success());
+        all_gone.then_some(())
     });
 }
 
