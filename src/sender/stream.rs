@@ -55,11 +55,6 @@ impl Stream {
         self.maybe_more = true;
     }
 
-    /// Whether records may be there that were not looked at.
-    pub(super) fn may_have_more(&self) -> bool {
-        self.maybe_more
-    }
-
     /// Whether readings can be taken: those taken before are all sent, so memory stays bounded and stamps in order.
     pub(super) fn wants_state(&self) -> bool {
         self.waiting.is_empty()

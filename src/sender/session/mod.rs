@@ -86,7 +86,7 @@ pub(super) struct Session<'a> {
     /// When the target was last given a sign of life.
     ticked: Instant,
     pace: Pace,
-    /// When records are sent again.
+    /// With a period: when records are sent again.
     rests_until: Option<Instant>,
     counted_bytes: u64,
     watcher: Watcher,
@@ -305,12 +305,7 @@ impl<'a> Session<'a> {
     fn patience(&self) -> Duration {
         let patience = if self.waits_for_turn { TURN_AGAIN } else { TICK };
         let due = [self.parts.verifier.borrow().due_in(), self.limit.due_in()];
-        let patience = due.into_iter().flatten().fold(patience, Duration::min);
-        let could_send = !self.window.is_full() && self.stream.may_have_more();
-        match self.rests_until.filter(|_| could_send) {
-            Some(until) => patience.min(until.saturating_duration_since(Instant::now())),
-            None => patience,
-        }
+        due.into_iter().flatten().fold(patience, Duration::min)
     }
 
     fn tick(&mut self) -> Result<(), SessionError> {

@@ -1,6 +1,6 @@
 //! What a session sends next: records first, then state that was read for rows of work, then what a verification compares.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::{Reading, Session};
 use crate::base::{Tid, faults};
@@ -13,10 +13,6 @@ use crate::sender::{SessionError, edge, guarded, verify_desk};
 use crate::sys::{self, Share};
 use crate::wire::{Ack, Convergence, Message};
 
-/// A program that syncs each of its changes makes records durable one by one. Those of so long a time go to the target
-/// together: it syncs its inbox once for each batch, and on one disk the two would wait for each other. Well below what a
-/// target takes for a pause, in which it makes everything durable.
-const GATHER: Duration = Duration::from_millis(5);
 impl<'a> Session<'a> {
     /// Sends a bounded piece of what there is: records first, then state. False when there is nothing to send now.
     pub(super) fn send_some(&mut self) -> Result<bool, SessionError> {
@@ -50,7 +46,7 @@ impl<'a> Session<'a> {
             if holds_state {
                 return Ok(false);
             }
-            self.rests_until = Some(Instant::now() + self.parts.options.period.unwrap_or(GATHER));
+            self.rests_until = self.parts.options.period.map(|period| Instant::now() + period);
             return self.rest();
         };
         if edge::filter(&self.parts, &mut next.message)? {
