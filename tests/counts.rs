@@ -224,8 +224,9 @@ fn a_change_of_a_hot_object_makes_no_system_call_for_the_journal() {
     assert_eq!(made, Some(1000), "writes by this thread");
 }
 
-#[test]
-fn the_first_change_of_a_cold_object_waits_for_one_commit_and_the_next_for_none() {
+/// A stack over a tree with `file`, which nobody has changed since the journal began, and a journal that commits only when it is
+/// asked to.
+fn stack_over_a_cold_file() -> (Arc<Journal>, Arc<Stack>, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let behind = dir.path().join("tree");
     fs::create_dir(&behind).unwrap();
@@ -233,6 +234,12 @@ fn the_first_change_of_a_cold_object_waits_for_one_commit_and_the_next_for_none(
     let options = JournalOptions { commit_interval: Duration::from_secs(600), ..JournalOptions::default() };
     let (journal, _) = Journal::open(&dir.path().join("j"), options).unwrap();
     let stack = Stack::new(Tree::open(&behind).unwrap(), journal.clone(), StackOptions::default()).unwrap();
+    (journal, stack, dir)
+}
+
+#[test]
+fn the_first_change_of_a_cold_object_waits_for_one_commit_and_the_next_for_none() {
+    let (journal, stack, _dir) = stack_over_a_cold_file();
     let entry = stack.lookup(NodeId::ROOT, b"file").unwrap();
     let chmod = |mode| {
         let before = journal.log_calls();
@@ -247,13 +254,7 @@ fn the_first_change_of_a_cold_object_waits_for_one_commit_and_the_next_for_none(
 /// The file is announced when it is opened for writing, and the first write waits for no more than that.
 #[test]
 fn open_and_first_write_of_a_cold_file_wait_for_one_commit_together() {
-    let dir = tempfile::tempdir().unwrap();
-    let behind = dir.path().join("tree");
-    fs::create_dir(&behind).unwrap();
-    fs::write(behind.join("file"), [0; 8192]).unwrap();
-    let options = JournalOptions { commit_interval: Duration::from_secs(600), ..JournalOptions::default() };
-    let (journal, _) = Journal::open(&dir.path().join("j"), options).unwrap();
-    let stack = Stack::new(Tree::open(&behind).unwrap(), journal.clone(), StackOptions::default()).unwrap();
+    let (journal, stack, _dir) = stack_over_a_cold_file();
     let (caller, node) = (Caller::daemon(), stack.lookup(NodeId::ROOT, b"file").unwrap().node);
     let mode = WriteMode { flags: libc::O_RDWR, privileges: Privileges::Keep, writer: Writer::Caller };
     let before = journal.log_calls();

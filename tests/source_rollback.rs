@@ -322,13 +322,7 @@ fn an_image_put_back_on_btrfs() {
 #[test]
 fn control_nothing_is_kept() {
     let mut rig = Rig::new(FileSystem::Ext4, 1);
-    rig.work(60);
-    rig.pair.wait_equal("before");
-    rig.keep_image();
-    rig.work(80);
-    rig.pair.wait_equal("later");
-    let before = rig.target();
-    rig.put_image_back();
+    let before = rig.put_back_behind_its_target();
     rig.pair.start();
     rig.wait_refused();
     rig.pair.rejoin(Own::Discard);
