@@ -174,27 +174,24 @@ def read_big(directory, options):
     return timed(work)
 
 
-def write_4k(directory, options):
+def write_blocks(path, count, after_each):
     block = os.urandom(4096)
 
     def work():
-        with open(directory / "small", "wb", buffering=0) as file:
-            for _ in range(options.small):
+        with open(path, "wb", buffering=0) as file:
+            for _ in range(count):
                 file.write(block)
+                after_each(file.fileno())
 
     return timed(work)
+
+
+def write_4k(directory, options):
+    return write_blocks(directory / "small", options.small, lambda _: None)
 
 
 def write_4k_fsync(directory, options):
-    block = os.urandom(4096)
-
-    def work():
-        with open(directory / "synced", "wb", buffering=0) as file:
-            for _ in range(options.synced):
-                file.write(block)
-                os.fsync(file.fileno())
-
-    return timed(work)
+    return write_blocks(directory / "synced", options.synced, os.fsync)
 
 
 def make_files(directory, options):
