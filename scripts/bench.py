@@ -134,10 +134,15 @@ class Ext4:
         self.path.rmdir()
 
 
+# What surrounds an action that is timed: a profiler, where one is asked for.
+around = contextlib.nullcontext
+
+
 def timed(action):
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+    with around():
+        start = time.perf_counter()
+        action()
+        return time.perf_counter() - start
 
 
 def drop_caches():
@@ -401,6 +406,8 @@ def arguments():
     parser.add_argument("--tree", type=pathlib.Path, help="the source tree to untar and to mirror")
     parser.add_argument("--tree-mib", type=int, default=80, help="most of the tree that is used (80)")
     parser.add_argument("--dir", type=pathlib.Path, help="measure on this filesystem (the temporary directory)")
+    parser.add_argument("--row", help="of the applications, only the rows with this in their name")
+    parser.add_argument("--profile", type=pathlib.Path, help="where the processor's time goes on the mount, by perf(1), a file a row")
     parser.add_argument("--binary", type=pathlib.Path, default=REPOSITORY / "target/release/dtfs")
     return parser.parse_args()
 
