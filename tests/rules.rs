@@ -261,6 +261,29 @@ fn what_crosses_the_edge_goes_and_comes_whole() {
     assert_eq!(pair.target_errors(), Vec::<String>::new());
 }
 
+/// A file goes outside, and comes inside again because the directory that it is in does. It is read for itself, sent, and given
+/// up by a target that knows no name of it; the listing that names it comes behind that.
+#[test]
+fn what_comes_inside_again_with_its_directory_is_whole() {
+    let mut pair = Pair::new();
+    let rules = ["- /out/**"];
+    pair.rules = parse(&rules);
+    let hand = Hand::new(pair.stack());
+    hand.mkdir("out").unwrap();
+    // Too large to be read under the row of its directory.
+    hand.file("large", &vec![7; 3 << 20]).unwrap();
+    pair.start();
+    wait_as_rsync(&pair, &rules, "mirror");
+    for round in 0..10 {
+        hand.rename("large", "out/large").unwrap();
+        hand.rename("out", "in").unwrap();
+        wait_as_rsync(&pair, &rules, &format!("it was outside for a moment, round {round}"));
+        hand.rename("in/large", "large").unwrap();
+        hand.rename("in", "out").unwrap();
+        wait_as_rsync(&pair, &rules, &format!("back, round {round}"));
+    }
+}
+
 fn set_rules(pair: &replica::Pair, rules: &[&str]) -> String {
     let file = pair.host.root().join("etc/dtfs/mounts.d/data.toml");
     let text = fs::read_to_string(&file).unwrap();

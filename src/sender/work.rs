@@ -275,7 +275,12 @@ impl<'a> Walk<'a> {
         }
         if !children.is_empty() {
             // Queued before the listing can be acknowledged, so that no child is ever forgotten.
-            self.journal.store().work_insert(self.target, &children)?;
+            let store = self.journal.store();
+            match self.rules.is_empty() {
+                true => drop(store.work_insert(self.target, &children)?),
+                // One that was sent before the listing may be given up by then: it had no name inside that the target knew.
+                false => store.work_insert_unread(self.target, &children, self.after)?,
+            }
             self.maybe_more = true;
         }
         Ok(readings)
