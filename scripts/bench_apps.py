@@ -1,6 +1,7 @@
 """Applications and access patterns: native, on the mount without and with a local target, and through two other stacking
 filesystems with their default options. Called by bench.py."""
 
+import collections
 import contextlib
 import os
 import random
@@ -160,10 +161,22 @@ def profiled(report):
         recorder.wait()
         for fd in (order, orders, answers, answer):
             os.close(fd)
-    with open(report, "w") as text:
-        for sort in ("comm", "comm,dso,symbol"):
-            subprocess.run(["perf", "report", "--stdio", "-i", data, "--sort", sort, "--percent-limit", "0.4"], stdout=text, check=True)
+    listed = ["perf", "report", "--stdio", "-q", "-i", data, "--sort", "comm,symbol", "--percent-limit", "0.01"]
+    lines = subprocess.run(listed, check=True, capture_output=True, text=True).stdout
     data.unlink()
+    report.write_text(folded(lines))
+
+
+def folded(lines):
+    """Shares of all processors' time by program, with the threads of one kind as one, and by what each does most."""
+    programs, places = collections.Counter(), collections.Counter()
+    for line in re.finditer(r"^ *([0-9.]+)% +(\S.*?) {2,}\[(.)\] (.*)", lines, re.MULTILINE):
+        share, comm, ring, symbol = line.groups()
+        comm = re.sub(r"[-/:]?[0-9]+.*$", "", comm)
+        programs[comm] += float(share)
+        places[comm, "kernel" if ring == "k" else "program", re.sub(r"( +-)+ *$", "", symbol)] += float(share)
+    text = "".join(f"{share:6.2f} % {comm}\n" for comm, share in programs.most_common(12))
+    return text + "".join(f"{share:6.2f} % {comm:<16} {ring:<8} {what}\n" for (comm, ring, what), share in places.most_common(80))
 
 
 def one_round(options, scratch, number):
