@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 need_rust
 need_packages "${DTFS_NEEDS_BUILD[@]}" rsync:rsync python3:python3 mkfs.ext4:e2fsprogs losetup:mount
 case " $* " in
-*" mirror "*) need_packages sshd:openssh-server ssh:openssh-client ;;
+*" mirror "* | *" replication "*) need_packages sshd:openssh-server ssh:openssh-client ;;
 *" apps "*) need_packages git:git dbench:dbench bindfs:bindfs mergerfs:mergerfs ;;
 esac
 cargo build --release --locked --quiet
