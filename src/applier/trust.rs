@@ -133,7 +133,7 @@ fn sifted<'r>(record: &Record<'r>) -> (Option<Record<'r>>, Left) {
     let mut op = record.op.clone();
     let left = sift_op(&mut op);
     let changed = left != Left::default();
-    let record = changed.then(|| Record {
+    let record = changed.then_some(Record {
         tid: record.tid,
         time_ns: record.time_ns,
         oid: record.oid,
