@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures the mount against the native directory, and our initial mirror against rsync, in paired runs on this machine.
 # Options: see scripts/bench.py --help. `bench.sh apps` measures applications, `bench.sh mirror` the initial mirror alone,
-# `bench.sh replication` what a target takes.
+# `bench.sh replication` what a target takes, `bench.sh recovery` a restart after kill -9.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
