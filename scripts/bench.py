@@ -135,10 +135,15 @@ class Ext4:
         self.path.rmdir()
 
 
+# What surrounds an action that is timed: a profiler, where one is asked for.
+around = contextlib.nullcontext
+
+
 def timed(action):
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+    with around():
+        start = time.perf_counter()
+        action()
+        return time.perf_counter() - start
 
 
 def drop_caches():
@@ -175,27 +180,24 @@ def read_big(directory, options):
     return timed(work)
 
 
-def write_4k(directory, options):
+def write_blocks(path, count, after_each):
     block = os.urandom(4096)
 
     def work():
-        with open(directory / "small", "wb", buffering=0) as file:
-            for _ in range(options.small):
+        with open(path, "wb", buffering=0) as file:
+            for _ in range(count):
                 file.write(block)
+                after_each(file.fileno())
 
     return timed(work)
+
+
+def write_4k(directory, options):
+    return write_blocks(directory / "small", options.small, lambda _: None)
 
 
 def write_4k_fsync(directory, options):
-    block = os.urandom(4096)
-
-    def work():
-        with open(directory / "synced", "wb", buffering=0) as file:
-            for _ in range(options.synced):
-                file.write(block)
-                os.fsync(file.fileno())
-
-    return timed(work)
+    return write_blocks(directory / "synced", options.synced, os.fsync)
 
 
 def make_files(directory, options):
@@ -406,6 +408,8 @@ def arguments():
     parser.add_argument("--tree", type=pathlib.Path, help="the source tree to untar and to mirror")
     parser.add_argument("--tree-mib", type=int, default=80, help="most of the tree that is used (80)")
     parser.add_argument("--dir", type=pathlib.Path, help="measure on this filesystem (the temporary directory)")
+    parser.add_argument("--row", help="of the applications, only the rows with this in their name")
+    parser.add_argument("--profile", type=pathlib.Path, help="where the processor's time goes on the mount, by perf(1), a file a row")
     parser.add_argument("--binary", type=pathlib.Path, default=REPOSITORY / "target/release/dtfs")
     return parser.parse_args()
 

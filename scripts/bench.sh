@@ -13,5 +13,6 @@ case " $* " in
 *" mirror "*) need_packages sshd:openssh-server ssh:openssh-client ;;
 *" apps "*) need_packages git:git dbench:dbench bindfs:bindfs mergerfs:mergerfs ;;
 esac
+case " $* " in *" --profile"*) need_packages perf:linux-perf ;; esac
 cargo build --release --locked --quiet
 exec python3 scripts/bench.py "$@"

@@ -322,6 +322,15 @@ impl Catalog {
         read_oids(&self.connection, query).map_err(|cause| self.sql("read incomplete objects", cause))
     }
 
+    /// As [`Catalog::incomplete`], without those that are blocked. Not while something is set apart.
+    pub(super) fn lacking(&mut self) -> Result<Vec<Oid>, CatalogError> {
+        self.write_rows()?;
+        let lacking = read_oids(&self.connection, "SELECT oid FROM obj WHERE state < 2");
+        let mut lacking = lacking.map_err(|cause| self.sql("read incomplete objects", cause))?;
+        lacking.retain(|oid| !self.blocked.contains_key(oid));
+        Ok(lacking)
+    }
+
     pub(super) fn block(&mut self, oid: Oid, errno: Errno) {
         self.blocked.insert(oid, errno as i32);
         self.unwritten_blocked.insert(oid);

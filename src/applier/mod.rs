@@ -30,6 +30,7 @@ mod roles;
 mod state;
 mod trust;
 mod view;
+mod whole;
 
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -100,6 +101,8 @@ pub struct Applier {
     fresh: Fresh,
     /// What the next ack asks for.
     missing: BTreeSet<Missing>,
+    /// What was lacking when the source had nothing left to send.
+    lacking: whole::Lacking,
     /// Names that the directory which is being checked has at the source, as hashes.
     checked: check::Names,
     /// The tree's filesystem stores times with fewer digits than they are sent with.
@@ -157,6 +160,7 @@ impl Applier {
             touched: HashMap::new(),
             open: HashMap::new(),
             missing: BTreeSet::new(),
+            lacking: whole::Lacking::default(),
             checked: check::Names::default(),
             coarse_times,
             listing: None,
@@ -308,14 +312,16 @@ impl Applier {
     }
 
     fn ask_again(&mut self) -> Outcome<()> {
-        for oid in self.catalog.incomplete()? {
-            match self.catalog.get(oid)? {
-                // Only a copy that was a source itself has these: what is in the directory is known one by one.
-                Some(row) if row.kind == libc::S_IFDIR && row.known == Known::Partial => {
-                    self.missing.insert(Missing::listing(oid));
-                }
-                _ => self.need(oid),
+        self.catalog.incomplete()?.into_iter().try_for_each(|oid| self.ask_for(oid))
+    }
+
+    fn ask_for(&mut self, oid: Oid) -> Outcome<()> {
+        match self.catalog.get(oid)? {
+            // Only a copy that was a source itself has these: what is in the directory is known one by one.
+            Some(row) if row.kind == libc::S_IFDIR && row.known == Known::Partial => {
+                self.missing.insert(Missing::listing(oid));
             }
+            _ => self.need(oid),
         }
         Ok(())
     }

@@ -332,8 +332,13 @@ impl Worker<'_> {
         }
     }
 
-    /// The source goes by it only once it is known to be durable here.
+    /// The source goes by it only once it is known to be durable here. It is believed that nothing is left only where nothing
+    /// is lacking.
     fn converge(&mut self, state: Convergence) -> Result<(), PerformError> {
+        let state = match state {
+            Convergence::Consistent if !self.has_everything()? => Convergence::Converging,
+            state => state,
+        };
         self.settled = state == Convergence::Consistent;
         if !self.settled {
             self.end_hold()?;
@@ -343,7 +348,16 @@ impl Worker<'_> {
             self.applier.open_to_others()?;
         }
         self.positions.say(self.out, Vec::new(), |ack| ack.convergence = state);
-        if self.settled { self.begin_hold(self.at.tid) } else { Ok(()) }
+        match self.settled {
+            true => self.begin_hold(self.at.tid),
+            false if self.applier.has_missing() => self.say_durable(),
+            false => Ok(()),
+        }
+    }
+
+    fn has_everything(&mut self) -> Result<bool, PerformError> {
+        self.end_group()?;
+        Ok(self.applier.has_everything()?)
     }
 
     fn start(&mut self) -> Result<(), PerformError> {
