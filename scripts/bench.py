@@ -4,7 +4,8 @@
 Each round runs every workload natively and on the mount on a newly made ext4, in alternating order, so that drift of the
 machine hits both. Printed are medians over the rounds; a ratio above 1 means that dtfs takes longer. `apps` measures
 applications, with and without a target, and beside bindfs and mergerfs; `mirror` measures the initial mirror alone, and
-what it costs in processor time, on the wire and in memory; `replication` what a target takes, and how late it is."""
+what it costs in processor time, on the wire and in memory; `replication` what a target takes, and how late it is; `recovery`
+how long a restart takes after kill -9."""
 
 import argparse
 import contextlib
@@ -134,10 +135,15 @@ class Ext4:
         self.path.rmdir()
 
 
+# What surrounds an action that is timed: a profiler, where one is asked for.
+around = contextlib.nullcontext
+
+
 def timed(action):
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+    with around():
+        start = time.perf_counter()
+        action()
+        return time.perf_counter() - start
 
 
 def drop_caches():
@@ -174,27 +180,24 @@ def read_big(directory, options):
     return timed(work)
 
 
-def write_4k(directory, options):
+def write_blocks(path, count, after_each):
     block = os.urandom(4096)
 
     def work():
-        with open(directory / "small", "wb", buffering=0) as file:
-            for _ in range(options.small):
+        with open(path, "wb", buffering=0) as file:
+            for _ in range(count):
                 file.write(block)
+                after_each(file.fileno())
 
     return timed(work)
+
+
+def write_4k(directory, options):
+    return write_blocks(directory / "small", options.small, lambda _: None)
 
 
 def write_4k_fsync(directory, options):
-    block = os.urandom(4096)
-
-    def work():
-        with open(directory / "synced", "wb", buffering=0) as file:
-            for _ in range(options.synced):
-                file.write(block)
-                os.fsync(file.fileno())
-
-    return timed(work)
+    return write_blocks(directory / "synced", options.synced, os.fsync)
 
 
 def make_files(directory, options):
@@ -389,7 +392,7 @@ def show(title, pairs):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["basic", "apps", "mirror", "replication"], default="basic", help="which rows (basic)")
+    parser.add_argument("what", nargs="?", choices=["basic", "apps", "mirror", "replication", "recovery"], default="basic", help="which rows (basic)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each pair; the median counts (3)")
     parser.add_argument("--mib", type=int, default=512, help="size of the sequential file (512)")
     parser.add_argument("--small", type=int, default=20_000, help="4 KiB writes without fsync (20000)")
@@ -399,11 +402,14 @@ def arguments():
     parser.add_argument("--large-mib", type=int, default=1024, help="size of the file that changes while its target is away (1024)")
     parser.add_argument("--memory-files", type=int, default=100_000, help="files of the memory run (100000)")
     parser.add_argument("--backlog-mib", type=int, default=1024, help="data that waits for the target (1024)")
+    parser.add_argument("--records", type=int, default=1_000_000, help="records in the journal at a restart (1000000)")
     parser.add_argument("--changes", type=int, default=200, help="single changes whose latency is measured (200)")
     parser.add_argument("--load-seconds", type=int, default=20, help="how long each load runs (20)")
     parser.add_argument("--tree", type=pathlib.Path, help="the source tree to untar and to mirror")
     parser.add_argument("--tree-mib", type=int, default=80, help="most of the tree that is used (80)")
     parser.add_argument("--dir", type=pathlib.Path, help="measure on this filesystem (the temporary directory)")
+    parser.add_argument("--row", help="of the applications, only the rows with this in their name")
+    parser.add_argument("--profile", type=pathlib.Path, help="where the processor's time goes on the mount, by perf(1), a file a row")
     parser.add_argument("--binary", type=pathlib.Path, default=REPOSITORY / "target/release/dtfs")
     return parser.parse_args()
 
@@ -420,6 +426,10 @@ def main():
             import bench_mirror
 
             return bench_mirror.measure(options, scratch)
+        if options.what == "recovery":
+            import bench_recovery
+
+            return bench_recovery.measure(options, scratch)
         if options.what == "replication":
             import bench_replication
 

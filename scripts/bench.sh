@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures the mount against the native directory, and our initial mirror against rsync, in paired runs on this machine.
 # Options: see scripts/bench.py --help. `bench.sh apps` measures applications, `bench.sh mirror` the initial mirror alone,
-# `bench.sh replication` what a target takes.
+# `bench.sh replication` what a target takes, `bench.sh recovery` a restart after kill -9.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/setup.sh
@@ -13,5 +13,6 @@ case " $* " in
 *" mirror "* | *" replication "*) need_packages sshd:openssh-server ssh:openssh-client ;;
 *" apps "*) need_packages git:git dbench:dbench bindfs:bindfs mergerfs:mergerfs ;;
 esac
+case " $* " in *" --profile"*) need_packages perf:linux-perf ;; esac
 cargo build --release --locked --quiet
 exec python3 scripts/bench.py "$@"

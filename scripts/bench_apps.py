@@ -94,8 +94,10 @@ def write_big(directory, options):
 
 def dbench(directory, _options):
     """Seconds for one GiB at the throughput that dbench found, so that larger is slower here too."""
-    done = subprocess.run(["dbench", "-D", directory, "-t", "10", "2"], check=True, capture_output=True, text=True)
-    return 1024 / float(re.search(r"Throughput ([0-9.]+) MB/sec", done.stdout).group(1))
+    command = ["dbench", "-D", directory, "-t", "10", "2"]
+    done = []
+    timed(lambda: done.append(subprocess.run(command, check=True, capture_output=True, text=True)))
+    return 1024 / float(re.search(r"Throughput ([0-9.]+) MB/sec", done[0].stdout).group(1))
 
 
 ROWS = [
@@ -136,6 +138,34 @@ def peer(command, path):
             subprocess.run(["umount", "--lazy", path], check=False, stderr=subprocess.DEVNULL)
 
 
+@contextlib.contextmanager
+def profiled(report):
+    """Counts where the processors are while something runs. Native frames are not followed: who calls whom is not shown."""
+    data = report.with_suffix(".data")
+    (order, orders), (answers, answer) = os.pipe(), os.pipe()
+    command = ["perf", "record", "-q", "-a", "-F", "997", "-e", "cpu-clock", "-o", data, "-D", "-1"]
+    recorder = subprocess.Popen([*command, "--control", f"fd:{order},{answer}"], pass_fds=(order, answer))
+
+    def ask(what):
+        os.write(orders, f"{what}\n".encode())
+        if not os.read(answers, 5).startswith(b"ack"):
+            raise RuntimeError(f"perf does not {what}")
+
+    try:
+        ask("enable")
+        yield
+        ask("disable")
+    finally:
+        recorder.terminate()
+        recorder.wait()
+        for fd in (order, orders, answers, answer):
+            os.close(fd)
+    with open(report, "w") as text:
+        for sort in ("comm", "comm,dso,symbol"):
+            subprocess.run(["perf", "report", "--stdio", "-i", data, "--sort", sort, "--percent-limit", "0.4"], stdout=text, check=True)
+    data.unlink()
+
+
 def one_round(options, scratch, number):
     with contextlib.ExitStack() as stack:
         disk = stack.enter_context(bench.Ext4(scratch, DISK_GIB))
@@ -149,17 +179,26 @@ def one_round(options, scratch, number):
         host.attach("target", disk / "replica")
         stack.enter_context(peer(["bindfs", "-f", disk / "bindfs-behind", places["bindfs"]], places["bindfs"]))
         stack.enter_context(peer(["mergerfs", "-f", disk / "mergerfs-behind", places["mergerfs"]], places["mergerfs"]))
-        return {title: one_row(title, workload, places, host, options, number) for title, workload in ROWS}
+        return {title: one_row(title, workload, places, host, options, number) for title, workload in rows(options)}
+
+
+def rows(options):
+    return [(title, workload) for title, workload in ROWS if not options.row or options.row in title]
 
 
 def one_row(title, workload, places, host, options, number):
     """The order of the places moves on with each round."""
     order = PLACES[number % len(PLACES) :] + PLACES[: number % len(PLACES)]
     settled = {"target": lambda: host.wait("target")}
-    return {
-        name: bench.measure_place(name, places[name], title, workload, options, settled.get(name, lambda: None))
-        for name in order
-    }
+    seconds = {}
+    for name in order:
+        if options.profile and name == "mount":
+            options.profile.mkdir(parents=True, exist_ok=True)
+            report = options.profile / f"{bench.WORDS.sub('-', title)}-{number}.txt"
+            bench.around = lambda report=report: profiled(report)
+        seconds[name] = bench.measure_place(name, places[name], title, workload, options, settled.get(name, lambda: None))
+        bench.around = contextlib.nullcontext
+    return seconds
 
 
 def repository(scratch, options):
@@ -177,7 +216,7 @@ def measure(options, scratch):
     options.repository = repository(scratch, options)
     print(f"{'ratio to native (larger is slower)':<34} {'native s':>9}" + "".join(f"{n:>10}" for n in PLACES[1:]))
     rounds = [one_round(options, scratch, number) for number in range(options.rounds)]
-    for title, _ in ROWS:
+    for title, _ in rows(options):
         native = statistics.median(r[title]["native"] for r in rounds)
         ratios = [statistics.median(r[title][n] / r[title]["native"] for r in rounds) for n in PLACES[1:]]
         print(f"{title:<34} {native:>9.3f}" + "".join(f"{ratio:>10.2f}" for ratio in ratios), flush=True)

@@ -142,17 +142,33 @@ fn random_histories_end_as_rsync_would_have_them() {
     assert_eq!(failing(seeds), Vec::<String>::new());
 }
 
-/// Without the judgement of records the same histories show a target that differs. In a process of its own, for a fault point
-/// is armed for all of it.
+/// Runs one test of this file in a process of its own with rules broken: fault points are armed for all of a process.
+fn run_broken(test: &str, faults: &str) -> (bool, String) {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", test, "--nocapture"]);
+    let output = command.envs([("DTFS_FAULTS", faults), ("DTFS_HISTORIES", "8")]).output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+fn fails_when_broken(test: &str, faults: &str) {
+    let (passes, said) = run_broken(test, faults);
+    assert!(!passes, "{test} passes with {faults}: the rig sees nothing");
+    assert!(said.contains("what rsync makes of it and the target differ"), "it fails for another reason:\n{said}");
+}
+
+/// Without the judgement of records the same histories show a target that differs.
 #[test]
 fn control_records_are_not_judged() {
-    let this = std::env::current_exe().unwrap();
-    let mut command = Command::new(this);
-    command.args(["--exact", "random_histories_end_as_rsync_would_have_them", "--nocapture"]);
-    let output = command.envs([("DTFS_FAULTS", "sender.rules=skip"), ("DTFS_HISTORIES", "8")]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success(), "eight histories without the rule end equal: the rig sees nothing");
-    assert!(said.contains("what rsync makes of it and the target differ"), "it fails for another reason:\n{said}");
+    fails_when_broken("random_histories_end_as_rsync_would_have_them", "sender.rules=skip");
+}
+
+/// A target that lacks something does not believe that nothing is left; only where neither side looks does it stay so.
+#[test]
+fn control_what_is_listed_again_is_not_sent_again() {
+    const TEST: &str = "what_comes_inside_again_with_its_directory_is_whole";
+    fails_when_broken(TEST, "sender.listed_again=skip,applier.has_everything=skip");
+    let (passes, said) = run_broken(TEST, "sender.listed_again=skip");
+    assert!(passes, "the target does not ask for what it lacks:\n{said}");
 }
 
 /// Every path below `dir`, and whether it is a directory.
@@ -259,6 +275,30 @@ fn what_crosses_the_edge_goes_and_comes_whole() {
     hand.exchange("back", "cache/tree").unwrap();
     wait_as_rsync(&pair, &rules, "exchanged over the edge");
     assert_eq!(pair.target_errors(), Vec::<String>::new());
+}
+
+/// A file goes outside, and comes inside again because the directory that it is in does. It is read for itself, sent, and given
+/// up by a target that knows no name of it; the listing that names it comes behind that.
+#[test]
+fn what_comes_inside_again_with_its_directory_is_whole() {
+    faults::arm_from_env().unwrap();
+    let mut pair = Pair::new();
+    let rules = ["- /out/**"];
+    pair.rules = parse(&rules);
+    let hand = Hand::new(pair.stack());
+    hand.mkdir("out").unwrap();
+    // Too large to be read under the row of its directory.
+    hand.file("large", &vec![7; 3 << 20]).unwrap();
+    pair.start();
+    wait_as_rsync(&pair, &rules, "mirror");
+    for round in 0..10 {
+        hand.rename("large", "out/large").unwrap();
+        hand.rename("out", "in").unwrap();
+        wait_as_rsync(&pair, &rules, &format!("it was outside for a moment, round {round}"));
+        hand.rename("in/large", "large").unwrap();
+        hand.rename("in", "out").unwrap();
+        wait_as_rsync(&pair, &rules, &format!("back, round {round}"));
+    }
 }
 
 fn set_rules(pair: &replica::Pair, rules: &[&str]) -> String {

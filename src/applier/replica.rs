@@ -11,6 +11,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::fcntl::{Flock, FlockArg};
+
 use super::Trouble;
 use super::catalog::{Catalog, CatalogError, Known, Row};
 use super::doubt::{self, DoubtFile};
@@ -125,7 +127,7 @@ pub struct About {
 const AWAITS: &str = "awaits-source";
 
 /// Keeps every other process from a replica, as long as any part of this one may still write to it.
-pub type ReplicaLock = Arc<OwnedFd>;
+pub type ReplicaLock = Arc<Flock<OwnedFd>>;
 
 /// Where a replica comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -381,15 +383,15 @@ fn make_dir(dir: &Path) -> Result<(), ReplicaError> {
 }
 
 /// One session at a time: the lock lives on the root directory itself, so that it holds whatever state directory is used.
-pub(super) fn lock(dir: &Path, tree: &Tree) -> Result<OwnedFd, ReplicaError> {
+/// It ends with its value, although a child of another thread may have the descriptor until it executes its program.
+pub(super) fn lock(dir: &Path, tree: &Tree) -> Result<Flock<OwnedFd>, ReplicaError> {
     let flags = libc::O_RDONLY | libc::O_DIRECTORY;
     let fd = sys::openat(tree.root(), c".", flags, 0)
         .map_err(|errno| ReplicaError::Io { path: dir.to_owned(), cause: errno.into() })?;
-    match sys::flock_exclusive(fd.as_fd()) {
-        Ok(()) => Ok(fd),
-        Err(Errno::EWOULDBLOCK) => Err(ReplicaError::Busy { path: dir.to_owned() }),
-        Err(errno) => Err(ReplicaError::Io { path: dir.to_owned(), cause: errno.into() }),
-    }
+    Flock::lock(fd, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        Errno::EWOULDBLOCK => ReplicaError::Busy { path: dir.to_owned() },
+        errno => ReplicaError::Io { path: dir.to_owned(), cause: errno.into() },
+    })
 }
 
 fn examine(tree: &Tree, dir: &Path, adopt: Adopt) -> Result<Origin, ReplicaError> {

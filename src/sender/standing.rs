@@ -28,6 +28,7 @@ pub(super) fn standing(journal: &dyn Replay, theirs: &Position) -> Result<Standi
 
 /// Our own position at `tid`, which is durable.
 pub(super) fn position_at(journal: &dyn Replay, tid: Tid) -> Result<Position, JournalError> {
+    debug_assert!(tid <= journal.durable_tid(), "{tid} is not durable");
     let epochs = journal.epochs()?;
     let epoch = epochs.iter().rev().find(|epoch| epoch.fork.tid <= tid).map_or(journal.identity().epoch, |row| row.id);
     let digest = match (journal.digest_at(tid)?, journal.part()) {

@@ -8,6 +8,7 @@ pub(crate) mod behind;
 pub(crate) mod both;
 pub(crate) mod conformance;
 pub(crate) mod forked;
+pub(crate) mod fuse_rig;
 pub(crate) mod fuzzer;
 pub(crate) mod ganesha;
 pub(crate) mod hand;

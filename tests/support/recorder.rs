@@ -9,25 +9,24 @@
 //! in memory. Who is told that something is durable was told so by a flush that had ended: no mark needs to be in the
 //! list itself, the rig keeps those that were given before the cut.
 
-use std::ffi::{CString, OsStr};
-use std::fs::{self, File, OpenOptions};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use dtfs::sys;
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, Session,
-    SessionACL, WriteFlags,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig, LockOwner,
+    OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request, WriteFlags,
 };
 use parking_lot::Mutex;
 use tempfile::TempDir;
 
+use super::fuse_rig;
 use super::prng::Prng;
 use super::process::try_tool;
 use super::scratch::utf8;
@@ -342,17 +341,7 @@ impl Drop for Recorder {
 }
 
 fn serve(shelf: Shelf, point: &Path) -> JoinHandle<()> {
-    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").expect("/dev/fuse");
-    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
-    let text = |text: &[u8]| CString::new(text).expect("no NUL");
-    sys::mount_fuse(c"dtfs-recorder", &text(point.as_os_str().as_bytes()), &text(options.as_bytes()))
-        .expect("a FUSE mount for the recorder");
-    let mut config = Config::default();
-    config.acl = SessionACL::All;
-    config.n_threads = Some(THREADS);
-    config.clone_fd = true;
-    let device = OwnedFd::from(device);
-    let session = Session::from_fd(shelf, device, SessionACL::All, config).expect("a FUSE session");
+    let session = fuse_rig::mount(shelf, c"dtfs-recorder", point, THREADS);
     std::thread::spawn(move || session.run().expect("the recorder ends in order"))
 }
 
@@ -367,23 +356,7 @@ impl Shelf {
             Some(index) => disks.get(index as usize)?.size,
         };
         let kind = if ino < FIRST_DISK { FileType::Directory } else { FileType::RegularFile };
-        Some(FileAttr {
-            ino: INodeNo(ino),
-            size,
-            blocks: size / 512,
-            atime: UNIX_EPOCH,
-            mtime: UNIX_EPOCH,
-            ctime: UNIX_EPOCH,
-            crtime: UNIX_EPOCH,
-            kind,
-            perm: 0o700,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            blksize: 4096,
-            flags: 0,
-        })
+        Some(fuse_rig::attr(ino, kind, size))
     }
 
     fn disk<T>(&self, ino: INodeNo, act: impl FnOnce(&mut Disk) -> std::io::Result<T>) -> Result<T, Errno> {

@@ -5,25 +5,24 @@
 //! the test does; when the test's process ends, its server ends with it, and the kernel then lets the program go.
 
 use std::ffi::{CString, OsStr};
-use std::fs::OpenOptions;
 use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use dtfs::sys;
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
-    ReplyAttr, ReplyEmpty, ReplyEntry, ReplyOpen, Request, Session, SessionACL,
+    Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner, OpenFlags,
+    ReplyAttr, ReplyEmpty, ReplyEntry, ReplyOpen, Request,
 };
 use tempfile::TempDir;
 
+use super::fuse_rig;
 use super::process::{Process, try_tool};
 use super::scratch::utf8;
 
@@ -133,17 +132,8 @@ fn watch(point: &Path, calm: &Receiver<()>, cut_off: &AtomicBool) {
 }
 
 fn serve(server: Silent, point: &Path) -> JoinHandle<()> {
-    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse").expect("/dev/fuse");
-    let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
-    let text = |text: &[u8]| CString::new(text).expect("no NUL");
-    sys::mount_fuse(c"dtfs-stuck", &text(point.as_os_str().as_bytes()), &text(options.as_bytes()))
-        .expect("a FUSE mount for the rig");
-    let mut config = Config::default();
-    config.acl = SessionACL::All;
     // One waits in the flush.
-    config.n_threads = Some(2);
-    config.clone_fd = true;
-    let session = Session::from_fd(server, OwnedFd::from(device), SessionACL::All, config).expect("a FUSE session");
+    let session = fuse_rig::mount(server, c"dtfs-stuck", point, 2);
     std::thread::spawn(move || drop(session.run()))
 }
 
@@ -155,23 +145,7 @@ struct Silent {
 
 fn attr(ino: u64) -> FileAttr {
     let kind = if ino == 1 { FileType::Directory } else { FileType::RegularFile };
-    FileAttr {
-        ino: INodeNo(ino),
-        size: 0,
-        blocks: 0,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind,
-        perm: 0o700,
-        nlink: 1,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
+    fuse_rig::attr(ino, kind, 0)
 }
 
 impl Filesystem for Silent {

@@ -120,6 +120,27 @@ impl Store {
         self.write("insert work", |tx| put_work(tx, target, work))
     }
 
+    /// As [`Store::work_insert`], but a row that is there already is replaced and gets a new id when it is among those up to
+    /// `fetched`: it may have been read before, and what was read may count no more.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn work_insert_unread(&self, target: TargetId, work: &[NewWork], fetched: i64) -> Result<(), JournalError> {
+        self.write("insert work", |tx| {
+            let mut is_fetched = tx.prepare_cached(
+                "SELECT 1 FROM work WHERE target = ?1 AND oid = ?2 AND kind = ?3 AND \"offset\" = ?4 AND seq <= ?5",
+            )?;
+            for row in work {
+                let key = (target.0, &row.oid.to_bytes()[..], kind_code(row.kind), to_sql(row.offset), fetched);
+                match is_fetched.exists(key)? {
+                    true => renew_work(tx, target, row).map(drop)?,
+                    false => put_work(tx, target, std::slice::from_ref(row)).map(drop)?,
+                }
+            }
+            Ok(())
+        })
+    }
+
     /// Adds rows for objects that have none at all; a row that is partly done keeps its place.
     ///
     /// # Errors

@@ -206,7 +206,11 @@ impl Journal {
         let log = &self.core.log;
         if tid >= log.oldest_kept() {
             let durable = self.durable_tid();
-            return log.digest_at(if tid <= durable { tid.min(log.durable_tid()) } else { tid });
+            let known = log.digest_at(if tid <= durable { tid.min(log.durable_tid()) } else { tid });
+            // Unless it was trimmed meanwhile: then the list of segments has it.
+            if tid >= log.oldest_kept() {
+                return known;
+            }
         }
         if let Some(digest) = self.core.store.digest_before_segment(tid)? {
             return Ok(Some(digest));

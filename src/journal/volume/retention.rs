@@ -88,9 +88,16 @@ impl Core {
         let placed = targets.iter().filter(|target| target.mirrored);
         let slowest = placed.map(|target| target.needs_from(keep)).min();
         let durable = self.log.durable_tid();
-        self.log.trim_upto(slowest.unwrap_or(durable).min(durable))?;
+        self.free_upto(slowest.unwrap_or(durable).min(durable))?;
         self.block_at_cap();
-        self.store.segments_set(&self.log.rows())
+        Ok(())
+    }
+
+    /// Frees every segment up to `end`. The list of segments is written before: a target may be where one of them began, and
+    /// what led there must be known for longer than the segment is.
+    fn free_upto(&self, end: Tid) -> Result<(), JournalError> {
+        self.store.segments_set(&self.log.rows())?;
+        self.log.trim_upto(end)
     }
 
     /// Keeps the log below its cap.
@@ -161,8 +168,7 @@ impl Core {
                 Err(error) => return Err(error),
             }
         }
-        self.log.trim_upto(end)?;
-        self.store.segments_set(&self.log.rows())
+        self.free_upto(end)
     }
 
     /// What the records behind `after` up to `end` changed.
@@ -218,8 +224,7 @@ impl Core {
             }
             Ok(())
         })?;
-        self.log.trim_upto(end)?;
-        self.store.segments_set(&self.log.rows())
+        self.free_upto(end)
     }
 
     /// A reader met damage after `place`: the segment is given up. The open one is sealed first, so that nobody has to

@@ -254,6 +254,20 @@ fn trimming_waits_for_the_slowest_target() {
     assert_eq!(open(&dir).1, LastStop::Killed { records: 0, objects: 0 });
 }
 
+/// A target's place is where a segment begins when the records before it became work.
+#[test]
+fn what_led_to_the_oldest_place_is_known_while_the_log_is_trimmed() {
+    let dir = TempDir::new().unwrap();
+    let (journal, _) = open(&dir);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| (1..150).for_each(|no| fill_to(&journal, no)));
+        while !writer.is_finished() {
+            let place = journal.oldest_kept();
+            assert!(journal.digest_at(place).unwrap().is_some(), "nothing led to {place}");
+        }
+    });
+}
+
 #[test]
 fn above_the_cap_the_slowest_target_gets_work_keeps_its_place_and_nobody_waits() {
     let dir = TempDir::new().unwrap();
