@@ -4,7 +4,8 @@
 Each round runs every workload natively and on the mount on a newly made ext4, in alternating order, so that drift of the
 machine hits both. Printed are medians over the rounds; a ratio above 1 means that dtfs takes longer. `apps` measures
 applications, with and without a target, and beside bindfs and mergerfs; `mirror` measures the initial mirror alone, and
-what it costs in processor time, on the wire and in memory; `replication` what a target takes, and how late it is."""
+what it costs in processor time, on the wire and in memory; `replication` what a target takes, and how late it is; `recovery`
+how long a restart takes after kill -9."""
 
 import argparse
 import contextlib
@@ -391,7 +392,7 @@ def show(title, pairs):
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["basic", "apps", "mirror", "replication"], default="basic", help="which rows (basic)")
+    parser.add_argument("what", nargs="?", choices=["basic", "apps", "mirror", "replication", "recovery"], default="basic", help="which rows (basic)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each pair; the median counts (3)")
     parser.add_argument("--mib", type=int, default=512, help="size of the sequential file (512)")
     parser.add_argument("--small", type=int, default=20_000, help="4 KiB writes without fsync (20000)")
@@ -401,6 +402,7 @@ def arguments():
     parser.add_argument("--large-mib", type=int, default=1024, help="size of the file that changes while its target is away (1024)")
     parser.add_argument("--memory-files", type=int, default=100_000, help="files of the memory run (100000)")
     parser.add_argument("--backlog-mib", type=int, default=1024, help="data that waits for the target (1024)")
+    parser.add_argument("--records", type=int, default=1_000_000, help="records in the journal at a restart (1000000)")
     parser.add_argument("--changes", type=int, default=200, help="single changes whose latency is measured (200)")
     parser.add_argument("--load-seconds", type=int, default=20, help="how long each load runs (20)")
     parser.add_argument("--tree", type=pathlib.Path, help="the source tree to untar and to mirror")
@@ -424,6 +426,10 @@ def main():
             import bench_mirror
 
             return bench_mirror.measure(options, scratch)
+        if options.what == "recovery":
+            import bench_recovery
+
+            return bench_recovery.measure(options, scratch)
         if options.what == "replication":
             import bench_replication
 

@@ -1,6 +1,7 @@
 """What a target on the same host takes: a backlog of data and one of small changes, one change on an idle target, the
-renaming of a large directory, and whether it keeps up with a mount that is written to as fast as it goes. Every figure that is
-a time stands beside what the same bytes or changes cost without replication on the same disk."""
+renaming of a large directory, and whether it keeps up with a mount that is written to as fast as it goes; and what a backlog
+costs that goes over TLS to a daemon that listens, beside rsync over ssh. Every figure that is a time stands beside what the
+same bytes or changes cost without replication on the same disk."""
 
 import os
 import random
@@ -8,11 +9,14 @@ import statistics
 import time
 
 import bench
+import bench_links
 from bench import MIB, timed
+from bench_links import family
+from bench_mirror import processor, rsync
 
 BLOCK = 4096
 # Beside what a goal asks for, if there is one for it.
-GOALS = {"data": "goal 400 MB/s", "metadata": "goal 20000", "p50": "goal 25", "p99": "goal 100", "rename": "goal 50"}
+GOALS = {"data": "goal 400 MB/s", "tls": "goal 300 MB/s", "metadata": "goal 20000", "p50": "goal 25", "p99": "goal 100", "rename": "goal 50"}
 
 
 def row(title, value, goal=""):
@@ -27,12 +31,12 @@ def until(met, seconds=600):
         time.sleep(0.0005)
 
 
-def paused(host, act):
+def paused(host, act, target="replica"):
     """Seconds that the target needs for what `act` changed while it was paused."""
-    host.run("replication", "pause", "bench", "replica")
+    host.run("replication", "pause", "bench", target)
     act()
     os.sync()
-    host.run("replication", "resume", "bench", "replica")
+    host.run("replication", "resume", "bench", target)
     return timed(lambda: host.wait("bench"))
 
 
@@ -140,8 +144,47 @@ def one_round(options, scratch):
             return found
 
 
+def over_tls(options, scratch, flip):
+    """A backlog to a daemon that listens, and the same file to an ssh server by rsync: rate, and seconds of processor time of
+    both ends a GiB. What writes the file does so while the target is paused, and is not counted."""
+    size = options.backlog_mib * MIB
+    with (
+        bench.Ext4(scratch, 24) as disk,
+        bench_links.Sshd(options.binary, disk / "sshd", disk / "far-ssh") as sshd,
+        bench_links.Listener(options.binary, disk / "far-tls", disk / "copy-tls") as listener,
+    ):
+        for name in ("source", "plain", "host"):
+            (disk / name).mkdir()
+
+        def ours():
+            with bench.Host(options.binary, disk / "host") as host:
+                listener.prepare(host)
+                host.define("bench", disk / "source")
+                host.start()
+                host.attach_to("bench", listener.url(None))
+                before = []
+
+                def act():
+                    write_data(disk / "source" / "backlog", size)
+                    before.append(processor([host.daemon.pid, listener.host.daemon.pid]))
+
+                seconds = paused(host, act, "127.0.0.1")
+                after = processor([*family(host.daemon.pid), *listener.processes()])
+                return {"rate": size / seconds / 1e6, "processor": (after - before[0]) / size * (1 << 30)}
+
+        def theirs():
+            write_data(disk / "plain" / "backlog", size)
+            done = rsync(disk / "plain", disk, sshd)
+            return {"rate": size / done["seconds"] / 1e6, "processor": done["processor"] / size * (1 << 30)}
+
+        steps = {"tls": ours, "rsync": theirs}
+        return {name: steps[name]() for name in sorted(steps, reverse=flip)}
+
+
 def measure(options, scratch):
     rounds = [one_round(options, scratch) for _ in range(options.rounds)]
+    for number, found in enumerate(rounds):
+        found["far"] = over_tls(options, scratch, number % 2 == 1)
 
     def median(pick):
         return statistics.median(pick(found) for found in rounds)
@@ -152,6 +195,11 @@ def measure(options, scratch):
     print(f"one local target on the same disk and processors; {options.rounds} rounds, medians")
     row("a backlog of data, received and applied, MB/s", f"{median(lambda f: f['data']['rate']):.0f}", GOALS["data"])
     row("writing the same natively with fsync, MB/s", f"{median(lambda f: f['data']['native']):.0f}")
+    row("a backlog of data over tls, received and applied, MB/s", f"{median(lambda f: f['far']['tls']['rate']):.0f}", GOALS["tls"])
+    row("the same file by rsync over ssh, durable, MB/s", f"{median(lambda f: f['far']['rsync']['rate']):.0f}")
+    processors = {name: median(lambda f: f["far"][name]["processor"]) for name in ("tls", "rsync")}
+    row("processor of both ends over tls, seconds a GiB", f"{processors['tls']:.2f}", f"goal {processors['rsync']:.2f}")
+    row("processor of both ends of rsync over ssh, seconds a GiB", f"{processors['rsync']:.2f}")
     row("a backlog of small changes, changes/s", f"{median(lambda f: f['metadata']):.0f}", GOALS["metadata"])
     row("one change is seen after, ms, half of them", f"{median(lambda f: share(f, 0.5)):.1f}", GOALS["p50"])
     row("one change is seen after, ms, 99 of 100", f"{median(lambda f: share(f, 0.99)):.1f}", GOALS["p99"])

@@ -1,6 +1,10 @@
 //! Chains: A to B to C. B is a copy on another host, behind a real ssh server, and the source of C.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics with the reason")]
 
+#[path = "chain/asked.rs"]
+mod asked;
+#[path = "chain/lost.rs"]
+mod lost;
 mod support;
 
 use std::fs;
@@ -29,12 +33,22 @@ fn workload_worker() {
     worker_was_asked();
 }
 
+/// How B reaches C.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Way {
+    Local,
+    Ssh,
+    /// A third host listens for it.
+    Tls,
+}
+
 /// The fields are dropped in this order.
 struct Chain {
     a: Host,
     sshd: Sshd,
-    /// Writes B, by ssh, and C.
+    /// Writes B, by ssh, and C, unless that is reached over tls.
     b: Host,
+    c: Option<Host>,
     source: PathBuf,
     middle: PathBuf,
     end: PathBuf,
@@ -67,7 +81,38 @@ impl Chain {
         b.must(&["define", "source", "data", "alpha", utf8(&middle)]);
         b.start();
         a.must(&["define", "target", "data", &over_ssh(&middle)]);
-        Chain { a, sshd, b, source, middle, end, _network: network, _scratch: scratch }
+        Chain { a, sshd, b, c: None, source, middle, end, _network: network, _scratch: scratch }
+    }
+
+    /// One whose B reaches C by `way`; C is linked.
+    fn over(way: Way) -> Chain {
+        let mut chain = Chain::new();
+        let keeper = chain._network.keeper();
+        chain.b.stop();
+        chain.b.put_on_network(keeper);
+        chain.sshd.write_client_config(&chain.b.root().join("etc/dtfs/ssh_config"));
+        chain.b.start();
+        let url = match way {
+            Way::Local => format!("local:{}", utf8(&chain.end)),
+            Way::Ssh => over_ssh(&chain.end),
+            Way::Tls => chain.begin_c(keeper),
+        };
+        chain.b.must(&["define", "target", "data", &url, "--as", "c"]);
+        chain
+    }
+
+    /// The host of C, which knows B and is known by it; where C is then.
+    fn begin_c(&mut self, network: i32) -> String {
+        let mut c = Host::new();
+        c.put_on_network(network);
+        fs::create_dir_all(c.root().join("etc/dtfs")).unwrap();
+        fs::write(c.root().join("etc/dtfs/dtfs.toml"), "listen = \"127.0.0.1:6320\"\n").unwrap();
+        c.must(&["peer", "add", "beta", self.b.must(&["peer", "show"]).trim()]);
+        self.b.must(&["peer", "add", "127.0.0.1", c.must(&["peer", "show"]).trim()]);
+        c.must(&["define", "source", "copy", "beta", utf8(&self.end)]);
+        c.start();
+        self.c = Some(c);
+        "tls://127.0.0.1/copy".to_owned()
     }
 
     fn link_c(&self) {
@@ -108,6 +153,10 @@ impl Chain {
 
     fn stop(&mut self) {
         self.b.stop();
+        if let Some(c) = &mut self.c {
+            wait_until("C to be left", LIMIT, || c.servers().is_empty().then_some(()));
+            c.stop();
+        }
         self.a.stop();
         wait_until("the other end to stop", LIMIT, || self.sshd.servers().is_empty().then_some(()));
     }
@@ -256,24 +305,39 @@ fn a_chain_goes_on_behind_a_middle_that_is_promoted() {
     assert!(chain.end.join("after").exists());
 }
 
-/// Everybody is killed, again and again.
 #[test]
 fn a_chain_survives_kills_of_all_its_parts() {
+    everybody_is_killed(Way::Local, 2);
+}
+
+#[test]
+fn a_chain_over_ssh_survives_kills_of_all_its_parts() {
+    everybody_is_killed(Way::Ssh, 2);
+}
+
+#[test]
+fn a_chain_over_tls_survives_kills_of_all_its_parts() {
+    everybody_is_killed(Way::Tls, 2);
+}
+
+/// Again and again.
+fn everybody_is_killed(way: Way, rounds: u64) {
     let seed = std::env::var("DTFS_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(7);
     println!("seed {seed} (DTFS_SEED)");
     let mut random = Prng::new(seed);
-    let mut chain = Chain::new();
-    chain.link_c();
-    for round in 0..6 {
+    let mut chain = Chain::over(way);
+    for round in 0..rounds {
         let load = Workload::start(&chain.source, seed + round, 2, 400);
         for _ in 0..1 + random.below(3) {
             for at in 0..20 {
                 fs::write(chain.source.join(format!("own-{}", random.below(40))), noise(round * 100 + at, 9_000))
                     .unwrap();
             }
-            match random.below(3) {
+            match random.below(4) {
+                // Over ssh C's are among them.
                 0 => kill9(&chain.sshd.servers()),
                 1 => kill9(&chain.b.servers()),
+                2 => chain.c.iter().for_each(|c| kill9(&c.servers())),
                 _ => {
                     chain.b.kill9_and_wait();
                     chain.b.start();
@@ -292,5 +356,5 @@ fn a_chain_survives_kills_of_all_its_parts() {
     }
     fs::write(chain.source.join("last"), b"last").unwrap();
     chain.wait();
-    chain.finish(&format!("kills, seed {seed}"));
+    chain.finish(&format!("{way:?}, kills, seed {seed}"));
 }

@@ -302,18 +302,8 @@ impl Delayed {
         Delayed { host, source, copies, _scratch: scratch }
     }
 
-    /// Edits the volume's file, as an operator would.
     fn set_delay(&self, delay: Option<&str>) {
-        let path = self.host.root().join("etc/dtfs/mounts.d/data.toml");
-        let text = fs::read_to_string(&path).unwrap();
-        let mut lines: Vec<String> =
-            text.lines().filter(|line| !line.starts_with("delay")).map(str::to_owned).collect();
-        for name in ["late-1", "late-2"] {
-            let at = lines.iter().position(|line| *line == format!("name = \"{name}\"")).unwrap();
-            lines.splice(at + 1..at + 1, delay.map(|delay| format!("delay = \"{delay}\"")));
-        }
-        fs::write(&path, lines.join("\n") + "\n").unwrap();
-        self.host.must(&["reload"]);
+        self.host.set_delay(&["late-1", "late-2"], delay);
     }
 
     fn target(&self, name: &str) -> serde_json::Value {

@@ -221,6 +221,7 @@ fn every_message() -> Vec<(&'static str, Message)> {
         blocked: 1,
         blocked_oid: oid(8),
         blocked_errno: 27,
+        left_out: 3,
         stalled_errno: 28,
         stalled_at: Stall::Tree,
         needs,

@@ -7,7 +7,7 @@ mod support;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -15,10 +15,12 @@ use dtfs::backing::guard::{Cover, cover_at};
 use nix::errno::Errno;
 use support::behind::{Behind, uncover};
 use support::host::Host;
+use support::loopback::Loopback;
 use support::prng::Prng;
 use support::process::{mounts_below, tool, wait_until};
 use support::replica::Pair;
 use support::scratch::{FileSystem, Scratch, utf8};
+use support::sshd::{Key, Sshd};
 use support::trees;
 use support::user::SOMEONE;
 use support::workload::{Workload, worker_was_asked};
@@ -266,36 +268,119 @@ fn a_slave_that_nobody_has_filled_is_closed() {
     assert_eq!(mounts_at(&slave), 2);
 }
 
-/// What a restricted copy leaves out is no difference, whether it came with the mirror or afterwards.
+/// Who says that a copy is restricted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SaidBy {
+    /// `dtfs.toml`, of all copies of the host.
+    Host,
+    /// The copy's own file.
+    Copy,
+}
+
+/// A program with rights of its own, and a device with two names.
+fn make_dangerous(dir: &Path) {
+    fs::create_dir(dir).unwrap();
+    fs::write(dir.join("program"), utf8(dir)).unwrap();
+    fs::set_permissions(dir.join("program"), fs::Permissions::from_mode(0o6755)).unwrap();
+    // cap_net_raw+ep, as setcap(8) writes it (struct vfs_cap_data, version 2).
+    let capability = "0x0100000200200000000000000000000000000000";
+    tool("setfattr", &["-n", "security.capability", "-v", capability, utf8(&dir.join("program"))]);
+    tool("setfattr", &["-n", "trusted.of-source", "-v", "1", utf8(&dir.join("program"))]);
+    tool("setfattr", &["-n", "user.colour", "-v", "blue", utf8(&dir.join("program"))]);
+    tool("mknod", &["-m", "666", utf8(&dir.join("device")), "c", "1", "3"]);
+    fs::hard_link(dir.join("device"), dir.join("second")).unwrap();
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o2775)).unwrap();
+}
+
 #[test]
 fn a_restricted_copy_takes_nothing_dangerous_and_is_equal_for_a_verification() {
-    let scratch = Scratch::new(FileSystem::Ext4);
-    let (source, target) = (scratch.dir("source"), scratch.dir("target"));
-    let make = |name: &str| {
-        let dir = source.join(name);
-        fs::create_dir(&dir).unwrap();
-        fs::write(dir.join("program"), name).unwrap();
-        fs::set_permissions(dir.join("program"), fs::Permissions::from_mode(0o6755)).unwrap();
-        // cap_net_raw+ep, as setcap(8) writes it (struct vfs_cap_data, version 2).
-        let capability = "0x0100000200200000000000000000000000000000";
-        tool("setfattr", &["-n", "security.capability", "-v", capability, utf8(&dir.join("program"))]);
-        tool("setfattr", &["-n", "trusted.of-source", "-v", "1", utf8(&dir.join("program"))]);
-        tool("setfattr", &["-n", "user.colour", "-v", "blue", utf8(&dir.join("program"))]);
-        tool("mknod", &["-m", "666", utf8(&dir.join("device")), "c", "1", "3"]);
-        fs::hard_link(dir.join("device"), dir.join("second")).unwrap();
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o2775)).unwrap();
-    };
-    make("before");
-    let mut host = Host::new();
-    fs::create_dir_all(host.root().join("etc/dtfs")).unwrap();
-    fs::write(host.root().join("etc/dtfs/dtfs.toml"), "trust = \"restricted\"\n").unwrap();
-    host.define_volume("data", &source);
-    host.start_and_mount();
-    host.define_target("data", &target);
-    host.wait("data", WAIT_SECONDS);
-    make("after");
+    restricted(FileSystem::Ext4, SaidBy::Host);
+}
+
+#[test]
+fn a_copy_is_restricted_by_its_own_file_on_xfs() {
+    restricted(FileSystem::Xfs, SaidBy::Copy);
+}
+
+#[test]
+fn a_copy_is_restricted_by_its_own_file_on_btrfs() {
+    restricted(FileSystem::Btrfs, SaidBy::Copy);
+}
+
+/// A host with a restricted copy.
+struct Restricted {
+    host: Host,
+    /// The copy's host and the way to it, where the copy's own file says so.
+    there: Option<(Sshd, Host, Loopback)>,
+    scratch: Scratch,
+}
+
+impl Restricted {
+    fn new(kind: FileSystem, said_by: SaidBy) -> Restricted {
+        let scratch = Scratch::new(kind);
+        let (source, target) = (scratch.dir("source"), scratch.dir("target"));
+        make_dangerous(&source.join("before"));
+        let mut host = Host::new();
+        let mut url = format!("local:{}", utf8(&target));
+        let there = (said_by == SaidBy::Copy).then(|| {
+            let (network, far) = (Loopback::new(), Host::new());
+            host.put_on_network(network.keeper());
+            far.must(&["define", "source", "kept", "somebody", utf8(&target), "--trust", "restricted"]);
+            let sshd = Sshd::start(&network, "127.0.0.1", far.root(), &Key::Free);
+            sshd.write_client_config(&host.root().join("etc/dtfs/ssh_config"));
+            url = format!("ssh://root@127.0.0.1:2222{}", utf8(&target));
+            (sshd, far, network)
+        });
+        if there.is_none() {
+            fs::create_dir_all(host.root().join("etc/dtfs")).unwrap();
+            fs::write(host.root().join("etc/dtfs/dtfs.toml"), "trust = \"restricted\"\n").unwrap();
+        }
+        host.define_volume("data", &source);
+        host.start_and_mount();
+        host.must(&["define", "target", "data", &url, "--as", "target"]);
+        host.wait("data", WAIT_SECONDS);
+        Restricted { host, there, scratch }
+    }
+
+    fn source(&self) -> PathBuf {
+        self.scratch.path().join("source")
+    }
+
+    fn target(&self) -> PathBuf {
+        self.scratch.path().join("target")
+    }
+
+    fn servers(&self) -> Vec<i32> {
+        self.there.as_ref().map_or_else(|| self.host.servers(), |(sshd, ..)| sshd.servers())
+    }
+
+    /// The session ends, and another one begins.
+    fn next_session(&self) {
+        let before = self.servers();
+        for pid in &before {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(*pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+        wait_until("the next session", PATIENCE, || {
+            let now = self.servers();
+            let is_new = !now.is_empty() && now.iter().all(|pid| !before.contains(pid));
+            (is_new && self.host.target("data")["state"] == "replicating").then_some(())
+        });
+        self.host.wait("data", WAIT_SECONDS);
+    }
+
+    fn told(&self) -> usize {
+        let lines = self.host.must(&["events", "data"]);
+        lines.lines().filter(|line| line.contains("it is restricted there")).count()
+    }
+}
+
+/// What a restricted copy leaves out is no difference, whether it came with the mirror or afterwards, and is counted.
+fn restricted(kind: FileSystem, said_by: SaidBy) {
+    let mut rig = Restricted::new(kind, said_by);
+    let (source, target) = (rig.source(), rig.target());
+    make_dangerous(&source.join("after"));
     fs::rename(source.join("after/second"), source.join("after/third")).unwrap();
-    host.wait("data", WAIT_SECONDS);
+    rig.host.wait("data", WAIT_SECONDS);
     for dir in ["before", "after"] {
         let dir = target.join(dir);
         assert_eq!(fs::metadata(&dir).unwrap().mode() & 0o7777, 0o775);
@@ -307,9 +392,48 @@ fn a_restricted_copy_takes_nothing_dangerous_and_is_equal_for_a_verification() {
         let device = fs::symlink_metadata(dir.join("device")).unwrap();
         assert!(device.is_file() && device.len() == 0 && device.mode() & 0o7777 == 0 && device.nlink() == 2);
     }
-    assert!(target.join("after/third").exists() && host.log().contains("left out of a restricted copy"));
-    host.must(&["verify", "data", "target"]);
-    host.stop();
+    assert!(target.join("after/third").exists());
+    rig.host.must(&["verify", "data", "target"]);
+    // Each of the two directories, its program and its device. The parent that a record tells of is not counted for that.
+    let status = rig.host.target("data");
+    assert_eq!(status["left_out"], 6, "{status:#}");
+    assert!(rig.host.must(&["status", "data"]).contains("restricted: lacks something of 6 objects"));
+    assert_eq!(rig.told(), 1, "once a session");
+    match said_by {
+        SaidBy::Host => what_is_gone_lacks_nothing(&rig),
+        SaidBy::Copy => a_source_that_is_trusted_again(&rig),
+    }
+    rig.host.stop();
+    if said_by == SaidBy::Copy {
+        wait_until("the other end to stop", PATIENCE, || rig.servers().is_empty().then_some(()));
+        trees::assert_equal(&source, &target, "a source that is trusted again");
+    }
+}
+
+fn what_is_gone_lacks_nothing(rig: &Restricted) {
+    assert!(rig.host.log().contains("left out of a restricted copy"));
+    fs::remove_dir_all(rig.source().join("before")).unwrap();
+    rig.host.wait("data", WAIT_SECONDS);
+    assert_eq!(rig.host.target("data")["left_out"], 3, "{:#}", rig.host.target("data"));
+    rig.next_session();
+    assert_eq!(rig.host.target("data")["left_out"], 3, "it is remembered");
+    assert_eq!(rig.told(), 1, "nothing is new");
+    let told = rig.host.must(&["forget", "target", "data", "target"]);
+    assert!(told.contains("to end that: umount"), "{told}");
+}
+
+/// From the next session on nothing is left out, and a verification finds and brings what was.
+fn a_source_that_is_trusted_again(rig: &Restricted) {
+    let (_, far, _) = rig.there.as_ref().unwrap();
+    let file = far.root().join("etc/dtfs/mounts.d/kept.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains("trust = \"restricted\""), "{text}");
+    fs::write(&file, text.replace("restricted", "full")).unwrap();
+    rig.next_session();
+    assert_eq!(rig.host.run(&["verify", "data", "target"]).code, 6);
+    rig.host.must(&["verify", "data", "target", "--repair"]);
+    rig.host.wait("data", WAIT_SECONDS);
+    assert!(rig.host.target("data")["left_out"].is_null(), "{:#}", rig.host.target("data"));
 }
 
 /// Daemon and target are killed at random places, from the first session on: from the first cover on there is no moment

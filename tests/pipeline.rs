@@ -4,10 +4,13 @@
 mod support;
 
 use std::time::Duration;
+
+use dtfs::base::faults;
 use support::hand::{Hand, IMMUTABLE, acl};
 use support::history::History;
 use support::pair::{Pair, TIGHT_CAP};
 use support::process::wait_until;
+use support::scratch::{FileSystem, Scratch};
 use support::trees;
 
 /// For what travels when nothing changed: handshakes, heartbeats, positions.
@@ -343,4 +346,62 @@ fn a_target_that_was_away_too_long_is_sent_what_changed_and_nothing_else() {
     // How much that is depends on where segments begin.
     assert!(bytes < TIGHT_CAP + (2 << 20), "{bytes} bytes were sent, the mirror took {mirror}");
     assert!(objects < 80, "{objects} objects were read again");
+}
+
+/// Files of a size that no block ends at, without data there, which grow in all the ways there are.
+fn grow(hand: &Hand, at: &str) {
+    const END: u64 = 50_000;
+    let zero = libc::FALLOC_FL_ZERO_RANGE;
+    type Grow<'a> = &'a dyn Fn(&str);
+    let ways: [(&str, Grow<'_>); 8] = [
+        ("truncate", &|path| hand.truncate(path, 100_000).unwrap()),
+        ("truncate-a-little", &|path| hand.truncate(path, END + 100).unwrap()),
+        ("write-behind", &|path| hand.patch(path, 90_000, b"behind").unwrap()),
+        ("write-at-the-end", &|path| hand.patch(path, END, b"at the end").unwrap()),
+        ("allocate-behind", &|path| hand.allocate(path, 0, 70_000, 30_000).unwrap()),
+        ("allocate-across", &|path| hand.allocate(path, 0, 40_000, 30_000).unwrap()),
+        ("zero-behind", &|path| hand.allocate(path, zero, 70_000, 30_000).unwrap()),
+        ("twice", &|path| (1..3).for_each(|times| hand.truncate(path, END + times * 30_001).unwrap())),
+    ];
+    hand.mkdir(at).unwrap();
+    for (name, way) in ways {
+        for head in [&b""[..], b"data in the first block"] {
+            let path = format!("{at}/{name}-{}", head.len());
+            hand.file(&path, head).unwrap();
+            hand.truncate(&path, END).unwrap();
+            way(&path);
+        }
+    }
+}
+
+const GROWTH: &str = "a_hole_that_a_file_ends_in_is_the_same_on_both_sides_when_it_grows";
+
+/// btrfs makes data of it, ext4 does not (`backing/tail.rs`).
+#[test]
+fn a_hole_that_a_file_ends_in_is_the_same_on_both_sides_when_it_grows() {
+    faults::arm_from_env().unwrap();
+    for (from, to) in [(FileSystem::Btrfs, FileSystem::Ext4), (FileSystem::Ext4, FileSystem::Btrfs)] {
+        let (source, target) = (Scratch::new(from), Scratch::new(to));
+        let mut pair = Pair::on(source.path());
+        pair.move_target(&target.dir("target"), &target.dir("states"));
+        let hand = Hand::new(pair.stack());
+        grow(&hand, "/before");
+        pair.start();
+        pair.wait_equal(&format!("{from:?} to {to:?}, mirrored"));
+        grow(&hand, "/live");
+        pair.wait_equal(&format!("{from:?} to {to:?}, live"));
+        pair.close(true);
+    }
+}
+
+/// Negative control: what a growth did is not recorded, or not kept from happening.
+#[test]
+fn control_a_growth_fills_what_it_fills() {
+    for (rule, seen) in [("stack.growth", "Btrfs to Ext4, live"), ("applier.hole_at_end", "Ext4 to Btrfs, live")] {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", GROWTH]).env("DTFS_FAULTS", format!("{rule}=skip"));
+        let output = child.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(!output.status.success() && text.contains(seen), "without {rule} the test sees nothing: {text}");
+    }
 }

@@ -279,13 +279,16 @@ fn put_back(kind: FileSystem, rounds: u64) {
         rig.pair.wait_equal(&context);
         let before = rig.target();
         rig.put_image_back();
+        // What it has now and removes itself is no loss either.
+        let put_back = files(&rig.pair.source());
         // As many changes as were lost, or none.
         rig.work(60 * (round % 2));
         rig.pair.start();
         let reason = rig.wait_refused();
         assert!(reason.contains("put back") || reason.contains("another history"), "{context}: {reason}");
         assert_eq!(rig.target(), before, "{context}: it was changed unasked");
-        let source = files(&rig.pair.source());
+        let mut source = files(&rig.pair.source());
+        source.extend(put_back.into_iter().map(|(path, content)| (Path::new("put back").join(path), content)));
         rig.pair.arm(POINTS[(seed + round) as usize % POINTS.len()]);
         rig.pair.rejoin(Own::Keep);
         // The source goes on meanwhile.

@@ -5,7 +5,7 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dtfs::sender::SenderState;
@@ -111,73 +111,111 @@ fn an_inbox_stays_below_its_cap() {
     assert!(most <= (24 << 20) + 6 * (16 << 20), "the inbox had {most} bytes");
 }
 
-/// As an operator sets it, on a target that stays behind on purpose, so that its inbox fills. At the cap the older half is
-/// performed, but the disk of the tree does not answer: the inbox stops there, the source goes on, and the operator is told
-/// why although the source is in the middle of a write to the target.
+/// Most bytes of the inbox of a [`Capped`], and what lies beyond it: a batch, and files for the next ones.
+const CAP: u64 = 32 << 20;
+const SLACK: u64 = 16 << 20;
+
+/// A host whose target has a small disk of its own, and an inbox elsewhere that takes little, as an operator sets it.
+struct Capped {
+    host: Host,
+    source: PathBuf,
+    target: PathBuf,
+    disk: Scratch,
+    _dir: tempfile::TempDir,
+}
+
+impl Capped {
+    /// What the target gets waits.
+    fn holding(delay: &str) -> Capped {
+        let disk = Scratch::with_size(FileSystem::Ext4, 256);
+        let dir = tempfile::tempdir().unwrap();
+        let (source, target) = (dir.path().join("source"), disk.path().join("target"));
+        fs::create_dir(&source).unwrap();
+        let mut host = Host::new();
+        host.define_volume("data", &source);
+        let file = host.root().join("etc/dtfs/dtfs.toml");
+        let text = fs::read_to_string(&file).unwrap_or_default();
+        fs::write(&file, format!("inbox_cap = \"32M\"\n{text}")).unwrap();
+        host.start_and_mount();
+        host.define_target("data", &target);
+        host.wait("data", 120);
+        host.hold(delay, &source.join("probe"));
+        Capped { host, source, target, disk, _dir: dir }
+    }
+
+    fn write(&self, files: std::ops::Range<u64>) {
+        for i in files {
+            fs::write(self.source.join(format!("large{i}")), Prng::new(i).bytes(1 << 20)).unwrap();
+        }
+    }
+
+    fn inbox_bytes(&self) -> u64 {
+        let replicas = self.host.root().join("var/lib/dtfs/replicas");
+        let sizes = tool("find", &[utf8(&replicas), "-path", "*/inbox/*", "-printf", "%s\n"]);
+        sizes.lines().map(|size| size.parse::<u64>().unwrap()).sum()
+    }
+
+    /// How many events say so.
+    fn told(&self, part: &str) -> usize {
+        self.host.must(&["events", "data"]).lines().filter(|line| line.contains(part)).count()
+    }
+
+    fn end(mut self) {
+        self.host.set_delay(&["target"], None);
+        self.host.wait("data", 120);
+        self.host.stop();
+        trees::assert_equal(&self.source, &self.target, "there is room");
+    }
+}
+
+/// On a target that stays behind on purpose, so that its inbox fills. At the cap the older half is performed, but the disk of
+/// the tree does not answer: the inbox stops there, the source goes on, and the operator is told why although the source is
+/// in the middle of a write to the target.
 #[test]
 fn an_inbox_at_its_cap_takes_nothing_until_the_tree_has_caught_up() {
-    const CAP: u64 = 32 << 20;
-    const SLACK: u64 = 16 << 20;
-    let scratch = Scratch::with_size(FileSystem::Ext4, 256);
-    let dir = tempfile::tempdir().unwrap();
-    let (source, target) = (dir.path().join("source"), scratch.path().join("target"));
-    fs::create_dir(&source).unwrap();
-    let mut host = Host::new();
-    host.define_volume("data", &source);
-    let file = host.root().join("etc/dtfs/dtfs.toml");
-    let text = fs::read_to_string(&file).unwrap_or_default();
-    fs::write(&file, format!("inbox_cap = \"32M\"\n{text}")).unwrap();
-    host.start_and_mount();
-    host.define_target("data", &target);
-    host.wait("data", 120);
-    hold(&host, &source);
-    let replicas = host.root().join("var/lib/dtfs/replicas");
-    let used = || {
-        let sizes = tool("find", &[utf8(&replicas), "-path", "*/inbox/*", "-printf", "%s\n"]);
-        sizes.lines().map(|size| size.parse::<u64>().unwrap()).sum::<u64>()
-    };
-    let frozen = scratch.freeze();
-    for i in 0..60 {
-        fs::write(source.join(format!("large{i}")), Prng::new(i).bytes(1 << 20)).unwrap();
-    }
+    let rig = Capped::holding("1h");
+    let frozen = rig.disk.freeze();
+    rig.write(0..60);
     wait_until("the target to stall", LIMIT, || {
-        let status = host.target("data");
+        let status = rig.host.target("data");
         let reason = status["reason"].as_str().unwrap_or_default();
         (status["state"] == "stalled" && reason.contains("its inbox is as large as it may be")).then_some(())
     });
-    // What the cap allows is there, and beyond it what a batch takes and files for the next ones.
-    assert!((CAP - SLACK..=CAP + SLACK).contains(&used()), "the inbox has {} bytes", used());
+    let used = rig.inbox_bytes();
+    assert!((CAP - SLACK..=CAP + SLACK).contains(&used), "the inbox has {used} bytes");
     drop(frozen);
-    set_delay(&host, None);
-    host.wait("data", 120);
-    let events = host.must(&["events", "data"]);
-    let told = |part: &str| events.lines().filter(|line| line.contains(part)).count();
-    assert!((1..=4).contains(&told("as large as it may be")), "{events}");
-    host.stop();
-    trees::assert_equal(&source, &target, "there is room");
+    let events = rig.host.must(&["events", "data"]);
+    assert!((1..=4).contains(&rig.told("as large as it may be")), "{events}");
+    rig.end();
 }
 
-/// From now on what the target gets waits in its inbox.
-fn hold(host: &Host, source: &Path) {
-    set_delay(host, Some("1h"));
-    wait_until("a change that waits", LIMIT, || {
-        fs::write(source.join("probe"), b"waits").unwrap();
-        let tid = dtfs::base::Tid(host.tid("data")).to_string();
-        let has = |place: &str| host.target("data")[place] == tid.as_str();
-        wait_until("a target that has received it", LIMIT, || has("received_tid").then_some(()));
-        (!has("applied_tid")).then_some(())
+/// The inbox is at its cap, what waits in it cannot be performed before its time because the tree's disk is full, and its
+/// process is killed in that. The source goes on; when there is room the inbox empties as far as it must, and the rest waits
+/// on.
+#[test]
+fn a_target_that_waits_and_has_room_neither_for_its_tree_nor_in_its_inbox_goes_on_when_there_is() {
+    const FULL: &str = "waits for room on the disk of its tree: ENOSPC";
+    let rig = Capped::holding("6h");
+    let filler = rig.disk.path().join("filler");
+    fill_disk(&filler, 4 << 20);
+    rig.write(0..60);
+    wait_until("the target to stall", LIMIT, || (rig.told(FULL) > 0).then_some(()));
+    assert!(!rig.host.servers().is_empty(), "nobody serves the target");
+    rig.host.kill9_servers();
+    rig.write(60..70);
+    wait_until("its next process to stall", LIMIT, || (rig.told(FULL) > 1).then_some(()));
+    let used = rig.inbox_bytes();
+    assert!((CAP - SLACK..=CAP + SLACK).contains(&used), "the inbox has {used} bytes");
+    let last = dtfs::base::Tid(rig.host.tid("data")).to_string();
+    assert_ne!(rig.host.target("data")["received_tid"], last.as_str(), "everything fits: nothing is at its cap");
+    fs::remove_file(filler).unwrap();
+    wait_until("all of it to be received", LIMIT, || {
+        (rig.host.target("data")["received_tid"] == last.as_str()).then_some(())
     });
-}
-
-/// Edits the volume's file, as an operator would.
-fn set_delay(host: &Host, delay: Option<&str>) {
-    let path = host.root().join("etc/dtfs/mounts.d/data.toml");
-    let text = fs::read_to_string(&path).unwrap();
-    let mut lines: Vec<String> = text.lines().filter(|line| !line.starts_with("delay")).map(str::to_owned).collect();
-    let at = lines.iter().position(|line| line.starts_with("name = \"target")).unwrap();
-    lines.splice(at + 1..at + 1, delay.map(|delay| format!("delay = \"{delay}\"")));
-    fs::write(&path, lines.join("\n") + "\n").unwrap();
-    host.must(&["reload"]);
+    assert_ne!(rig.host.target("data")["applied_tid"], last.as_str(), "what came last does not wait");
+    let used = rig.inbox_bytes();
+    assert!(used <= CAP + SLACK, "the inbox has {used} bytes");
+    rig.end();
 }
 
 /// A call that fails at one point, with an errno that has a meaning and with one that nobody knows.

@@ -10,11 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use support::host::Host;
 use support::link::{FAR, Link};
 use support::loopback::client_script;
 use support::process::{Process, command_line, wait_until};
 use support::scratch::{FileSystem, Scratch, utf8};
+use support::thief::{Outcome, steal};
 use support::trees;
 use support::workload::{Workload, worker_was_asked};
 
@@ -40,6 +42,11 @@ struct Rig {
 impl Rig {
     /// Both run; they do not know each other.
     fn strangers() -> Rig {
+        Rig::with_faults("", "")
+    }
+
+    /// As [`Rig::strangers`], with fault points on the near and on the far side.
+    fn with_faults(near_faults: &str, far_faults: &str) -> Rig {
         let scratch = Scratch::with_size(FileSystem::Ext4, 2048);
         let (source, target) = (scratch.dir("source"), scratch.path().join("target"));
         trees::fill(&source.join("many"), 200);
@@ -54,13 +61,18 @@ impl Rig {
         let settings = far.root().join("etc/dtfs/dtfs.toml");
         fs::create_dir_all(settings.parent().unwrap()).unwrap();
         fs::write(&settings, format!("listen = \"{FAR}:6320\"\n")).unwrap();
-        far.start();
-        near.start_and_mount();
+        far.start_with_faults(far_faults);
+        near.start_with_faults(near_faults);
+        near.must(&["mounts", "mount", "--all"]);
         Rig { near, far, source, target, link, scratch }
     }
 
     fn acquainted() -> Rig {
-        let rig = Rig::strangers();
+        Rig::strangers().introduced()
+    }
+
+    fn introduced(self) -> Rig {
+        let rig = self;
         rig.far.must(&["peer", "add", "near", rig.near.must(&["peer", "show"]).trim()]);
         rig.near.must(&["peer", "add", FAR, rig.far.must(&["peer", "show"]).trim()]);
         rig.far.must(&["define", "source", "copy", "near", utf8(&rig.target)]);
@@ -205,14 +217,62 @@ fn strangers_get_no_further_than_the_door() {
     assert_eq!(rig.stranger(&["no-certificate"]), "refused");
     assert_eq!(rig.stranger(&["old-version"]), "refused");
     assert_eq!(rig.stranger(&["unknown-key"]), "told");
-    // The certificate is no secret; without its key it says nothing.
-    let near = fs::read_to_string(rig.near.root().join("var/lib/dtfs/.identity/identity.pem")).unwrap();
-    let certificate = rig.scratch.path().join("stolen");
-    fs::write(&certificate, near.split_inclusive("-----END CERTIFICATE-----\n").next().unwrap()).unwrap();
-    assert_eq!(rig.stranger(&["stolen-certificate", utf8(&certificate)]), "refused");
+    assert_eq!(thief(&rig), Outcome::Refused, "a certificate is no secret; without its key it says nothing");
     assert_eq!(rig.stranger(&["slow"]), "closed", "whoever takes longer than ten seconds is not waited for");
     assert_eq!(rig.far.servers(), served, "no process was started for any of them");
     rig.finish("strangers at the door");
+}
+
+/// Somebody who shows the source's certificate and has another key.
+fn thief(rig: &Rig) -> Outcome {
+    let pem = fs::read_to_string(rig.near.root().join("var/lib/dtfs/.identity/identity.pem")).unwrap();
+    steal(rig.link.near.keeper(), &format!("{FAR}:6320"), &pem)
+}
+
+/// Who does not look whether a key is proven serves whoever has seen a certificate.
+#[test]
+fn control_the_proof_of_a_key_is_not_looked_at() {
+    let mut rig = Rig::with_faults("", "tls.proof=skip").introduced();
+    assert_eq!(thief(&rig), Outcome::Served);
+    rig.near.stop();
+    rig.far.stop();
+}
+
+/// Who does not look whose key it is sends the tree to whoever answers.
+#[test]
+fn control_the_pin_of_a_key_is_not_looked_at() {
+    let rig = Rig::with_faults("tls.pin=skip", "").introduced();
+    rig.near.must(&["peer", "add", FAR, rig.near.must(&["peer", "show"]).trim()]);
+    rig.define_target("copy");
+    rig.finish("sent to somebody with another key");
+}
+
+/// Where it listens follows `dtfs.toml` at a reload; who is being served there ends with it.
+#[test]
+fn a_reload_begins_and_ends_to_listen() {
+    let rig = Rig::acquainted();
+    let settings = rig.far.root().join("etc/dtfs/dtfs.toml");
+    rig.define_target("copy");
+    rig.near.wait("data", 300);
+    fs::write(&settings, "listen = \"10.63.20.2:6321\"\n").unwrap();
+    let plan = rig.far.must(&["reload", "--dry-run"]);
+    assert!(plan.contains("at 10.63.20.2:6321, not at 10.63.20.2:6320 any more"), "{plan}");
+    assert_eq!(rig.near.target("data")["state"], "replicating");
+    rig.far.must(&["reload"]);
+    rig.last_error("Connection refused");
+    assert!(rig.far.servers().is_empty(), "who was served ends with where it listened");
+    let other = format!("tls://{FAR}:6321/copy");
+    rig.near.must(&["forget", "target", "data", "far"]);
+    rig.near.must(&["define", "target", "data", &other, "--as", "far"]);
+    rig.near.wait("data", 300);
+    fs::write(&settings, "").unwrap();
+    let told = rig.far.must(&["reload"]);
+    assert!(told.contains("no source can call any more"), "{told}");
+    rig.last_error("Connection refused");
+    fs::write(&settings, format!("listen = \"{FAR}:6321\"\n")).unwrap();
+    rig.far.signal(Signal::SIGHUP);
+    fs::write(rig.source.join("after"), b"the reload").unwrap();
+    rig.finish("reloads");
 }
 
 #[test]

@@ -93,7 +93,7 @@ fn converse(scratch: &Path, messages: &[Message]) -> Result<(), dtfs::receiver::
         states: scratch.join("states"),
         adopt: Adopt::No,
         guarding: dtfs::applier::Guarding::Off,
-        trust: dtfs::applier::Trust::Full,
+        trust: dtfs::applier::Trust::Full, own_volume: Box::new(|_| None),
         inbox_cap: Some(64 << 20),
         inbox_segment: None,
     };

@@ -16,10 +16,20 @@
 //! much as a system call. While the tree is being synced in the background the transaction is *set apart*: it holds what that
 //! sync makes durable, and nothing reaches it.
 
+mod look;
+mod schema;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, params};
+
+pub(super) use look::Look;
+use schema::{
+    check, crc_of, create, damaged_row, read_blocked, read_cursor, read_object, read_oids, read_row, read_spaces,
+};
 
 use crate::base::{Commit, DatabaseError, ObjectKey, Oid, Position, Spaces, faults, open_database, random_bytes};
 use crate::sys::Errno;
@@ -160,18 +170,6 @@ pub(super) struct Cursor {
 }
 
 const CACHE_MAX: usize = 65_536;
-const SCHEMA: i64 = 4;
-/// A catalog up to this size is checked whole when it is opened; checking a larger one would keep the source waiting.
-const CHECKED_BYTES: u64 = 64 << 20;
-
-const TABLES: &str = "
-    CREATE TABLE cursor (one INTEGER PRIMARY KEY CHECK (one = 1), spaces BLOB NOT NULL, position BLOB NOT NULL,
-        commit_no BLOB NOT NULL, next_nonce BLOB NOT NULL, jump BLOB);
-    CREATE TABLE obj (oid BLOB PRIMARY KEY, ino INTEGER NOT NULL, generation INTEGER NOT NULL,
-        kind INTEGER NOT NULL, state INTEGER NOT NULL, crc INTEGER NOT NULL) WITHOUT ROWID;
-    CREATE TABLE blocked (oid BLOB PRIMARY KEY, errno INTEGER NOT NULL) WITHOUT ROWID;
-    CREATE INDEX obj_incomplete ON obj (oid) WHERE state < 2;";
-
 impl Catalog {
     /// Opens the catalog at `path`.
     pub(super) fn open(path: &Path) -> Result<Catalog, CatalogError> {
@@ -281,12 +279,7 @@ impl Catalog {
         if self.cache_is_all {
             return Ok(None);
         }
-        let query = "SELECT oid, ino, generation, kind, state, crc FROM obj WHERE oid = ?1";
-        let found = self
-            .connection
-            .prepare_cached(query)
-            .and_then(|mut statement| statement.query_row([&oid.to_bytes()[..]], read_row).optional())
-            .map_err(|cause| self.sql("read object", cause))?;
+        let found = read_object(&self.connection, oid).map_err(|cause| self.sql("read object", cause))?;
         let row = found.map(|found| found.ok_or_else(|| damaged_row(&self.path))).transpose()?;
         self.remember(oid, row)?;
         Ok(row)
@@ -446,80 +439,6 @@ impl Catalog {
     }
 }
 
-fn create(connection: &mut Connection, spaces: &Spaces) -> rusqlite::Result<()> {
-    let tx = connection.transaction()?;
-    tx.execute_batch(TABLES)?;
-    let first = Commit { number: 1, nonce: random() };
-    let row = (spaces.to_bytes(), Position::START.to_bytes(), first.to_bytes(), random().to_le_bytes());
-    tx.execute("INSERT INTO cursor VALUES (1, ?1, ?2, ?3, ?4, NULL)", row)?;
-    tx.pragma_update(None, "user_version", SCHEMA)?;
-    tx.commit()
-}
-
-/// A database of another version, or one whose pages contradict each other, is not used.
-fn check(connection: &Connection, path: &Path) -> Result<(), CatalogError> {
-    let fail = |cause| CatalogError::Sql { path: path.to_owned(), what: "version", cause };
-    match connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(fail)? {
-        SCHEMA => {}
-        0 => return Err(CatalogError::Damaged { path: path.to_owned(), what: "it has no tables".to_owned() }),
-        found => return Err(CatalogError::Newer { path: path.to_owned(), found }),
-    }
-    if std::fs::metadata(path).is_ok_and(|meta| meta.len() > CHECKED_BYTES) {
-        return Ok(());
-    }
-    let fail = |cause| CatalogError::Sql { path: path.to_owned(), what: "check", cause };
-    let what: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(fail)?;
-    match what == "ok" {
-        true => check_rows(connection, path),
-        false => Err(CatalogError::Damaged { path: path.to_owned(), what }),
-    }
-}
-
-fn check_rows(connection: &Connection, path: &Path) -> Result<(), CatalogError> {
-    let all_whole = || -> rusqlite::Result<bool> {
-        let mut statement = connection.prepare("SELECT oid, ino, generation, kind, state, crc FROM obj")?;
-        let mut rows = statement.query_map([], read_row)?;
-        rows.try_fold(true, |whole, row| Ok(whole && row?.is_some()))
-    };
-    match all_whole() {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(damaged_row(path)),
-        Err(cause) => Err(CatalogError::Sql { path: path.to_owned(), what: "check objects", cause }),
-    }
-}
-
-fn damaged_row(path: &Path) -> CatalogError {
-    CatalogError::Damaged { path: path.to_owned(), what: "a row of obj is not what was written".to_owned() }
-}
-
-fn crc_of(oid: &[u8; Oid::LEN], row: &Row) -> u32 {
-    let crc = crc32c::crc32c(oid);
-    let crc = crc32c::crc32c_append(crc, &row.key.ino.to_le_bytes());
-    let crc = crc32c::crc32c_append(crc, &row.key.generation.to_le_bytes());
-    let crc = crc32c::crc32c_append(crc, &row.kind.to_le_bytes());
-    crc32c::crc32c_append(crc, &[row.known.code()])
-}
-
-fn read_cursor(connection: &Connection) -> rusqlite::Result<Cursor> {
-    connection.query_row("SELECT position, commit_no, next_nonce, jump FROM cursor", [], |row| {
-        let commit = Commit::from_bytes(row.get(1)?);
-        Ok(Cursor {
-            applied: Position::from_bytes(row.get(0)?),
-            commit,
-            next: Commit { number: commit.number + 1, nonce: u64::from_le_bytes(row.get(2)?) },
-            jump: row.get::<_, Option<[u8; Position::LEN]>>(3)?.map(Position::from_bytes),
-        })
-    })
-}
-
-fn read_spaces(connection: &Connection) -> rusqlite::Result<Spaces> {
-    connection.query_row("SELECT spaces FROM cursor", [], |row| {
-        let bytes: Vec<u8> = row.get(0)?;
-        // Damage is found like any other: of spaces that are not known nothing counts.
-        Ok(Spaces::from_bytes(&bytes).unwrap_or_default())
-    })
-}
-
 fn after(commit: Commit) -> Commit {
     Commit { number: commit.number + 1, nonce: random() }
 }
@@ -535,117 +454,4 @@ fn io_error(errno: Errno) -> rusqlite::Error {
         _ => rusqlite::ffi::SQLITE_IOERR,
     };
     rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), Some(errno.to_string()))
-}
-
-fn read_oids(connection: &Connection, query: &str) -> rusqlite::Result<Vec<Oid>> {
-    let mut statement = connection.prepare_cached(query)?;
-    let rows = statement.query_map([], |row| row.get::<_, [u8; Oid::LEN]>(0))?;
-    rows.map(|bytes| bytes.map(Oid::from_bytes)).collect()
-}
-
-fn read_blocked(connection: &Connection) -> rusqlite::Result<BTreeMap<Oid, i32>> {
-    let mut statement = connection.prepare("SELECT oid, errno FROM blocked")?;
-    let rows = statement.query_map([], |row| Ok((Oid::from_bytes(row.get(0)?), row.get(1)?)))?;
-    rows.collect()
-}
-
-/// `None` when the row's checksum is not its own.
-fn read_row(columns: &rusqlite::Row<'_>) -> rusqlite::Result<Option<Row>> {
-    let oid = columns.get(0)?;
-    let ino: i64 = columns.get(1)?;
-    let known = Known::of(columns.get(4)?);
-    let key = ObjectKey { ino: ino as u64, generation: columns.get(2)? };
-    let row = Row { key, kind: columns.get(3)?, known };
-    Ok((crc_of(&oid, &row) == columns.get::<_, u32>(5)?).then_some(row))
-}
-
-/// The catalog of a copy, for somebody who only looks: another process may have it open, and only what that one has made
-/// durable is seen.
-pub(super) struct Look {
-    path: PathBuf,
-    connection: Connection,
-}
-
-impl Look {
-    pub(super) fn open(path: &Path) -> Result<Look, CatalogError> {
-        Ok(Look { path: path.to_owned(), connection: open_database(path)? })
-    }
-
-    pub(super) fn key_of(&self, oid: Oid) -> Result<Option<ObjectKey>, CatalogError> {
-        let query = "SELECT oid, ino, generation, kind, state, crc FROM obj WHERE oid = ?1";
-        let found = self
-            .connection
-            .prepare_cached(query)
-            .and_then(|mut statement| statement.query_row([&oid.to_bytes()[..]], read_row).optional())
-            .map_err(|cause| self.sql("read object", cause))?;
-        found.map(|row| row.map(|row| row.key).ok_or_else(|| damaged_row(&self.path))).transpose()
-    }
-
-    /// Whether all of every object is known, and none is blocked.
-    pub(super) fn is_whole(&self) -> Result<bool, CatalogError> {
-        let none = "SELECT NOT EXISTS (SELECT 1 FROM obj WHERE state < 2) AND NOT EXISTS (SELECT 1 FROM blocked)";
-        let answer = self.connection.prepare_cached(none).and_then(|mut query| query.query_row([], |row| row.get(0)));
-        answer.map_err(|cause| self.sql("read incomplete objects", cause))
-    }
-
-    pub(super) fn spaces(&self) -> Result<Spaces, CatalogError> {
-        read_spaces(&self.connection).map_err(|cause| self.sql("read spaces", cause))
-    }
-
-    fn sql(&self, what: &'static str, cause: rusqlite::Error) -> CatalogError {
-        CatalogError::Sql { path: self.path.clone(), what, cause }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::base::{Space, Tid};
-
-    #[test]
-    fn what_was_not_committed_with_a_cursor_is_gone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("catalog.db");
-        let oid = |ino| Oid { space: Space(3), generation: 1, ino };
-        let row = Row { key: ObjectKey { ino: 9, generation: 2 }, kind: libc::S_IFREG, known: Known::Placeholder };
-        let mut catalog = Catalog::create(&path, &Space(3).into()).unwrap();
-        catalog.put(oid(1), row).unwrap();
-        let five = Position { tid: Tid(5), ..Position::START };
-        catalog.commit(five, None).unwrap();
-        let cursor = catalog.cursor();
-        catalog.put(oid(2), row).unwrap();
-        catalog.set_known(oid(1), Known::Complete).unwrap();
-        drop(catalog);
-        let mut catalog = Catalog::open(&path).unwrap();
-        assert_eq!(catalog.cursor(), cursor);
-        assert_eq!(cursor.applied, five);
-        assert_eq!(catalog.get(oid(1)).unwrap(), Some(row));
-        assert_eq!(catalog.get(oid(2)).unwrap(), None);
-        assert_eq!(catalog.incomplete().unwrap(), vec![oid(1)]);
-    }
-
-    /// What comes while a commit is set apart is for the next one, however much it is.
-    #[test]
-    fn a_commit_that_is_set_apart_holds_nothing_of_what_comes_later() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("catalog.db");
-        let oid = |ino| Oid { space: Space(3), generation: 1, ino };
-        let row = Row { key: ObjectKey { ino: 9, generation: 2 }, kind: libc::S_IFREG, known: Known::Placeholder };
-        let mut catalog = Catalog::create(&path, &Space(3).into()).unwrap();
-        catalog.put(oid(1), row).unwrap();
-        catalog.block(oid(1), Errno::EFBIG);
-        catalog.set_apart().unwrap();
-        let many = 2 + 3 * CACHE_MAX as u64;
-        for ino in 2..many {
-            catalog.put(oid(ino), row).unwrap();
-        }
-        catalog.set_known(oid(1), Known::Complete).unwrap();
-        catalog.unblock(oid(1));
-        catalog.commit(Position::START, None).unwrap();
-        assert_eq!(catalog.get(oid(many - 1)).unwrap(), Some(row), "it is there for the next commit");
-        drop(catalog);
-        let mut catalog = Catalog::open(&path).unwrap();
-        assert_eq!((catalog.get(oid(1)).unwrap(), catalog.is_blocked(oid(1))), (Some(row), true));
-        assert_eq!(catalog.objects().unwrap().len(), 1);
-    }
 }

@@ -12,7 +12,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use super::catalog::{Known, Row};
 use super::objects::keeps_to_itself;
 use super::{Applier, ApplyError, Missing, Outcome};
-use crate::backing::{BLOCK_BYTES, Extent, block_digest, next_extent};
+use crate::backing::{BLOCK_BYTES, DataMap, Extent, block_digest, next_extent};
 use crate::base::{Name, Oid};
 use crate::record::{
     Attrs, Difference, DifferenceKind as Kind, DirItem, MAX_PAYLOAD_BYTES, Op, RESERVED_DIR, RESERVED_XATTR_PREFIX,
@@ -35,7 +35,7 @@ impl Applier {
     /// # Errors
     /// [`ApplyError`] when the tree cannot be read.
     pub fn check(&mut self, record: &Record<'_>, found: &mut Vec<Difference>) -> Result<(), ApplyError> {
-        let sifted = self.sieve.sift(record);
+        let sifted = super::trust::sift_check(&self.sieve, record);
         let record = sifted.as_ref().unwrap_or(record);
         let done = match self.is_settled(record.tid) {
             true => self.check_state(record.oid, &record.op, record.payload, found),
@@ -244,10 +244,11 @@ fn check_digests(
     if start % BLOCK_BYTES != 0 || digests.len() as u64 != len.div_ceil(BLOCK_BYTES) {
         return Err(Errno::EINVAL.into());
     }
+    let map = DataMap::of(fd, start, (start + len).min(size))?;
     for (i, digest) in digests.iter().enumerate() {
         let offset = start + i as u64 * BLOCK_BYTES;
         let block = BLOCK_BYTES.min(start + len - offset);
-        if offset >= size || block_digest(fd, offset, block, size)? != *digest {
+        if offset >= size || block_digest(fd, &map, offset, block, size)? != *digest {
             found.push(Difference::range(oid, Kind::Content, offset, block));
         }
     }

@@ -6,8 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use super::catalog::Known;
 use super::objects::c_name;
 use super::{Applier, Outcome};
-use crate::backing::{HOLE_UNIT, block_is_data};
-use crate::base::Oid;
+use crate::backing::{Growth, HOLE_UNIT, block_is_data};
+use crate::base::{Oid, faults};
 use crate::record::{Attrs, FIRST_BLOCK_IS_DATA, LAST_BLOCK_IS_DATA, Op};
 use crate::sys::Errno;
 
@@ -30,11 +30,12 @@ impl Applier {
         let tree = self.tree.mutate();
         let attrs = match op {
             Op::Write { offset, attrs } => {
+                self.keep_hole_at_end(fd, Growth::Write { offset: *offset, len: payload.len() as u64 })?;
                 tree.write_all(fd, payload, *offset)?;
                 attrs
             }
             Op::Truncate { attrs } => {
-                tree.truncate(fd, attrs.size)?;
+                self.set_size(fd, attrs.size)?;
                 attrs
             }
             Op::Allocate { mode, offset, len, attrs } => {
@@ -64,6 +65,22 @@ impl Applier {
         Ok(())
     }
 
+    /// ftruncate(2), which leaves a hole at the old end alone.
+    pub(super) fn set_size(&self, fd: BorrowedFd<'_>, size: u64) -> Outcome<()> {
+        self.keep_hole_at_end(fd, Growth::Size(size))?;
+        Ok(self.tree.mutate().truncate(fd, size)?)
+    }
+
+    /// What ends in a hole, and is about to grow, is cut at the beginning of that block, which loses nothing: this filesystem
+    /// would make data of the block otherwise. Where the source's did, a record says so.
+    fn keep_hole_at_end(&self, fd: BorrowedFd<'_>, growth: Growth) -> Outcome<()> {
+        match self.tree.hole_at_end(fd, growth)? {
+            Some(_) if faults::skipped("applier.hole_at_end") => Ok(()),
+            Some(hole) => Ok(self.tree.mutate().truncate(fd, hole.block_start())?),
+            None => Ok(()),
+        }
+    }
+
     fn allocate(&self, fd: BorrowedFd<'_>, mode: i32, (offset, len): (u64, u64), attrs: &Attrs) -> Outcome<()> {
         // Collapse and insert move data and cannot be performed twice; a source sends their effect as data.
         const KNOWN: i32 = libc::FALLOC_FL_KEEP_SIZE | libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE;
@@ -72,8 +89,10 @@ impl Applier {
         if mode & !KNOWN != 0 || len == 0 {
             return Err(Errno::EINVAL.into());
         }
-        let tree = self.tree.mutate();
-        match tree.allocate(fd, mode, offset, len) {
+        if mode & libc::FALLOC_FL_KEEP_SIZE == 0 {
+            self.keep_hole_at_end(fd, Growth::Size(offset.saturating_add(len)))?;
+        }
+        match self.tree.mutate().allocate(fd, mode, offset, len) {
             // This filesystem cannot: what counts is what a reader sees.
             Err(Errno::EOPNOTSUPP) if mode & (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_ZERO_RANGE) != 0 => {
                 self.write_zeros(fd, offset, len.min(attrs.size.saturating_sub(offset)))?;
@@ -81,7 +100,7 @@ impl Applier {
             Err(Errno::EOPNOTSUPP) => {}
             other => other?,
         }
-        tree.truncate(fd, attrs.size)?;
+        self.set_size(fd, attrs.size)?;
         self.fill_cut_blocks(fd, cut, (offset, len), attrs.size)
     }
 

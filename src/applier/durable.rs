@@ -82,20 +82,26 @@ impl Applier {
     /// As [`Applier::make_durable`]; also of the one that was begun before, which ends first.
     pub fn begin_durable(&mut self, applied: Position) -> Result<(), ApplyError> {
         self.end_durable()?;
+        if !self.has_background() {
+            return self.commit(applied, None);
+        }
         self.end_state(applied)?;
         self.catalog.set_apart()?;
-        let background = match self.background.take() {
-            Some(background) => background,
-            None => {
-                let syncer = self.tree.syncer().map_err(ApplyError::Sync)?;
-                let errno = |error: std::io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EAGAIN));
-                Background::spawn(syncer).map_err(|error| ApplyError::Sync(errno(error)))?
-            }
-        };
-        background.start().map_err(ApplyError::Sync)?;
-        self.background = Some(background);
+        let started = self.background.as_ref().map_or(Err(Errno::EIO), Background::start);
+        started.map_err(ApplyError::Sync)?;
         self.syncing = Some(applied);
         Ok(())
+    }
+
+    /// Whether there is a thread that syncs. A system that gives none costs time and nothing else: the tree is synced in
+    /// between.
+    fn has_background(&mut self) -> bool {
+        if self.background.is_none() {
+            let spawned = faults::point("applier.background").and_then(|()| self.tree.syncer());
+            let spawned = spawned.map_err(std::io::Error::from).and_then(Background::spawn);
+            self.background = spawned.inspect_err(|error| tracing::warn!(%error, "no thread for syncs")).ok();
+        }
+        self.background.is_some()
     }
 
     /// Has something to give when [`Applier::end_durable`] need not wait. Only to be watched.
@@ -129,6 +135,9 @@ impl Applier {
         self.finish_group()?;
         self.ask_for_unlisted().map_err(|cause| self.explain("listing", Oid::ROOT, applied.tid, cause))?;
         self.open.clear();
+        self.sieve
+            .save()
+            .map_err(|error| ApplyError::Sync(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))))?;
         step("applier.before_mark")?;
         let next = self.catalog.cursor().next;
         let marked = self.park.set_commit(&self.tree.mutate(), next);

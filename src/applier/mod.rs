@@ -16,6 +16,7 @@ mod data;
 mod displaced;
 mod doubt;
 mod durable;
+mod error;
 mod fresh;
 mod guard;
 mod keep;
@@ -41,6 +42,8 @@ pub use catalog::CatalogError;
 use catalog::{Catalog, Known};
 use doubt::DoubtFile;
 use durable::Background;
+pub use error::ApplyError;
+use error::{Outcome, Trouble};
 use fresh::Fresh;
 use guard::Guard;
 pub use guard::Guarding;
@@ -57,85 +60,6 @@ use crate::backing::Tree;
 use crate::base::{Ballast, Commit, Oid, Position, StoredTimes, Tid, faults};
 use crate::record::{Instead, Op, Record};
 use crate::sys::Errno;
-
-/// Why a record could not be performed. The stream must stop: the record is performed again later.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// The tree's filesystem refused.
-    #[error("{word} of {oid} at {tid}: {errno}")]
-    Tree {
-        /// The record's kind.
-        word: &'static str,
-        /// Its object.
-        oid: Oid,
-        /// Its TID.
-        tid: Tid,
-        /// The kernel's answer.
-        errno: Errno,
-    },
-    /// The catalog could not be read or written.
-    #[error(transparent)]
-    Catalog(#[from] CatalogError),
-    /// The tree could not be made durable.
-    #[error("syncfs of the target tree: {0}")]
-    Sync(Errno),
-    /// That the replica is in doubt could not be written down.
-    #[error(transparent)]
-    Replica(#[from] ReplicaError),
-}
-
-impl ApplyError {
-    /// The errno of a disk that has no room: what could not be done now can be done when there is some.
-    pub fn full(&self) -> Option<Errno> {
-        match self {
-            ApplyError::Tree { errno: errno @ (Errno::ENOSPC | Errno::EDQUOT), .. } => Some(*errno),
-            _ => None,
-        }
-    }
-
-    /// Whether what was durable may be durable no more, so that the copy must be compared: a sync failed, or the catalog
-    /// contradicts itself or could not be written.
-    pub fn casts_doubt(&self) -> bool {
-        match self {
-            ApplyError::Sync(_) => true,
-            ApplyError::Catalog(error) => !error.is_full(),
-            _ => false,
-        }
-    }
-}
-
-/// What goes wrong inside: told apart so that the caller can name the record.
-#[derive(Debug, thiserror::Error)]
-enum Trouble {
-    #[error(transparent)]
-    Errno(#[from] Errno),
-    /// As `Errno`, and it lies with this one object.
-    #[error("{0}")]
-    Object(Errno),
-    #[error(transparent)]
-    Catalog(#[from] CatalogError),
-}
-
-impl Trouble {
-    /// The errno, where that is all.
-    fn errno(self) -> Outcome<Errno> {
-        match self {
-            Trouble::Errno(errno) | Trouble::Object(errno) => Ok(errno),
-            trouble @ Trouble::Catalog(_) => Err(trouble),
-        }
-    }
-
-    /// Whether it lies with one object and would come again at every try, so that the stream goes on without that object.
-    fn lies_with_one_object(&self) -> bool {
-        match self {
-            Trouble::Object(_) => true,
-            Trouble::Errno(errno) => blocks_one_object(*errno),
-            Trouble::Catalog(_) => false,
-        }
-    }
-}
-
-type Outcome<T> = std::result::Result<T, Trouble>;
 
 /// Something the applier must be sent.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -518,23 +442,6 @@ impl Applier {
         self.open.insert(oid, fd.clone());
         fd
     }
-}
-
-/// Errors that concern one object and would come again at every try, however often: what it is to have does not exist on
-/// this filesystem. All others concern the disk, or are not known, and stop the stream.
-fn blocks_one_object(errno: Errno) -> bool {
-    matches!(
-        errno,
-        Errno::EFBIG
-            | Errno::EOPNOTSUPP
-            | Errno::E2BIG
-            | Errno::EINVAL
-            | Errno::EMLINK
-            | Errno::EOVERFLOW
-            | Errno::ENAMETOOLONG
-            | Errno::EILSEQ
-            | Errno::ERANGE
-    )
 }
 
 /// The objects that a record changes.

@@ -254,6 +254,7 @@ impl Applier {
         };
         self.preserve(slot.parent, dir.as_fd())?;
         faults::point("applier.bind")?;
+        self.remove_left_over(oid)?;
         if !self.place_parked(oid, dir.as_fd(), &slot.name)? {
             match self.occupant(dir.as_fd(), &slot.name)? {
                 Some(occupant) if occupant.is(oid) => {}
@@ -267,6 +268,19 @@ impl Applier {
         }
         self.settle(slot.parent, &slot.name);
         Ok(())
+    }
+
+    /// What is in the park under this oid is the object, unless the object itself has a name already: then it was made before a
+    /// crash, by a session that did not know of that name yet, and must get none.
+    fn remove_left_over(&mut self, oid: Oid) -> Outcome<()> {
+        if self.fresh.contains(oid) || faults::skipped("applier.left_over") {
+            return Ok(());
+        }
+        let (entry, parked) = (park::entry(oid)?, self.park.dir());
+        match self.occupant(parked.as_fd(), &entry)? {
+            Some(occupant) if occupant.stale => self.remove_entry(parked.as_fd(), &entry, &occupant),
+            _ => Ok(()),
+        }
     }
 
     /// The usual case, in one call: the object waits in the park and its name is free. Changes nothing otherwise.

@@ -135,6 +135,7 @@ impl Applier {
         }
         self.open.remove(&oid);
         self.fresh.remove(oid);
+        self.sieve.gone(oid);
         self.catalog.remove(oid)?;
         Ok(())
     }

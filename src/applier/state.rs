@@ -6,7 +6,7 @@ use super::attributes::CAPABILITY;
 use super::catalog::Known;
 use super::listing::Part;
 use super::{Applier, Missing, Outcome};
-use crate::backing::{BLOCK_BYTES, Extent, HOLE_UNIT, block_digest, forget_cached, next_extent};
+use crate::backing::{BLOCK_BYTES, DataMap, Extent, HOLE_UNIT, block_digest, forget_cached, next_extent};
 use crate::base::Oid;
 use crate::record::{Attrs, Op, Shape, Xattr};
 use crate::sys::{self, Errno, InodeFlags};
@@ -110,7 +110,7 @@ impl Applier {
             if self.is_keeping() && sys::fstat(fd.as_fd())?.size != attrs.size {
                 self.keep_content(oid, fd.as_fd())?;
             }
-            self.tree.mutate().truncate(fd.as_fd(), attrs.size)?;
+            self.set_size(fd.as_fd(), attrs.size)?;
         }
         match self.fresh.contains(oid) && xattrs.is_empty() {
             true => Ok(()),
@@ -188,12 +188,13 @@ impl Applier {
         }
         forget_cached(fd, start, len)?;
         let size = sys::fstat(fd)?.size;
+        let map = DataMap::of(fd, start, (start + len).min(size))?;
         let mut differing: Option<Missing> = None;
         let mut differs = false;
         for (i, digest) in digests.iter().enumerate() {
             let offset = start + i as u64 * BLOCK_BYTES;
             let block = BLOCK_BYTES.min(start + len - offset);
-            let same = offset < size && block_digest(fd, offset, block, size)? == *digest;
+            let same = offset < size && block_digest(fd, &map, offset, block, size)? == *digest;
             differs |= !same;
             match (&mut differing, same) {
                 (_, true) => self.missing.extend(differing.take()),
@@ -204,6 +205,7 @@ impl Applier {
                 }
             }
         }
+        map.forget_holes(fd)?;
         if differs {
             // What is asked for comes when the object counts as compared.
             self.keep_content(oid, fd)?;

@@ -1,5 +1,6 @@
 //! Digests that say whether two files hold the same in one block: the same bytes and the same holes.
 
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -11,24 +12,65 @@ use crate::sys::{self, Result};
 /// Length of a compared block.
 pub const BLOCK_BYTES: u64 = 128 << 10;
 
-/// The digest of `len` bytes (at most [`BLOCK_BYTES`]) at `offset` of `file`, whose size is `size`. Blocks that read the
-/// same but have holes in other places differ.
+/// Where a range of a file holds data, looked up before any of it is read. What is read, and what is read ahead of that,
+/// leaves pages in memory, and over space that is reserved but holds nothing these count as data (mapping_seek_hole_data
+/// in mm/filemap.c, for extents that are unwritten: xfs reserves beyond the end of any file that grows).
+pub struct DataMap {
+    range: Range<u64>,
+    data: Vec<Range<u64>>,
+}
+
+impl DataMap {
+    /// Of `file` from `offset` to `end`, both at or before its end.
+    ///
+    /// # Errors
+    /// As lseek(2).
+    pub fn of(file: BorrowedFd<'_>, offset: u64, end: u64) -> Result<DataMap> {
+        let mut data = Vec::new();
+        let mut at = offset;
+        while let Some(extent) = next_extent(file, at, end)? {
+            if let Extent::Data { offset, len } = extent {
+                data.push(offset..offset + len);
+            }
+            at = extent.end();
+        }
+        Ok(DataMap { range: offset..end, data })
+    }
+
+    /// The data from `offset` to `end`, in order.
+    fn within(&self, offset: u64, end: u64) -> impl Iterator<Item = Range<u64>> {
+        let cut = move |part: &Range<u64>| part.start.max(offset)..part.end.min(end);
+        self.data.iter().map(cut).filter(|part| part.start < part.end)
+    }
+
+    /// Lets the pages go that reading has left, where there are holes: whoever looks next finds these. One folio may hold data
+    /// and what is behind it.
+    ///
+    /// # Errors
+    /// As posix_fadvise(2).
+    pub fn forget_holes(&self, file: BorrowedFd<'_>) -> Result<()> {
+        let len = self.range.end.saturating_sub(self.range.start);
+        match self.data.iter().map(|part| part.end - part.start).sum::<u64>() < len {
+            true => posix_fadvise(file, self.range.start as i64, len as i64, PosixFadviseAdvice::POSIX_FADV_DONTNEED),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Digest of `len` bytes (at most [`BLOCK_BYTES`]) at `offset` of `file`, whose size is `size` and whose data is in `map`.
+/// Blocks that read the same but have holes in other places differ.
 ///
 /// # Errors
-/// As pread(2) and lseek(2).
-pub fn block_digest(file: BorrowedFd<'_>, offset: u64, len: u64, size: u64) -> Result<[u8; 16]> {
+/// As pread(2).
+pub fn block_digest(file: BorrowedFd<'_>, map: &DataMap, offset: u64, len: u64, size: u64) -> Result<[u8; 16]> {
     let end = (offset + len).min(size);
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; (end - offset) as usize];
-    let mut at = offset;
-    while let Some(extent) = next_extent(file, at, end)? {
-        if let Extent::Data { offset: from, len } = extent {
-            let part = &mut buffer[(from - offset) as usize..][..len as usize];
-            sys::read_exact_at(file, part, from)?;
-            hasher.update(&(from / HOLE_UNIT).to_le_bytes());
-            hasher.update(&(from + len).div_ceil(HOLE_UNIT).to_le_bytes());
-        }
-        at = extent.end();
+    for part in map.within(offset, end) {
+        let bytes = &mut buffer[(part.start - offset) as usize..(part.end - offset) as usize];
+        sys::read_exact_at(file, bytes, part.start)?;
+        hasher.update(&(part.start / HOLE_UNIT).to_le_bytes());
+        hasher.update(&part.end.div_ceil(HOLE_UNIT).to_le_bytes());
     }
     hasher.update(&buffer);
     let mut digest = [0; 16];

@@ -13,12 +13,14 @@ mod extents;
 pub mod guard;
 mod handle;
 mod mutate;
+mod tail;
 mod tree;
 mod view;
 
-pub use digest::{BLOCK_BYTES, block_digest, forget_cached};
+pub use digest::{BLOCK_BYTES, DataMap, block_digest, forget_cached};
 pub use extents::{Extent, HOLE_UNIT, block_is_data, next_extent};
 pub use mutate::TreeMut;
+pub use tail::{Growth, HoleAtEnd};
 pub use tree::{BackingError, Found, Syncer, Tree};
 pub use view::TreeView;
 

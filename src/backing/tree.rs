@@ -64,6 +64,8 @@ pub struct Tree {
     format: HandleFormat,
     root_key: ObjectKey,
     dev: u64,
+    /// See [`Tree::hole_at_end`].
+    pub(super) fills_tails: bool,
 }
 
 /// Makes a tree durable.
@@ -148,7 +150,8 @@ impl Tree {
         let format = HandleFormat::learn(magic, &handle).map_err(unsupported)?;
         let root_key = format.unpack(&handle).map_err(unsupported)?;
         let dev = sys::fstat(root.as_fd()).map_err(io("stat"))?.dev;
-        Ok(Tree { root, sync_fd, format, root_key, dev })
+        let fills_tails = magic == libc::BTRFS_SUPER_MAGIC;
+        Ok(Tree { root, sync_fd, format, root_key, dev, fills_tails })
     }
 
     /// The root directory, open for reading.

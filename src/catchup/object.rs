@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{CHUNK_BYTES, is_gone, state, xattrs_of};
-use crate::backing::{BLOCK_BYTES, Extent, TreeView, block_digest, forget_cached, next_extent};
+use crate::backing::{BLOCK_BYTES, DataMap, Extent, TreeView, block_digest, forget_cached, next_extent};
 use crate::base::{ObjectKey, Oid, Tid};
 use crate::record::{Attrs, Encoded, Op, Shape};
 use crate::sys::{self, Errno, InodeFlags, Result};
@@ -207,7 +207,7 @@ impl<'a> Reader<'a> {
         let mut at = offset;
         let mut left = CHUNK_BYTES;
         let attrs = self.attrs();
-        while let Some(extent) = next_extent(self.file(), at, end)? {
+        for extent in self.extents(offset, end)? {
             match extent {
                 Extent::Hole { offset, len } => self.push(&Op::StateHole { offset, len, attrs }, &[]),
                 Extent::Data { .. } if left == 0 => return Ok(at),
@@ -228,6 +228,20 @@ impl<'a> Reader<'a> {
         Ok(at.max(end))
     }
 
+    /// The extents from `offset` to `end`, until there are more than [`CHUNK_BYTES`] of data; looked up before anything is read
+    /// (see [`DataMap`]).
+    fn extents(&self, offset: u64, end: u64) -> Result<Vec<Extent>> {
+        let (mut found, mut at, mut data) = (Vec::new(), offset, 0);
+        while data <= CHUNK_BYTES
+            && let Some(extent) = next_extent(self.file(), at, end)?
+        {
+            data += if let Extent::Data { len, .. } = extent { len } else { 0 };
+            at = extent.end();
+            found.push(extent);
+        }
+        Ok(found)
+    }
+
     /// Digests of the blocks from `offset`, [`CHUNK_BYTES`] of them; ranges without any data are said to be holes.
     pub(super) fn digests(&mut self, offset: u64) -> Result<u64> {
         let size = self.stat.size;
@@ -240,12 +254,14 @@ impl<'a> Reader<'a> {
             }
         }
         let end = (offset + CHUNK_BYTES).min(size);
+        let map = DataMap::of(self.file(), offset, end)?;
         let mut digests = Vec::new();
         let mut at = offset;
         while at < end {
-            digests.push(block_digest(self.file(), at, BLOCK_BYTES, size)?);
+            digests.push(block_digest(self.file(), &map, at, BLOCK_BYTES, size)?);
             at += BLOCK_BYTES;
         }
+        map.forget_holes(self.file())?;
         self.push(&Op::StateHash { offset, len: end - offset, digests, attrs }, &[]);
         self.covered += end - offset;
         Ok(end)

@@ -18,7 +18,7 @@ pub(super) use self::targets::{
 use self::values::{duration, host, milliseconds, mount_options, seconds};
 use super::{Action, Invocation, Verbosity};
 use crate::base::{Fingerprint, Tid};
-use crate::config::{Adoption, Edits, MountOptions, Paths, TargetName, TargetUrl, VolumeName};
+use crate::config::{Adoption, Delay, Edits, MountOptions, Paths, TargetName, TargetUrl, Trusted, VolumeName};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -284,6 +284,10 @@ pub enum DefineCommand {
         /// Take over a directory that is not empty: it is compared and made equal
         #[arg(long)]
         adopt: bool,
+        /// What HOST is trusted with: full, or restricted, which takes no device nodes, set-user-ID and set-group-ID bits and
+        /// xattrs of trusted.* and security.*; otherwise what dtfs.toml says
+        #[arg(long, value_name = "TRUST")]
+        trust: Option<Trusted>,
     },
     /// Replicate a volume to a place
     #[command(
@@ -305,6 +309,9 @@ pub enum DefineCommand {
         /// Leave it alone for so many seconds after each delivery; otherwise it follows every change
         #[arg(short, long, value_name = "SEC", value_parser = seconds)]
         period: Option<NonZeroU32>,
+        /// Let it stay behind on purpose, such as 6h: what it receives is durable there at once, and performed so much later
+        #[arg(long, value_name = "TIME")]
+        delay: Option<Delay>,
     },
 }
 

@@ -6,7 +6,7 @@ use super::Verbosity;
 use super::args::{DefineCommand, ForgetCommand, RejoinArgs, ReplicationCommand};
 use super::mounts::say_done;
 use super::print::say;
-use crate::config::{Activity, Paths};
+use crate::config::{Activity, Paths, SourceEntry};
 use crate::control::ops::{self, NewTarget, OnlyThere, resolve_volume};
 use crate::control::{ExitCode, Failure};
 
@@ -23,8 +23,10 @@ pub(super) fn define(
             let line = format!("defined the volume {volume} at {path}; mount it with: dtfs mounts mount {path}");
             say_done(output, verbosity, &line, &told)
         }
-        DefineCommand::Source { volume, host, dir, adopt } => {
-            let (source, told) = ops::define_source(paths, volume, host, dir, (*adopt).into())?;
+        DefineCommand::Source { volume, host, dir, adopt, trust } => {
+            let (adoption, trust) = ((*adopt).into(), *trust);
+            let wanted = SourceEntry { host: host.clone(), dir: dir.clone(), adoption, trust };
+            let (source, told) = ops::define_source(paths, volume, wanted)?;
             let line = format!("defined the copy {volume} at {}, written by {host}", source.dir.display());
             say_done(output, verbosity, &line, &told)
         }
@@ -34,10 +36,10 @@ pub(super) fn define(
             let line = format!("{volume} is a master: what changes below {} goes to its targets", path.display());
             say_done(output, verbosity, &line, &told)
         }
-        DefineCommand::Target { volume, url, name, adopt, period } => {
+        DefineCommand::Target { volume, url, name, adopt, period, delay } => {
             let volume = resolve_volume(paths, volume)?;
             let (url, name) = (url.clone(), name.clone());
-            let new = NewTarget { url, name, adoption: (*adopt).into(), period: *period };
+            let new = NewTarget { url, name, adoption: (*adopt).into(), period: *period, delay: *delay };
             let (target, told) = ops::define_target(paths, &volume, new)?;
             let line = format!("defined the target {} of {volume} at {}", target.name, target.url);
             say_done(output, verbosity, &line, &told)
@@ -90,13 +92,22 @@ pub(super) fn forget(
             notes
         }
         ForgetCommand::Source { volume } => {
-            ops::forget_source(paths, volume)?;
-            vec![format!("nobody writes the copy {volume} any more; its tree is untouched")]
+            let source = ops::forget_source(paths, volume)?;
+            let mut notes = vec![format!("nobody writes the copy {volume} any more; its tree is untouched")];
+            notes.extend(ops::covered(&source.dir));
+            notes
         }
         ForgetCommand::Target { volume, target } => {
             let volume = resolve_volume(paths, volume)?;
-            ops::forget_target(paths, &volume, target)?;
-            vec![format!("forgot the target {target} of {volume}; its tree is untouched")]
+            let url = ops::forget_target(paths, &volume, target)?;
+            let mut notes = vec![format!("forgot the target {target} of {volume}; its tree is untouched")];
+            notes.extend(match url.local_dir() {
+                Some(dir) => ops::covered(dir),
+                None => {
+                    Some("others still find its tree read-only, on its host, until it is unmounted there".to_owned())
+                }
+            });
+            notes
         }
     };
     if verbosity >= Verbosity::Normal {

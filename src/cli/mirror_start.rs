@@ -72,8 +72,8 @@ fn follow(
 ) -> Result<MirrorReply, Failure> {
     loop {
         let status = ops::status(paths, Some(volume.clone()))?;
-        let found = status.volumes.into_iter().flat_map(|volume| volume.targets).find(|row| row.name == *target);
-        let Some(reply) = found.and_then(|row| row.mirror) else {
+        let found = status.targets().find(|(_, row)| row.name == *target);
+        let Some(reply) = found.and_then(|(_, row)| row.mirror.clone()) else {
             return Err(Failure::new(ExitCode::Behind, format!("the target {target} is gone")));
         };
         if !reply.is_running() {

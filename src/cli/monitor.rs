@@ -55,20 +55,20 @@ fn judge(status: &StatusReply, warn: Duration, max: Duration) -> (Verdict, Strin
         if volume.state != VolumeState::Mounted {
             say(Verdict::Critical, format!("{} is {}", volume.name, volume.state.parts().0));
         }
-        for target in &volume.targets {
-            let name = format!("{}/{}", volume.name, target.name);
-            let lag = Duration::from_secs_f64(target.lag_seconds.max(0.0));
-            let limits = format!("{};{}", warn.as_secs_f64(), max.as_secs_f64());
-            numbers.push(format!("'{name}'={:.1}s;{limits};0", target.lag_seconds));
-            match &target.state {
-                TargetState::Refused { .. } | TargetState::Stalled { .. } => {
-                    say(Verdict::Critical, format!("{name} is {}", target.state.parts().0));
-                }
-                _ if lag > max => say(Verdict::Critical, format!("{name} is {} behind", duration(target.lag_seconds))),
-                TargetState::Offline { .. } => say(Verdict::Warning, format!("{name} is offline")),
-                _ if lag > warn => say(Verdict::Warning, format!("{name} is {} behind", duration(target.lag_seconds))),
-                _ => {}
+    }
+    for (volume, target) in status.targets() {
+        let name = format!("{volume}/{}", target.name);
+        let lag = Duration::from_secs_f64(target.lag_seconds.max(0.0));
+        let limits = format!("{};{}", warn.as_secs_f64(), max.as_secs_f64());
+        numbers.push(format!("'{name}'={:.1}s;{limits};0", target.lag_seconds));
+        match &target.state {
+            TargetState::Refused { .. } | TargetState::Stalled { .. } => {
+                say(Verdict::Critical, format!("{name} is {}", target.state.parts().0));
             }
+            _ if lag > max => say(Verdict::Critical, format!("{name} is {} behind", duration(target.lag_seconds))),
+            TargetState::Offline { .. } => say(Verdict::Warning, format!("{name} is offline")),
+            _ if lag > warn => say(Verdict::Warning, format!("{name} is {} behind", duration(target.lag_seconds))),
+            _ => {}
         }
     }
     let good = format!("{} volumes, {} targets", status.volumes.len(), numbers.len());

@@ -191,7 +191,7 @@ fn reason(target: &TargetStatus) -> String {
             _ => target.differs.clone(),
         },
     };
-    reason.into_iter().chain(target.clock_skew()).collect::<Vec<_>>().join("; ")
+    reason.into_iter().chain(target.restricted()).chain(target.clock_skew()).collect::<Vec<_>>().join("; ")
 }
 
 /// A number of bytes in the largest unit that leaves at least one, with one decimal.

@@ -103,7 +103,9 @@ fn the_files_are_edited_and_listed_without_a_daemon() {
     let (ended, _) = perform(&root, &["mounts", "add", &data]);
     assert_eq!(ended.unwrap_err().code, ExitCode::Refused);
     let url = format!("local:{data}2");
-    assert_eq!(perform(&root, &["define", "target", &data, &url]).0, Ok(ExitCode::Ok));
+    assert_eq!(perform(&root, &["define", "target", &data, &url, "--delay", "6h"]).0, Ok(ExitCode::Ok));
+    let file = std::fs::read_to_string(Path::new(&root).join("etc/dtfs/mounts.d/data.toml")).unwrap();
+    assert!(file.contains("delay = \"6h\""), "{file}");
     assert_eq!(perform(&root, &["forget", "target", "data", "data2"]).0, Ok(ExitCode::Ok));
     assert_eq!(perform(&root, &["-q", "mounts", "remove", &data]), (Ok(ExitCode::Ok), String::new()));
     assert_eq!(perform(&root, &["status"]).0.unwrap_err().code, ExitCode::NoDaemon);
@@ -130,6 +132,7 @@ fn status_is_a_table() {
         errors: 0,
         clock_offset_seconds: None,
         differs: None,
+        left_out: None,
         orphans: None,
         mirror: None,
         verify: None,

@@ -24,10 +24,10 @@ pub struct DaemonFile {
     /// Whether others are kept out of the trees of this host's copies.
     #[serde(default)]
     pub guard: Switch,
-    /// What the sources of this host's copies are trusted with.
+    /// What the sources of this host's copies are trusted with where a copy's own file does not say.
     #[serde(default)]
     pub trust: Trusted,
-    /// Where sources may call, as `0.0.0.0:6320`; `None` lets nobody. Read when the daemon starts.
+    /// Where sources may call, as `0.0.0.0:6320`; `None` lets nobody.
     #[serde(default)]
     pub listen: Option<SocketAddr>,
     /// Where numbers for Prometheus are served, an address of this host's loopback; `None` serves none.
@@ -61,6 +61,32 @@ pub enum Trusted {
     Full,
     /// Content, names and rights: no device nodes, no set-user-ID and set-group-ID bits, no `trusted.*` and `security.*` xattrs.
     Restricted,
+}
+
+impl Trusted {
+    /// The word in files.
+    pub fn word(self) -> &'static str {
+        match self {
+            Trusted::Full => "full",
+            Trusted::Restricted => "restricted",
+        }
+    }
+}
+
+/// Text that says neither.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{0}\" is neither full nor restricted")]
+pub struct TrustedProblem(String);
+
+impl FromStr for Trusted {
+    type Err = TrustedProblem;
+
+    fn from_str(text: &str) -> Result<Trusted, TrustedProblem> {
+        let both = [Trusted::Full, Trusted::Restricted];
+        both.into_iter()
+            .find(|trust| trust.word() == text)
+            .ok_or_else(|| TrustedProblem(text.escape_debug().to_string()))
+    }
 }
 
 /// How lines of the log look.

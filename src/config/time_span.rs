@@ -1,5 +1,6 @@
 //! Lengths of time, as people write them: how often something is done, how old something is to be.
 
+use std::fmt;
 use std::str::FromStr;
 
 use serde::Deserialize;
@@ -49,6 +50,24 @@ impl Delay {
     }
 }
 
+impl FromStr for Delay {
+    type Err = TimeSpanProblem;
+
+    fn from_str(text: &str) -> Result<Delay, TimeSpanProblem> {
+        text.parse().map(Delay)
+    }
+}
+
+/// In the largest unit that says it whole.
+impl fmt::Display for Delay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.seconds();
+        let whole = UNITS.iter().rev().find(|(_, unit)| seconds.is_multiple_of(*unit));
+        let (unit, factor) = whole.copied().unwrap_or(('s', 1));
+        write!(f, "{}{unit}", seconds / factor)
+    }
+}
+
 impl TryFrom<String> for TimeSpan {
     type Error = TimeSpanProblem;
 
@@ -65,6 +84,9 @@ mod tests {
     fn reads_times() {
         for (text, seconds) in [("30m", 1800), ("12h", 43_200), ("7d", 604_800), ("2w", 1_209_600), ("1s", 1)] {
             assert_eq!(text.parse(), Ok(TimeSpan(seconds)), "{text}");
+        }
+        for text in ["90s", "30m", "7h", "5d", "2w"] {
+            assert_eq!(text.parse::<Delay>().unwrap().to_string(), text);
         }
         for bad in ["", "7", "d", "-1d", "0d", "1.5h", "7dd", "99999999999999999w"] {
             assert!(bad.parse::<TimeSpan>().is_err(), "{bad}");

@@ -50,6 +50,9 @@ pub fn add_target(
         if let Some(period) = target.period {
             table.insert("period", value(i64::from(period.get())));
         }
+        if let Some(delay) = target.delay {
+            table.insert("delay", value(delay.to_string()));
+        }
         let targets = document.entry("target").or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()));
         match targets.as_array_of_tables_mut() {
             Some(tables) => tables.push(table),
@@ -103,6 +106,9 @@ pub fn set_source(
                 table.insert("dir", value(source.dir.display().to_string()));
                 if source.adoption == Adoption::Allow {
                     table.insert("adopt", value(true));
+                }
+                if let Some(trust) = source.trust {
+                    table.insert("trust", value(trust.word()));
                 }
                 document.insert("source", Item::Table(table));
             }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Bandwidth, ByteSize, ConfigError, Delay, Orphans, Paths, TargetName, TargetUrl, TimeSpan, VolumeName, atomic,
-    toml_text,
+    Bandwidth, ByteSize, ConfigError, Delay, Orphans, Paths, TargetName, TargetUrl, TimeSpan, Trusted, VolumeName,
+    atomic, toml_text,
 };
 use crate::base::Rules;
 
@@ -102,6 +102,9 @@ pub struct SourceEntry {
     /// Whether a directory that is not empty may be taken over.
     #[serde(default, rename = "adopt")]
     pub adoption: Adoption,
+    /// What the source is trusted with; `None` is what `dtfs.toml` says.
+    #[serde(default)]
+    pub trust: Option<Trusted>,
 }
 
 /// Whether a target is being sent to. One that is not keeps its place.

@@ -22,6 +22,15 @@ pub struct StatusReply {
     pub copies: Vec<CopyStatus>,
 }
 
+impl StatusReply {
+    /// All targets with the names of their volumes: those of volumes, then those of copies that pass on what they get.
+    pub fn targets(&self) -> impl Iterator<Item = (&VolumeName, &TargetStatus)> {
+        let of_volumes = self.volumes.iter().map(|volume| (&volume.name, &volume.targets));
+        let of_copies = self.copies.iter().map(|copy| (&copy.name, &copy.targets));
+        of_volumes.chain(of_copies).flat_map(|(name, targets)| targets.iter().map(move |target| (name, target)))
+    }
+}
+
 /// A copy of another host's volume, as `define source` made it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct CopyStatus {
@@ -175,6 +184,9 @@ pub struct TargetStatus {
     /// What it stores otherwise than it is sent, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub differs: Option<String>,
+    /// Of how many objects it lacks something because it is restricted (`trust`); `None` for none, or before it said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<u32>,
     /// How many orphans it had when it was last asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub orphans: Option<u64>,
@@ -224,6 +236,11 @@ pub enum TargetState {
 }
 
 impl TargetStatus {
+    /// In one sentence, when it lacks something because it is restricted.
+    pub fn restricted(&self) -> Option<String> {
+        self.left_out.map(|left_out| format!("restricted: lacks something of {left_out} objects"))
+    }
+
     /// In one sentence, when the clocks differ by more than a message may take.
     pub fn clock_skew(&self) -> Option<String> {
         const WORTH_SAYING_SECONDS: f64 = 2.0;

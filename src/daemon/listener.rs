@@ -44,6 +44,37 @@ pub(super) struct Listener {
     handle: Option<JoinHandle<()>>,
 }
 
+/// Where this host listens, if it does.
+#[derive(Default)]
+pub(super) struct Listening {
+    /// Rank: a leaf but for the end of a listener, which is waited for under it.
+    now: Mutex<Option<(SocketAddr, Listener)>>,
+}
+
+impl Listening {
+    /// Where it listens.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.now.lock().as_ref().map(|(address, _)| *address)
+    }
+
+    /// Listens at `address` from now on, and nowhere else; the sessions of another address end.
+    ///
+    /// # Errors
+    /// When it cannot be had, or there is no key; then nobody is listened to.
+    pub(super) fn set(&self, paths: &Paths, address: Option<SocketAddr>) -> io::Result<()> {
+        let mut now = self.now.lock();
+        if now.as_ref().map(|(address, _)| *address) == address {
+            return Ok(());
+        }
+        // First: the new address may be a part of the old one.
+        *now = None;
+        if let Some(address) = address {
+            *now = Some((address, Listener::start(paths, address)?));
+        }
+        Ok(())
+    }
+}
+
 /// Who is there, by what they have in common.
 struct Crowd<K> {
     most: usize,

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::volume::Volume;
 use super::volumes::Volumes;
 use crate::base::{Tid, Timespec};
 use crate::config::{TargetName, VolumeName};
 use crate::control::TargetStatus;
+use crate::journal::Store;
 
 /// How often it is looked.
 pub(super) const EVERY: Duration = Duration::from_secs(1);
@@ -81,20 +81,19 @@ impl Meter {
     /// Notes how everything stands now.
     pub(super) fn look(&self, volumes: &Volumes) {
         let now = Instant::now();
-        let open = volumes.open();
+        let open = volumes.all_sending();
         let mut histories = self.volumes.lock();
-        histories.retain(|name, _| open.iter().any(|volume| volume.name == *name));
-        for volume in &open {
-            let history = histories.entry(volume.name.clone()).or_default();
-            history.tids.note(now, volume.journal.last_tid());
-        }
+        histories.retain(|name, _| open.iter().any(|sends| sends.name() == name));
         drop(histories);
-        for volume in &open {
-            let sent: Vec<(TargetName, u64)> =
-                volume.live().senders.iter().map(|(name, sender)| (name.clone(), sender.status().bytes_sent)).collect();
-            for (name, bytes) in sent {
-                let work = self.count_is_due(&volume.name, &name, now).then(|| work_left(volume, &name)).flatten();
-                self.note_target(&volume.name, name, now, bytes, work);
+        for sends in &open {
+            // What nothing has filled yet has nothing to send.
+            let Ok(log) = sends.log() else { continue };
+            self.volumes.lock().entry(sends.name().clone()).or_default().tids.note(now, log.last_tid());
+            for name in sends.target_names() {
+                let Some(sender) = sends.sender(&name) else { continue };
+                let is_due = self.count_is_due(sends.name(), &name, now);
+                let work = is_due.then(|| work_left(log.store(), &name)).flatten();
+                self.note_target(sends.name(), name, now, sender.status().bytes_sent, work);
             }
         }
     }
@@ -115,10 +114,10 @@ impl Meter {
     }
 
     /// Adds to the status of a volume's targets what the histories tell.
-    pub(super) fn fill(&self, volume: &Volume, targets: &mut [TargetStatus]) {
+    pub(super) fn fill(&self, (volume, store): (&VolumeName, &Store), targets: &mut [TargetStatus]) {
         for status in targets {
-            let row = volume.journal.store().target(status.name.as_str()).ok().flatten();
-            self.fill_one(&volume.name, status, row.and_then(|row| row.last_ack_ns));
+            let row = store.target(status.name.as_str()).ok().flatten();
+            self.fill_one(volume, status, row.and_then(|row| row.last_ack_ns));
         }
     }
 
@@ -137,8 +136,7 @@ impl Meter {
     }
 }
 
-fn work_left(volume: &Volume, target: &TargetName) -> Option<u64> {
-    let store = volume.journal.store();
+fn work_left(store: &Store, target: &TargetName) -> Option<u64> {
     let row = store.target(target.as_str()).ok().flatten()?;
     store.work_count(row.id).ok()
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::openmetrics::{Exposition, Kind};
 use super::volume::Volume;
 use super::volumes::Volumes;
-use crate::control::{Failure, TargetStatus, VolumeStatus};
+use crate::control::{Failure, StatusReply, TargetStatus, VolumeStatus};
 use crate::fuse::{OP_SECONDS_BOUNDS, OpTimes};
 
 /// The answer's type; the version is that of the format.
@@ -91,13 +91,13 @@ struct Numbers {
 /// When the state of a volume cannot be read.
 fn render(volumes: &Volumes) -> Result<String, Failure> {
     let all = super::status::status(volumes, None)?;
-    let numbers: Vec<Numbers> = all.volumes.into_iter().map(|status| numbers(volumes, status)).collect();
+    let numbers: Vec<Numbers> = all.volumes.iter().cloned().map(|status| numbers(volumes, status)).collect();
     let mut text = Exposition::default();
     text.family("dtfs_build", Kind::Info, "The version that runs.")
         .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
     volume_families(&mut text, &numbers);
     op_families(&mut text, &numbers);
-    target_families(&mut text, &numbers);
+    target_families(&mut text, &all);
     Ok(text.finish())
 }
 
@@ -153,15 +153,16 @@ fn op_families(text: &mut Exposition, all: &[Numbers]) {
     }
 }
 
-fn target_families(text: &mut Exposition, all: &[Numbers]) {
-    let targets = || all.iter().flat_map(|n| n.status.targets.iter().map(|target| (n.status.name.as_str(), target)));
+/// Of volumes, and of copies that pass on what they get.
+fn target_families(text: &mut Exposition, all: &StatusReply) {
+    let targets = || all.targets().map(|(name, target)| (name.as_str(), target));
     let mut states = text.family("dtfs_target_state", Kind::StateSet, "What the target does now.");
     for (volume, target) in targets() {
         let labels = [("volume", volume), ("target", target.name.as_str())];
         states.states(&labels, &TARGET_STATES, target.state.parts().0);
     }
     type Value = fn(&TargetStatus) -> f64;
-    let families: [(&str, Kind, &str, Value); 9] = [
+    let families: [(&str, Kind, &str, Value); 10] = [
         ("dtfs_lag_seconds", Kind::Gauge, "How long the oldest change is there that it has not applied.", |t| {
             t.lag_seconds
         }),
@@ -174,6 +175,9 @@ fn target_families(text: &mut Exposition, all: &[Numbers]) {
         }),
         ("dtfs_resync_left_objects", Kind::Gauge, "Objects that the target must still compare or fetch.", |t| {
             t.work_left as f64
+        }),
+        ("dtfs_left_out_objects", Kind::Gauge, "Objects that lack something there because it is restricted.", |t| {
+            f64::from(t.left_out.unwrap_or(0))
         }),
         ("dtfs_sent_bytes", Kind::Counter, "Bytes sent, after compression.", |t| t.bytes_sent as f64),
         ("dtfs_apply_errors", Kind::Counter, "Sessions that ended with an error.", |t| t.errors as f64),

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::sends::Sends;
 use super::volume::{Volume, VolumeError};
 use super::volumes::Volumes;
 use crate::base::Tid;
@@ -70,10 +71,14 @@ fn find_target(volumes: &Volumes, volume: &VolumeName, text: &str) -> Result<Tar
 }
 
 impl Run {
+    fn sends(&self) -> &dyn Sends {
+        &*self.volume
+    }
+
     fn until(&self, mode: MirrorMode, sink: &mut dyn ReplySink) -> Result<Reply, Failure> {
         let (mut told, mut flushed) = (Instant::now(), None);
         loop {
-            if mode == MirrorMode::Copy && self.volume.is_consistent(&self.name, self.to)? {
+            if mode == MirrorMode::Copy && self.sends().is_consistent(&self.name, self.to)? {
                 return Ok(Reply::Mirror(self.progress()?));
             }
             if !sink.is_wanted() {
@@ -86,16 +91,16 @@ impl Run {
             }
             if mode == MirrorMode::Copy && flushed.is_none_or(|at: Instant| at.elapsed() >= FLUSH_EVERY) {
                 flushed = Some(Instant::now());
-                self.volume.flush_target(&self.name);
+                self.sends().flush_target(&self.name);
             }
-            self.volume.wait_for_target(&self.name, LOOK_EVERY);
+            self.sends().wait_for_target(&self.name, LOOK_EVERY);
         }
     }
 
     /// What no further try would change ends the run.
     fn check(&self) -> Result<(), Failure> {
         let target = &self.name;
-        match self.volume.sender_status(target).map(|status| status.state) {
+        match self.volume.sender(target).map(|sender| sender.status().state) {
             None | Some(SenderState::Stopped) => Err(Failure::new(
                 ExitCode::Failed,
                 format!("the session to {target} was ended: the volume was unmounted"),
@@ -123,7 +128,7 @@ impl Run {
             to: self.to,
             applied,
             work_left,
-            bytes_sent: self.volume.sender_status(&self.name).map_or(0, |status| status.bytes_sent),
+            bytes_sent: self.volume.sender(&self.name).map_or(0, |sender| sender.status().bytes_sent),
         })
     }
 }

@@ -33,6 +33,7 @@ mod rejoin;
 mod relay;
 mod run;
 mod scan;
+mod sends;
 mod serve;
 mod service;
 mod status;
@@ -40,6 +41,7 @@ mod unwatched;
 mod verify;
 mod volume;
 mod volumes;
+mod wait;
 mod watched;
 
 pub use demo::{Keep, demo};

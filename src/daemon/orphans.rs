@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::sends::Sends;
 use super::verify::show;
-use super::volume::Volume;
 use crate::base::{Name, Timespec};
 use crate::config::{Adoption, Orphans, TargetEntry, TargetName};
 use crate::control::{ExitCode, Failure, OrphanRow, OrphanVerb, OrphansReply, ReplySink, rfc3339};
@@ -30,7 +30,7 @@ pub(super) fn policy(target: &TargetEntry) -> OrphanPolicy {
     }
 }
 
-impl Volume {
+impl dyn Sends + '_ {
     /// Asks the target, and waits for its answer.
     pub(super) fn orphans(
         &self,
@@ -38,38 +38,18 @@ impl Volume {
         (verb, older_than_sec): (OrphanVerb, u64),
         sink: &mut dyn ReplySink,
     ) -> Result<OrphansReply, Failure> {
-        let number = self.ask_about_orphans(target, action(verb)?, older_than_sec)?;
+        let number = self.connected(target)?.orphans(action(verb)?, older_than_sec);
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline && sink.is_wanted() {
-            let live = self.live();
-            let sender = live.senders.get(target).filter(|sender| sender.status().state == SenderState::Connected);
+            let sender = self.sender(target).filter(|sender| sender.status().state == SenderState::Connected);
             let Some(sender) = sender else { break };
             if let Some(list) = sender.orphans_done(number) {
                 return Ok(reply(&list));
             }
-            drop(live);
-            self.wait_for_target(target, Duration::from_millis(100));
+            sender.wait(Duration::from_millis(100));
         }
         Err(Failure::new(ExitCode::Behind, format!("the target {target} has not answered"))
             .with_remedy("dtfs status says how it stands; ask again"))
-    }
-
-    fn ask_about_orphans(
-        &self,
-        target: &TargetName,
-        action: OrphanAction,
-        older_than_sec: u64,
-    ) -> Result<u64, Failure> {
-        let live = self.live();
-        let Some(sender) = live.senders.get(target) else {
-            return Err(Failure::new(ExitCode::Usage, format!("volume {} has no target {target}", self.name))
-                .with_remedy("dtfs status shows the targets"));
-        };
-        match sender.status().state {
-            SenderState::Connected => Ok(sender.orphans(action, older_than_sec)),
-            _ => Err(Failure::new(ExitCode::Behind, format!("target {target} is not connected"))
-                .with_remedy("dtfs status says why; try again when it is connected")),
-        }
     }
 }
 

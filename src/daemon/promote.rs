@@ -39,6 +39,8 @@ pub fn promote(paths: &Paths, wanted: &Promotion, out: &mut dyn Write) -> Result
         ops::promote_copy(paths, copy, &name)?;
     }
     ops::define_volume(paths, &name, &dir)?;
+    // A source that calls right now finds the lock taken, or the volume defined: never an empty directory that is nobody's.
+    drop(raised);
     mount(paths, &dir)?;
     writeln!(out, "{text}").map_err(|error| failed(&format!("cannot write the result: {error}")))
 }

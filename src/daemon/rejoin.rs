@@ -33,7 +33,7 @@ impl Volume {
         };
         let text = format!("it is to follow this volume again, by an operator's word; what only it has is {what}");
         store.event(Level::Warning, Some(row.id), &text).map_err(VolumeError::from)?;
-        sender.retry();
+        sender.handle().retry();
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::sends::Sends;
 use super::status::{Standing, target_status};
 use super::volume::{VolumeError, rate, sender_options};
 use super::volumes::Volumes;
@@ -15,10 +16,10 @@ use crate::base::Tid;
 use crate::config::{
     Activity, Delay, Paths, SourceEntry, TargetEntry, TargetName, VolumeFile, VolumeName, check_target_entry,
 };
-use crate::control::{Failure, TargetState, TargetStatus};
-use crate::journal::{Replay, Store};
+use crate::control::{ExitCode, Failure, TargetState, TargetStatus};
+use crate::journal::Replay;
 use crate::receiver::{Relay, RelayError};
-use crate::sender::{SenderStatus, SenderThread};
+use crate::sender::{SenderHandle, SenderThread};
 use crate::stack::AtimeMode;
 
 /// How often a copy that nothing has filled yet is looked at.
@@ -27,6 +28,8 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A copy with targets.
 pub(super) struct RelayedCopy {
     name: VolumeName,
+    /// Who writes it.
+    host: String,
     dir: PathBuf,
     paths: Paths,
     /// Protects what comes and goes. Rank: as a volume's; held while a sender is started, never across a wait for a target.
@@ -46,8 +49,8 @@ struct Live {
 
 impl RelayedCopy {
     fn new(paths: &Paths, name: &VolumeName, source: &SourceEntry) -> Arc<RelayedCopy> {
-        let (name, dir, paths) = (name.clone(), source.dir.clone(), paths.clone());
-        Arc::new(RelayedCopy { name, dir, paths, live: Mutex::default() })
+        let (name, host, dir, paths) = (name.clone(), source.host.clone(), source.dir.clone(), paths.clone());
+        Arc::new(RelayedCopy { name, host, dir, paths, live: Mutex::default() })
     }
 
     /// Makes its targets those of the file.
@@ -66,7 +69,7 @@ impl RelayedCopy {
             live.entries.clear();
             live.relay = None;
         }
-        if live.relay.is_none() {
+        if live.relay.is_none() || live.reason.is_some() {
             self.settle(&mut live);
         }
     }
@@ -111,6 +114,9 @@ impl RelayedCopy {
                 Some(row) => row.id,
                 None => store.target_add(target.name.as_str(), &target.url.to_string()).map_err(VolumeError::from)?,
             };
+            if !relay.has_heard() {
+                return Err(RelayFailure::Unheard);
+            }
             let rate = rate(target.bandwidth.clone());
             let options = sender_options(&self.paths, (&self.name, AtimeMode::AtClose), (id, target), rate);
             let sender = SenderThread::spawn(relay.clone(), relay.view(), options)
@@ -147,7 +153,8 @@ impl RelayedCopy {
             };
             let (Some(relay), Some(row)) = (&live.relay, row) else { continue };
             let sees_all = relay.is_settled();
-            let standing = Standing { log: relay.as_ref(), sender: &sender.clone().unwrap_or_default(), sees_all };
+            let sender = sender.unwrap_or_default();
+            let standing = Standing { volume: &self.name, log: relay.as_ref(), sender: &sender, sees_all };
             let status = target_status(&standing, &entry.name, &row)?;
             let status = TargetStatus { delay_seconds: entry.delay.map_or(0, Delay::seconds), ..status };
             all.push(match entry.activity {
@@ -162,44 +169,56 @@ impl RelayedCopy {
     pub(super) fn reason(&self) -> Option<String> {
         self.live.lock().reason.clone()
     }
+}
 
-    /// The names of its targets.
-    pub(super) fn target_names(&self) -> Vec<TargetName> {
+impl Sends for RelayedCopy {
+    fn name(&self) -> &VolumeName {
+        &self.name
+    }
+
+    fn log(&self) -> Result<Arc<dyn Replay>, Failure> {
+        let live = self.live.lock();
+        match (&live.relay, &live.reason) {
+            (Some(relay), _) => Ok(relay.clone()),
+            (None, reason) => {
+                let reason = reason.as_deref().unwrap_or("it was not looked at yet");
+                Err(Failure::new(ExitCode::Behind, format!("the copy {} passes nothing on: {reason}", self.name))
+                    .with_remedy(format!("see that {} replicates to it: dtfs status, there", self.host)))
+            }
+        }
+    }
+
+    fn sender(&self, target: &TargetName) -> Option<SenderHandle> {
+        self.live.lock().senders.get(target).map(SenderThread::handle)
+    }
+
+    fn target_names(&self) -> Vec<TargetName> {
         self.live.lock().targets.iter().map(|target| target.name.clone()).collect()
     }
 
-    /// Everything up to here was performed on the copy.
-    pub(super) fn last_tid(&self) -> Tid {
-        self.live.lock().relay.as_ref().map_or(Tid::ZERO, |relay| relay.durable_tid())
+    fn sees_all(&self) -> bool {
+        self.live.lock().relay.as_ref().is_some_and(|relay| relay.is_settled())
     }
 
-    /// Whether the target holds the origin's tree as it was at `tid`.
-    pub(super) fn is_consistent(&self, name: &TargetName, tid: Tid) -> Result<bool, VolumeError> {
-        let live = self.live.lock();
-        let sender = live.senders.get(name).map(SenderThread::status).unwrap_or_default();
-        match &live.relay {
-            Some(relay) if relay.is_settled() => is_consistent(relay.store(), name, tid, &sender),
-            _ => Ok(false),
+    /// What its source has made comes here in time, so any TID can be waited for.
+    fn reach(&self, wanted: Option<Tid>) -> Result<Tid, Failure> {
+        match wanted {
+            Some(tid) => Ok(tid),
+            None => Ok(self.log()?.last_tid()),
         }
     }
 
-    /// Asks the target to make durable what it has.
-    pub(super) fn flush_target(&self, name: &TargetName) {
-        if let Some(sender) = self.live.lock().senders.get(name) {
-            sender.flush();
-        }
+    /// What came here meanwhile is to be made durable there at once, too.
+    fn while_awaited(&self, target: &TargetName) -> Result<(), Failure> {
+        (self as &dyn Sends).flush_target(target);
+        Ok(())
     }
-}
-
-fn is_consistent(store: &Store, name: &TargetName, tid: Tid, sender: &SenderStatus) -> Result<bool, VolumeError> {
-    let Some(row) = store.target(name.as_str())? else { return Ok(false) };
-    let is_past_state =
-        sender.blocked == 0 && row.applied >= sender.high_water && !sender.unsettled && sender.forked.is_none();
-    Ok(row.mirrored && row.applied >= tid && is_past_state && !store.work_stands_against(row.id, tid)?)
 }
 
 #[derive(Debug, thiserror::Error)]
 enum RelayFailure {
+    #[error("its own source has not called since the system started")]
+    Unheard,
     #[error(transparent)]
     Relay(#[from] RelayError),
     #[error(transparent)]
@@ -238,7 +257,8 @@ impl Volumes {
         let mut relays = self.relays.lock();
         relays.retain(|name, copy| {
             // A file that cannot be read says nothing.
-            let stays = unreadable.contains(name) || named.get(name).is_some_and(|(source, _)| source.dir == copy.dir);
+            let is_same = |source: &SourceEntry| source.dir == copy.dir && source.host == copy.host;
+            let stays = unreadable.contains(name) || named.get(name).is_some_and(|(source, _)| is_same(source));
             if !stays {
                 // Nothing is kept for its targets any more. Dropping it stops its senders.
                 copy.set_targets(Vec::new());

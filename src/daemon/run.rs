@@ -1,6 +1,5 @@
 //! The daemon's life: mount everything, answer, stop cleanly.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +9,6 @@ use signal_hook::iterator::Signals;
 
 use super::drain::{DEFAULT_PATIENCE, Hurry};
 use super::handler::DaemonHandler;
-use super::listener::Listener;
 use super::meter;
 use super::volumes::{Run, Volumes};
 use super::{metrics, relay, service};
@@ -47,22 +45,19 @@ pub fn run(paths: &Paths) -> Result<(), Failure> {
     service::ready(&volumes);
     let handler = DaemonHandler { volumes: volumes.clone(), stopper: server.stopper() };
     let tended = tend(volumes.clone()).map_err(|error| io("a thread", error))?;
-    let listener = listen(settings.listen, paths);
+    // An address that cannot be had keeps nobody's volume from being mounted.
+    if let Err(error) = volumes.listening.set(paths, settings.listen) {
+        tracing::error!(%error, "no source can call");
+    }
     let watched = service::watch(volumes.clone()).map_err(|error| io("a thread", error))?;
     let served = server.serve(Arc::new(handler));
     service::stopping("unmounting, and sending what targets lack");
-    drop(listener);
+    let _ = volumes.listening.set(paths, None);
     drop(tended);
     let patience = settings.drain.map_or(DEFAULT_PATIENCE, |drain| drain.0);
     let closed = volumes.close(patience, &hurry);
     drop(watched);
     served.and(closed)
-}
-
-/// Lets sources call, when the settings say where. An address that cannot be had keeps nobody's volume from being mounted.
-fn listen(address: Option<SocketAddr>, paths: &Paths) -> Option<Listener> {
-    let listener = Listener::start(paths, address?);
-    listener.inspect_err(|error| tracing::error!(%error, "no source can call")).ok()
 }
 
 /// SIGHUP reads the files again; the first SIGTERM or SIGINT stops, the second one stops without waiting for targets.

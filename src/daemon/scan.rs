@@ -11,7 +11,7 @@ use crate::catchup::{Changed, ChangedSince};
 use crate::config::VolumeName;
 use crate::journal::{Journal, JournalError, Level, NewWork, TargetId, WorkKind, WorkReason};
 use crate::record::{DecodeError, Op, RecordIter};
-use crate::sender::SenderNudge;
+use crate::sender::SenderHandle;
 use crate::stack::Stack;
 use crate::sys::Errno;
 
@@ -33,7 +33,7 @@ pub(super) struct ScanJob {
     pub(super) mounted: Moment,
     /// Objects that are compared whatever their ctime says.
     pub(super) suspects: Vec<Oid>,
-    pub(super) nudges: Vec<SenderNudge>,
+    pub(super) senders: Vec<SenderHandle>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -95,7 +95,7 @@ impl ScanJob {
             true => self.mounted.store(self.journal.store()).map(|()| true),
             false => Ok(false),
         });
-        self.nudges.iter().for_each(SenderNudge::work_added);
+        self.senders.iter().for_each(SenderHandle::work_added);
         queued.unwrap_or_else(|error| {
             tracing::error!(volume = %self.name, %error, "changes made while not mounted are not known");
             false

@@ -2,14 +2,14 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::guard::guarding_of;
 use crate::applier::{Adopt, ReplicaError, Trust};
-use crate::config::{Adoption, DaemonFile, Paths, Trusted};
+use crate::config::{Adoption, DaemonFile, MountsFile, Paths, Trusted, VolumeFile};
 use crate::control::{ExitCode, Failure};
-use crate::receiver::{self, ServeError, ServeOptions};
+use crate::receiver::{self, OwnVolume, ServeError, ServeOptions};
 use crate::wire::{PatientReader, RefuseCode, refuse, remote_command};
 
 /// A source says something every two seconds. It may be held up by its own disk; one that says nothing for so long has gone,
@@ -32,7 +32,8 @@ pub fn serve(paths: &Paths, dir: &Path, adoption: Adoption) -> Result<(), Failur
         states: paths.replicas_dir(),
         adopt,
         guarding: guarding_of(&settings),
-        trust: trust_of(&settings),
+        trust: trust_of(paths, dir, &settings)?,
+        own_volume: own_volume(paths),
         inbox_cap: settings.inbox_cap.map(|cap| cap.0),
         inbox_segment: None,
     };
@@ -63,11 +64,47 @@ fn settings(paths: &Paths) -> Result<DaemonFile, Failure> {
     }
 }
 
-fn trust_of(settings: &DaemonFile) -> Trust {
-    match settings.trust {
+/// What the source of the copy in `dir` is trusted with: as its volume's file says, or else `dtfs.toml`. While a file that cannot
+/// be understood may be the one that says so, nobody is trusted.
+fn trust_of(paths: &Paths, dir: &Path, settings: &DaemonFile) -> Result<Trust, Failure> {
+    let dir = resolved(dir);
+    let (mut said, mut unread) = (None, None);
+    for named in VolumeFile::load_all(paths)? {
+        match named.file {
+            Ok(file) => said = said.or(file.source.filter(|source| resolved(&source.dir) == dir).map(|s| s.trust)),
+            Err(error) => unread = unread.or(Some(error)),
+        }
+    }
+    let trusted = match (said, unread) {
+        (Some(trust), _) => trust.unwrap_or(settings.trust),
+        (None, Some(error)) if settings.trust == Trusted::Full => {
+            refuse(std::io::stdout(), RefuseCode::Failed, &error.to_string())
+                .map_err(|error| Failure::new(ExitCode::Failed, error))?;
+            return Err(error.into());
+        }
+        (None, _) => settings.trust,
+    };
+    Ok(match trusted {
         Trusted::Full => Trust::Full,
         Trusted::Restricted => Trust::Restricted,
-    }
+    })
+}
+
+fn resolved(dir: &Path) -> PathBuf {
+    dir.canonicalize().unwrap_or_else(|_| dir.to_owned())
+}
+
+/// Says which volume of this host a directory is, as `dtfs_mounts` has it now: also one that is not mounted is no copy's place.
+fn own_volume(paths: &Paths) -> OwnVolume {
+    let paths = paths.clone();
+    Box::new(move |dir| {
+        let mounts = match MountsFile::load(&paths) {
+            Ok(mounts) => mounts,
+            Err(error) => return Some(format!("one of this host's volumes, perhaps: {error}")),
+        };
+        let entry = mounts.entries().find(|entry| resolved(&entry.path) == resolved(dir))?;
+        Some(format!("the volume {} of this host", entry.volume))
+    })
 }
 
 /// Standard input without a buffer of its own, so that waiting for it says whether something is there.

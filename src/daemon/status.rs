@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::sends::Sends;
 use super::volume::Volume;
 use super::volumes::Volumes;
 use crate::applier::Replica;
@@ -27,12 +28,6 @@ pub(super) fn volume_state(volume: &Volume) -> VolumeState {
     }
 }
 
-/// The names of a volume's targets, those that are paused too.
-pub(super) fn target_names(volume: &Volume) -> Vec<TargetName> {
-    let live = volume.live();
-    live.senders.keys().chain(&live.paused).cloned().collect()
-}
-
 /// The status of all volumes, or of one.
 pub(super) fn status(volumes: &Volumes, only: Option<&VolumeName>) -> Result<StatusReply, Failure> {
     let file = volumes.mounts_file()?;
@@ -41,7 +36,7 @@ pub(super) fn status(volumes: &Volumes, only: Option<&VolumeName>) -> Result<Sta
         reply.volumes.push(match volumes.find(&entry.volume) {
             Some(volume) => {
                 let mut status = volume_status(&volume)?;
-                volumes.meter.fill(&volume, &mut status.targets);
+                volumes.meter.fill((&volume.name, volume.journal.store()), &mut status.targets);
                 status
             }
             None => closed_volume(volumes, entry),
@@ -69,7 +64,10 @@ fn copies(volumes: &Volumes) -> Result<Vec<CopyStatus>, Failure> {
             let about = Replica::describe(&source.dir, &paths.replicas_dir()).ok().flatten();
             let applied_tid = about.map_or(Tid::ZERO, |about| about.applied.tid);
             let relay = volumes.find_relay(&name);
-            let targets = relay.as_ref().map_or(Ok(Vec::new()), |relay| relay.status())?;
+            let mut targets = relay.as_ref().map_or(Ok(Vec::new()), |relay| relay.status())?;
+            if let Some(log) = relay.as_ref().and_then(|relay| relay.log().ok()) {
+                volumes.meter.fill((&name, log.store()), &mut targets);
+            }
             let reason = relay.and_then(|relay| relay.reason());
             Ok(CopyStatus { name, host: source.host, path: source.dir, applied_tid, targets, reason })
         })
@@ -135,13 +133,13 @@ fn target(
     row: &TargetRow,
     (sender, sees_all): (&SenderStatus, bool),
 ) -> Result<TargetStatus, Failure> {
-    let standing = Standing { log: volume.journal.as_ref(), sender, sees_all };
-    let verify = sender.verify.as_ref().map(|progress| volume.verify_reply(name, progress));
-    Ok(TargetStatus { verify, ..target_status(&standing, name, row)? })
+    let standing = Standing { volume: &volume.name, log: volume.journal.as_ref(), sender, sees_all };
+    target_status(&standing, name, row)
 }
 
 /// What is known of a target beside its row.
 pub(super) struct Standing<'a> {
+    pub(super) volume: &'a VolumeName,
     /// What is sent to it.
     pub(super) log: &'a dyn Replay,
     pub(super) sender: &'a SenderStatus,
@@ -155,7 +153,7 @@ pub(super) fn target_status(
     name: &TargetName,
     row: &TargetRow,
 ) -> Result<TargetStatus, Failure> {
-    let Standing { log, sender, sees_all } = *standing;
+    let Standing { volume, log, sender, sees_all } = *standing;
     let (store, failed) = (log.store(), super::volume::VolumeError::from);
     let work_left = store.work_count(row.id).map_err(failed)?;
     let oldest = store.work_next(row.id, 0, 1).map_err(failed)?;
@@ -194,9 +192,10 @@ pub(super) fn target_status(
         errors: sender.errors,
         clock_offset_seconds: sender.clock_offset_micros.map(|micros| micros as f64 / 1e6),
         differs: sender.differs.clone(),
+        left_out: sender.left_out.filter(|left_out| *left_out > 0),
         orphans: sender.orphans,
         mirror: super::mirror::mirror_reply(store, row, sender)?,
-        verify: None,
+        verify: sender.verify.as_ref().map(|progress| super::verify::verify_reply(volume, name, progress)),
         last_error: sender.last_error.as_ref().map(last_error),
     })
 }

@@ -121,7 +121,7 @@ impl Volume {
             unwatched,
             mounted,
             suspects: suspects.as_chunks().0.iter().map(|bytes| Oid::from_bytes(*bytes)).collect(),
-            nudges: live.senders.values().map(SenderThread::nudge).collect(),
+            senders: live.senders.values().map(SenderThread::handle).collect(),
         };
         let io = |cause| VolumeError::Io { path: self.path.clone(), cause };
         live.unwatched = Changes::Scanned(Scan::start(job).map_err(io)?);
@@ -234,7 +234,7 @@ impl Volume {
         if nobody {
             live.bypass = None;
         }
-        live.senders.values().for_each(|sender| sender.nudge().work_added());
+        live.senders.values().for_each(|sender| sender.handle().work_added());
         drop(live);
         self.tell_suspects(&before, &now)
     }

@@ -2,16 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use super::volume::Volume;
+use super::sends::Sends;
 use crate::base::{Name, Timespec};
-use crate::config::{TargetName, TimeSpan};
+use crate::config::{TargetName, TimeSpan, VolumeName};
 use crate::control::{DifferenceRow, ExitCode, Failure, Reply, ReplySink, VerifyReply};
 use crate::sender::{Found, SenderState, VerifyProgress, VerifyRequest, last_verified};
 
 /// How often the caller hears how far it is.
 const TELL_EVERY: Duration = Duration::from_millis(500);
 
-impl Volume {
+impl dyn Sends + '_ {
     /// Verifies a target and waits for the outcome; parts of the answer say how far it is. It goes on when the caller leaves.
     pub(super) fn verify(
         &self,
@@ -25,11 +25,11 @@ impl Volume {
             let progress = self.verify_progress(target)?;
             if let Some(progress) = progress.filter(|progress| progress.id == id) {
                 if progress.is_done {
-                    return Ok(Reply::Verified(self.verify_reply(target, &progress)));
+                    return Ok(Reply::Verified(verify_reply(self.name(), target, &progress)));
                 }
                 if told.elapsed() >= TELL_EVERY {
                     told = Instant::now();
-                    sink.send(Reply::Verified(self.verify_reply(target, &progress)))?;
+                    sink.send(Reply::Verified(verify_reply(self.name(), target, &progress)))?;
                 }
             }
             if !sink.is_wanted() {
@@ -40,24 +40,14 @@ impl Volume {
     }
 
     fn ask_to_verify(&self, target: &TargetName, request: VerifyRequest) -> Result<u64, Failure> {
-        let live = self.live();
-        let Some(sender) = live.senders.get(target) else {
-            return Err(Failure::new(ExitCode::Usage, format!("volume {} has no target {target}", self.name))
-                .with_remedy("dtfs status shows the targets"));
-        };
-        if sender.status().state != SenderState::Connected {
-            return Err(Failure::new(ExitCode::Behind, format!("target {target} is not connected"))
-                .with_remedy("dtfs status says why; try again when it is connected"));
-        }
-        sender.verify(request).ok_or_else(|| {
+        self.connected(target)?.verify(request).ok_or_else(|| {
             Failure::new(ExitCode::Busy, format!("target {target} is being verified already"))
                 .with_remedy("dtfs status shows how far it is")
         })
     }
 
     fn verify_progress(&self, target: &TargetName) -> Result<Option<VerifyProgress>, Failure> {
-        let live = self.live();
-        match live.senders.get(target).map(|sender| sender.status()) {
+        match self.sender(target).map(|sender| sender.status()) {
             Some(status) if status.state == SenderState::Stopped => Err(interrupted(target)),
             Some(status) => Ok(status.verify),
             None => Err(interrupted(target)),
@@ -66,34 +56,35 @@ impl Volume {
 
     /// Starts the verifications that are due.
     pub(super) fn verify_when_due(&self, every: TimeSpan) -> Result<(), Failure> {
-        let store = self.journal.store();
-        let failed = super::volume::VolumeError::from;
+        let log = self.log()?;
+        let (store, failed) = (log.store(), super::volume::VolumeError::from);
         for row in store.targets().map_err(failed)? {
             let last = last_verified(store, row.id).map_err(failed)?;
             let due = last.is_none_or(|last| Timespec::now().sec - last.sec >= every.seconds() as i64);
             let Ok(name) = TargetName::new(&row.name) else { continue };
             if due && row.mirrored && self.ask_to_verify(&name, VerifyRequest::default()).is_ok() {
-                tracing::info!(volume = %self.name, target = %name, "a verification is due, and begins");
+                tracing::info!(volume = %self.name(), target = %name, "a verification is due, and begins");
             }
         }
         Ok(())
     }
+}
 
-    pub(super) fn verify_reply(&self, target: &TargetName, progress: &VerifyProgress) -> VerifyReply {
-        VerifyReply {
-            volume: self.name.clone(),
-            target: target.clone(),
-            from_tid: progress.position.0,
-            upto_tid: progress.position.1,
-            objects: progress.objects,
-            bytes: progress.bytes,
-            current: (!progress.is_done).then(|| show(&progress.current)),
-            found: progress.found,
-            left: progress.left,
-            unsettled: progress.unsettled,
-            unreadable: progress.unreadable,
-            differences: progress.differences.iter().map(row).collect(),
-        }
+/// How a verification of the target stands.
+pub(super) fn verify_reply(volume: &VolumeName, target: &TargetName, progress: &VerifyProgress) -> VerifyReply {
+    VerifyReply {
+        volume: volume.clone(),
+        target: target.clone(),
+        from_tid: progress.position.0,
+        upto_tid: progress.position.1,
+        objects: progress.objects,
+        bytes: progress.bytes,
+        current: (!progress.is_done).then(|| show(&progress.current)),
+        found: progress.found,
+        left: progress.left,
+        unsettled: progress.unsettled,
+        unreadable: progress.unreadable,
+        differences: progress.differences.iter().map(row).collect(),
     }
 }
 

@@ -7,12 +7,15 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::drain::{Hurry, drain};
+use super::listener::Listening;
 use super::meter::Meter;
 use super::relay::RelayedCopy;
+use super::sends::Sends;
 use super::volume::{Mounting, Volume, VolumeError, holders_below};
 use crate::base::Timespec;
 use crate::config::{
-    MountEntry, MountsFile, OpenFiles, Paths, Refusal, VolumeFile, VolumeName, check_entry, check_target_entry,
+    DaemonFile, MountEntry, MountsFile, OpenFiles, Paths, Refusal, VolumeFile, VolumeName, check_entry,
+    check_target_entry,
 };
 use crate::control::{
     DaemonStatus, ExitCode, Failure, Holders, MountReply, MountVerdict, Problem, Selection, Verdict, VolumeState,
@@ -28,6 +31,7 @@ pub(super) struct Volumes {
     pub(super) meter: Meter,
     /// Copies with targets. Rank: as `table`.
     pub(super) relays: Mutex<BTreeMap<VolumeName, Arc<RelayedCopy>>>,
+    pub(super) listening: Listening,
     /// Protects the table. Rank: above each volume's own lock, never held while one of them is taken for long: look-ups and
     /// insertions only.
     table: Mutex<Table>,
@@ -61,6 +65,7 @@ impl Volumes {
             daemon,
             meter: Meter::default(),
             relays: Mutex::default(),
+            listening: Listening::default(),
             table: Mutex::new(Table::default()),
             changing: Mutex::new(()),
         }
@@ -84,9 +89,16 @@ impl Volumes {
             return Ok(volume);
         }
         let refused = self.table.lock().refused.get(name).cloned();
-        Err(match refused {
-            Some(reason) => Failure::new(ExitCode::Failed, format!("volume {name} is not open: {reason}")),
-            None => Failure::new(ExitCode::Usage, format!("there is no open volume {name}"))
+        let source = VolumeFile::load(&self.paths, name).ok().and_then(|file| file.source);
+        Err(match (refused, source) {
+            (Some(reason), _) => Failure::new(ExitCode::Failed, format!("volume {name} is not open: {reason}")),
+            (None, Some(source)) => {
+                let (dir, host) = (source.dir.display(), source.host);
+                Failure::new(ExitCode::Usage, format!("{name} is a copy here, in {dir}: {host} writes it")).with_remedy(
+                    format!("ask on {host}, where the volume is; or dtfs promote {name} makes this copy one"),
+                )
+            }
+            (None, None) => Failure::new(ExitCode::Usage, format!("there is no open volume {name}"))
                 .with_remedy("dtfs mounts list shows the volumes, dtfs mounts mount opens one"),
         })
     }
@@ -257,15 +269,15 @@ impl Volumes {
             if let Err(error) = volume.check_suspects() {
                 tracing::warn!(volume = %volume.name, %error, "files that were open before the mount are not compared");
             }
-            self.verify_when_due(&volume);
         }
+        self.all_sending().iter().for_each(|sends| self.verify_when_due(sends.as_ref()));
     }
 
-    fn verify_when_due(&self, volume: &Volume) {
+    fn verify_when_due(&self, sends: &dyn Sends) {
         // A file that cannot be read is told where it is edited and where it is loaded.
-        let Ok(VolumeFile { verify: Some(every), .. }) = VolumeFile::load(&self.paths, &volume.name) else { return };
-        if let Err(failure) = volume.verify_when_due(every) {
-            tracing::warn!(volume = %volume.name, %failure, "a verification that is due cannot be started");
+        let Ok(VolumeFile { verify: Some(every), .. }) = VolumeFile::load(&self.paths, sends.name()) else { return };
+        if let Err(failure) = sends.verify_when_due(every) {
+            tracing::warn!(volume = %sends.name(), %failure, "a verification that is due cannot be started");
         }
     }
 
@@ -281,6 +293,7 @@ impl Volumes {
         if run == Run::Real {
             self.set_relays();
         }
+        notes.extend(self.reload_listening(run));
         for volume in self.open() {
             // One file that cannot be read does not keep the other volumes from following theirs.
             match self.reload_volume(&volume, &file, run) {
@@ -289,6 +302,28 @@ impl Volumes {
             }
         }
         Ok(notes)
+    }
+
+    /// Where sources may call. The other keys of `dtfs.toml` count from the next start, or the next session.
+    fn reload_listening(&self, run: Run) -> Option<String> {
+        let wanted = match DaemonFile::load(&self.paths) {
+            Ok(file) => file.listen,
+            Err(error) => return Some(format!("dtfs.toml: nothing changed: {error}")),
+        };
+        let before = self.listening.address();
+        if wanted == before {
+            return None;
+        }
+        let told = match (before, wanted) {
+            (None, Some(now)) => format!("sources can call at {now}"),
+            (Some(before), Some(now)) => format!("sources can call at {now}, not at {before} any more"),
+            (Some(before), None) => format!("no source can call any more, at {before} or elsewhere"),
+            (None, None) => return None,
+        };
+        match if run == Run::Real { self.listening.set(&self.paths, wanted) } else { Ok(()) } {
+            Ok(()) => Some(told),
+            Err(error) => Some(format!("no source can call: {error}")),
+        }
     }
 
     fn reload_volume(&self, volume: &Arc<Volume>, file: &MountsFile, run: Run) -> Result<Vec<String>, Failure> {

@@ -6,7 +6,7 @@
 use super::changes::Changes;
 use super::error::JournalError;
 use super::log::SegmentLog;
-use super::store::{Level, Store, TargetRow, collapse, lose_place, put_event};
+use super::store::{Collapsed, Level, Store, TargetRow, collapse, lose_place, put_event};
 use crate::base::Tid;
 use crate::record::RecordIter;
 
@@ -37,7 +37,21 @@ pub fn become_work(store: &Store, log: &SegmentLog, end: Tid, to: Tid) -> Result
             false => Ok(Changes::default()),
         };
         store.write("collapse records", |tx| match &changes {
-            Ok(changes) => collapse(tx, &target, changes, to).map(drop),
+            Ok(changes) => {
+                let text = match collapse(tx, &target, changes, to)? {
+                    Collapsed::WholeTree => {
+                        format!("{} has too much to catch up with: its whole tree is compared", target.name)
+                    }
+                    Collapsed::Rows if target.covered <= target.received && place < end => format!(
+                        "the inbox of this copy keeps no more: what {} has not received becomes work, at first {} objects \
+                         up to {to}",
+                        target.name,
+                        changes.len()
+                    ),
+                    Collapsed::Rows => return Ok(()),
+                };
+                put_event(tx, Level::Warning, Some(target.id), &text)
+            }
             Err(error) => {
                 lose_place(tx, &target, to)?;
                 let text =

@@ -5,7 +5,7 @@ use super::leaves::{say_command, say_told};
 use super::talk::Talk;
 use crate::config::{Adoption, Paths, TargetName, TargetUrl};
 use crate::control::ops::{self, EventRange, NewTarget, Severity, resolve_volume};
-use crate::control::{ExitCode, Failure, MirrorAction};
+use crate::control::{ExitCode, Failure, MirrorAction, TargetStatus};
 
 /// How many of the newest events are shown.
 const EVENTS: usize = 20;
@@ -25,8 +25,11 @@ pub(super) fn define_target(paths: &Paths, talk: &mut Talk<'_>) -> Result<ExitCo
     say_command(paths, talk, &["define", "target", &volume, &url])?;
     let volume = resolve_volume(paths, &volume)?;
     let url: TargetUrl = url.parse().map_err(|problem| Failure::new(ExitCode::Usage, problem))?;
-    let (target, told) =
-        ops::define_target(paths, &volume, NewTarget { url, name: None, adoption: Adoption::Refuse, period: None })?;
+    let (target, told) = ops::define_target(
+        paths,
+        &volume,
+        NewTarget { url, name: None, adoption: Adoption::Refuse, period: None, delay: None },
+    )?;
     say(talk, &format!("Defined the target {} of {volume} at {}.", target.name, target.url))?;
     say_told(talk, &told)
 }
@@ -83,16 +86,25 @@ pub(super) fn status(paths: &Paths, talk: &mut Talk<'_>) -> Result<ExitCode, Fai
         let (state, reason) = volume.state.parts();
         let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
         say(talk, &format!("  {} at {}: {state}{reason}", volume.name, volume.path.display()))?;
-        for target in &volume.targets {
-            let (state, reason) = target.state.parts();
-            let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
-            let (changes, work) = (target.lag_changes, target.work_left);
-            let line =
-                format!("    target {}: {state}{reason}; {changes} changes behind, {work} objects left", target.name);
-            say(talk, &line)?;
-        }
+        say_targets(talk, &volume.targets)?;
+    }
+    for copy in &status.copies {
+        say(talk, &format!("  {} at {}: written by {}", copy.name, copy.path.display(), copy.host))?;
+        say_targets(talk, &copy.targets)?;
     }
     Ok(ExitCode::Ok)
+}
+
+fn say_targets(talk: &mut Talk<'_>, targets: &[TargetStatus]) -> Result<(), Failure> {
+    for target in targets {
+        let (state, reason) = target.state.parts();
+        let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
+        let (changes, work) = (target.lag_changes, target.work_left);
+        let line =
+            format!("    target {}: {state}{reason}; {changes} changes behind, {work} objects left", target.name);
+        say(talk, &line)?;
+    }
+    Ok(())
 }
 
 pub(super) fn events(paths: &Paths, talk: &mut Talk<'_>) -> Result<ExitCode, Failure> {

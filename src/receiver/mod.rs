@@ -20,4 +20,4 @@ mod session;
 
 pub use relay::{Relay, RelayError};
 pub use roles::{Force, RaiseError, Raised, join, raise};
-pub use session::{ServeError, ServeOptions, serve};
+pub use session::{OwnVolume, ServeError, ServeOptions, serve};

@@ -87,7 +87,7 @@ impl Raised {
     ///
     /// # Errors
     /// As unlink(2) and fsync(2).
-    pub fn leave(self) -> std::io::Result<()> {
+    pub fn leave(&self) -> std::io::Result<()> {
         applier::leave(&self.dir, &self.state)
     }
 }

@@ -25,6 +25,9 @@ use crate::wire::{
     ReplicaState, WireError,
 };
 
+/// Says which volume of this host a directory is, if it is one.
+pub type OwnVolume = Box<dyn Fn(&Path) -> Option<String> + Send + Sync>;
+
 /// What `dtfs serve` works on.
 pub struct ServeOptions {
     /// The replica's directory.
@@ -37,6 +40,8 @@ pub struct ServeOptions {
     pub guarding: Guarding,
     /// What the source is trusted with.
     pub trust: Trust,
+    /// Whose place a directory is, if it is no copy's; asked before anything is made there, and again when that was begun.
+    pub own_volume: OwnVolume,
     /// Most bytes of the inbox; `None` for a tenth of its filesystem, at most 8 GiB.
     pub inbox_cap: Option<u64>,
     /// Size of an inbox segment in bytes, a multiple of 4096; `None` for one that any batch fits in. A model of many short
@@ -65,6 +70,14 @@ pub enum ServeError {
     /// The tree was promoted: it is no target any more.
     #[error("it was promoted to a master: it is no target any more")]
     Superseded(History),
+    /// The directory is a volume's, and that is not mounted: it would have said what its history is.
+    #[error("{path} is {volume}, and not mounted now: it is no place for a copy", path = path.display())]
+    OwnVolume {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is, in words.
+        volume: String,
+    },
     /// Something else than a greeting came first.
     #[error("the source did not say who it is")]
     NoHello,
@@ -159,7 +172,16 @@ fn prepare(hello: &Hello, options: &ServeOptions) -> Result<Ready, ServeError> {
         return Err(ServeError::Version { found: hello.version });
     }
     refuse_promoted(&options.dir, hello.volume)?;
+    refuse_own_volume(options)?;
     let mut replica = Replica::open(&options.dir, &options.states, (hello.volume, &hello.spaces), options.adopt)?;
+    if replica.origin != Origin::Existing
+        && let Err(refusal) = refuse_own_volume(options)
+    {
+        // It was promoted since: whoever does that keeps the copy's lock until the directory is known as a volume's.
+        applier::leave(&options.dir, replica.state_dir())
+            .map_err(|cause| ReplicaError::Io { path: options.dir.clone(), cause })?;
+        return Err(refusal);
+    }
     let guarded = replica.guard(options.guarding)?;
     replica.trust(options.trust)?;
     replica.remember_history(&History::new(hello.volume, hello.epochs.clone()))?;
@@ -169,6 +191,13 @@ fn prepare(hello: &Hello, options: &ServeOptions) -> Result<Ready, ServeError> {
     };
     let inbox = Inbox::open(&mut replica, hello, inbox::log_options(cap_bytes, options.inbox_segment))?;
     Ok(Ready { replica, inbox, cap_bytes, delay: Duration::from_secs(hello.delay_seconds), guarded })
+}
+
+fn refuse_own_volume(options: &ServeOptions) -> Result<(), ServeError> {
+    match (options.own_volume)(&options.dir) {
+        Some(volume) => Err(ServeError::OwnVolume { path: options.dir.clone(), volume }),
+        None => Ok(()),
+    }
 }
 
 /// A mounted volume says on its root what its history is.

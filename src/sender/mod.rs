@@ -36,7 +36,7 @@ pub use orphans::OrphanPolicy;
 pub use pace::Rate;
 pub use plan::{Cause, Fork, Forked, Ours, Plan, Standing, plan};
 pub use status::{SenderState, SenderStatus};
-pub use thread::{Connect, SenderNudge, SenderOptions, SenderThread, SenderWaiter};
+pub use thread::{Connect, SenderHandle, SenderOptions, SenderThread};
 pub use verify_desk::{Found, Repair, VerifyProgress, VerifyRequest, last_verified};
 
 use crate::base::{Oid, Position, Tid, VolumeUuid};

@@ -52,6 +52,8 @@ pub struct SenderStatus {
     pub blocked: u32,
     /// Errno of the first of them, else 0.
     pub blocked_errno: i32,
+    /// Of how many objects the target has left something out; `None` before it said.
+    pub left_out: Option<u32>,
     /// What the target stores otherwise than it is sent.
     pub differs: Option<String>,
     /// By how many microseconds its clock is ahead of ours; behind when negative.

@@ -54,11 +54,17 @@ pub struct SenderOptions {
 
 /// A running sender. Dropping it stops the thread and waits for it.
 pub struct SenderThread {
+    handle: SenderHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Asks a sender for things, and waits for news of it. Does not keep it.
+#[derive(Clone)]
+pub struct SenderHandle {
     desk: Arc<VerifyDesk>,
     orphans: Arc<OrphanDesk>,
     mailbox: Arc<Mailbox>,
     status: Arc<SharedStatus>,
-    handle: Option<JoinHandle<()>>,
 }
 
 /// How long a target may take to finish its session.
@@ -94,18 +100,45 @@ impl SenderThread {
             orphans: orphans.clone(),
             scope: RefCell::default(),
         };
-        let handle = std::thread::Builder::new().name("dtfs-sender".into()).spawn(move || runner.run())?;
-        Ok(SenderThread { desk, orphans, mailbox, status, handle: Some(handle) })
+        let thread = std::thread::Builder::new().name("dtfs-sender".into()).spawn(move || runner.run())?;
+        Ok(SenderThread { handle: SenderHandle { desk, orphans, mailbox, status }, thread: Some(thread) })
     }
 
+    /// Something to ask it by that does not keep it.
+    pub fn handle(&self) -> SenderHandle {
+        self.handle.clone()
+    }
+
+    /// As [`SenderHandle::status`].
+    pub fn status(&self) -> SenderStatus {
+        self.handle.status()
+    }
+
+    /// As [`SenderHandle::flush`].
+    pub fn flush(&self) {
+        self.handle.flush();
+    }
+
+    /// As [`SenderHandle::verify`].
+    pub fn verify(&self, request: VerifyRequest) -> Option<u64> {
+        self.handle.verify(request)
+    }
+
+    /// Tells the thread to stop; [`Drop`] waits for it.
+    pub fn stop(&self) {
+        self.handle.mailbox.call(Call::Stop);
+    }
+}
+
+impl SenderHandle {
     /// Where it is.
     pub fn status(&self) -> SenderStatus {
         self.status.get()
     }
 
-    /// Something to wait on that does not keep the sender.
-    pub fn waiter(&self) -> SenderWaiter {
-        SenderWaiter { status: self.status.clone() }
+    /// Waits for any change of its status, at most `timeout`.
+    pub fn wait(&self, timeout: Duration) {
+        self.status.wait(timeout);
     }
 
     /// Asks the target to make everything it has durable at once: someone waits for it.
@@ -137,43 +170,14 @@ impl SenderThread {
         self.mailbox.call(Call::Mirror);
     }
 
-    /// Something to tell the sender of new work by, that does not keep it.
-    pub fn nudge(&self) -> SenderNudge {
-        SenderNudge { mailbox: self.mailbox.clone() }
+    /// Rows of work were added; without this word they are seen within two seconds.
+    pub fn work_added(&self) {
+        self.mailbox.call(Call::Work);
     }
 
     /// The next session is to begin at once: the operator has decided what it was refused for.
     pub fn retry(&self) {
         self.mailbox.call(Call::Retry);
-    }
-
-    /// Tells the thread to stop; [`Drop`] waits for it.
-    pub fn stop(&self) {
-        self.mailbox.call(Call::Stop);
-    }
-}
-
-/// Tells a sender that work rows were added; without it they are seen within two seconds.
-pub struct SenderNudge {
-    mailbox: Arc<Mailbox>,
-}
-
-impl SenderNudge {
-    /// Rows were added.
-    pub fn work_added(&self) {
-        self.mailbox.call(Call::Work);
-    }
-}
-
-/// Waits for news of a sender.
-pub struct SenderWaiter {
-    status: Arc<SharedStatus>,
-}
-
-impl SenderWaiter {
-    /// Waits for any change of the sender's status, at most `timeout`.
-    pub fn wait(&self, timeout: Duration) {
-        self.status.wait(timeout);
     }
 }
 
@@ -182,19 +186,19 @@ impl Drop for SenderThread {
     /// which ends the session. What it had not made durable is sent again.
     fn drop(&mut self) {
         self.stop();
-        let Some(handle) = self.handle.take() else { return };
+        let Some(thread) = self.thread.take() else { return };
         let deadline = Instant::now() + STOP_PATIENCE;
-        while !handle.is_finished() && Instant::now() < deadline {
-            self.status.wait(Duration::from_millis(20));
+        while !thread.is_finished() && Instant::now() < deadline {
+            self.handle.wait(Duration::from_millis(20));
         }
-        if !handle.is_finished()
-            && let Some(pid) = self.status.get().peer_pid
+        if !thread.is_finished()
+            && let Some(pid) = self.status().peer_pid
         {
             tracing::warn!(pid, "the target does not take the end of its session: its process is killed");
             let pid = nix::unistd::Pid::from_raw(pid as i32);
             let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
         }
-        let _ = handle.join();
+        let _ = thread.join();
     }
 }
 

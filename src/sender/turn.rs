@@ -15,6 +15,11 @@ impl<'a> Turn<'a> {
         }
     }
 
+    /// The tree, when it may be read.
+    pub(super) fn view(&self) -> Option<&'a dyn TreeView> {
+        self.0
+    }
+
     /// Whether the tree is at `tid` or behind it: a reading made now follows every record up to there.
     pub(super) fn is_at(&self, tid: Tid) -> bool {
         self.0.is_some_and(|view| view.stamp() >= tid)

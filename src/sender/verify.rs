@@ -184,8 +184,8 @@ impl Verifier {
         self.run.as_ref().map(|run| run.progress.clone())
     }
 
-    /// The next step; called when no work is left. What ended is returned once.
-    pub(super) fn step(&mut self, view: &dyn TreeView) -> (Step, Option<VerifyProgress>) {
+    /// The next step; called when no work is left. Without a view nothing is read. What ended is returned once.
+    pub(super) fn step(&mut self, view: Option<&dyn TreeView>) -> (Step, Option<VerifyProgress>) {
         if let Some((id, request)) = self.desk.take() {
             self.run = Some(Run::new(id, request, self.rules.clone()));
         }
@@ -194,7 +194,8 @@ impl Verifier {
             return Default::default();
         }
         if !run.todo.is_empty() || run.parts.is_some() {
-            return (Step { readings: run.read(view), ..Step::default() }, None);
+            let readings = view.map(|view| run.read(view)).unwrap_or_default();
+            return (Step { readings, ..Step::default() }, None);
         }
         if !run.open.is_empty() {
             return Default::default();
@@ -206,6 +207,17 @@ impl Verifier {
                 progress.is_done = true;
                 self.desk.end();
                 (Step::default(), Some(progress))
+            }
+        }
+    }
+
+    /// Whether the next step reads the tree.
+    pub(super) fn may_read(&self) -> bool {
+        match &self.run {
+            None => self.desk.is_wanted(),
+            Some(run) => {
+                let has_room = run.under_way.len() < MOST_BATCHES && run.ready_at <= Instant::now();
+                has_room && (!run.todo.is_empty() || run.parts.is_some())
             }
         }
     }

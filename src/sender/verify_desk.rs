@@ -93,6 +93,10 @@ impl VerifyDesk {
         Some(state.last_id)
     }
 
+    pub(super) fn is_wanted(&self) -> bool {
+        self.state.lock().wanted.is_some()
+    }
+
     pub(super) fn take(&self) -> Option<(u64, VerifyRequest)> {
         let mut state = self.state.lock();
         let wanted = state.wanted.take();

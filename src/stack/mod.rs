@@ -20,6 +20,7 @@ mod create;
 mod creds;
 mod descriptors;
 mod dirs;
+mod growth;
 mod inodes;
 mod ioctl;
 mod lookup;

@@ -166,7 +166,7 @@ impl Stack {
     pub(super) fn reserve(&self, caller: &Caller, record_bytes: usize) -> Result<Reserved<'_>> {
         self.check_alive()?;
         let reservation = self.journal.reserve(record_bytes).map_err(|error| error.errno())?;
-        Ok(Reserved { stack: self, caller: *caller, reservation })
+        Ok(Reserved::of(self, caller, reservation))
     }
 
     /// Reserves room and locks what is touched.
@@ -199,6 +199,10 @@ impl Stack {
 }
 
 impl<'s> Reserved<'s> {
+    pub(super) fn of(stack: &'s Stack, caller: &Caller, reservation: Reservation<'s>) -> Reserved<'s> {
+        Reserved { stack, caller: *caller, reservation }
+    }
+
     /// Locks all objects whose state the change moves, announced.
     ///
     /// # Errors
@@ -273,18 +277,31 @@ impl<'s> Mutation<'s> {
     /// failure and its being known; a disk that is full or broken has time for it.
     pub(super) fn whole<T>(&self, key: ObjectKey, outcome: Result<T>) -> Result<T> {
         if let Err(errno @ (Errno::ENOSPC | Errno::EDQUOT | Errno::EIO)) = &outcome {
-            let why = format!("a change of its data failed: {errno}");
-            let (oid, tid) = (self.stack.oid(key), self.stack.journal.last_tid());
-            if let Err(error) = self.stack.journal.store().work_doubt(oid, tid, &why) {
-                self.stack.fail(&format!("{why}, which cannot be noted: {error}"));
-            }
+            self.doubt(key, &format!("a change of its data failed: {errno}"));
         }
         outcome
+    }
+
+    /// Every target compares the object `key`.
+    pub(super) fn doubt(&self, key: ObjectKey, why: &str) {
+        let (oid, tid) = (self.stack.oid(key), self.stack.journal.last_tid());
+        if let Err(error) = self.stack.journal.store().work_doubt(oid, tid, why) {
+            self.stack.fail(&format!("{why}, which cannot be noted: {error}"));
+        }
     }
 
     /// Records the change of `key` and ends it. The record is encoded, its payload copied, before the journal's lock.
     /// A change of a ghost leaves no record.
     pub(super) fn commit(self, key: ObjectKey, op: &Op, payload: &[u8]) -> Tid {
+        self.commit_all(key, (op, payload), None)
+    }
+
+    /// As [`Mutation::commit`], for a change of a file that took two records: `beside` comes second, with its own room.
+    pub(super) fn commit_both(self, key: ObjectKey, first: (&Op, &[u8]), beside: (Reservation<'s>, &Op)) -> Tid {
+        self.commit_all(key, first, Some(beside))
+    }
+
+    fn commit_all(self, key: ObjectKey, (op, payload): (&Op, &[u8]), beside: Option<(Reservation<'s>, &Op)>) -> Tid {
         if is_of_one_object(op) && self.stack.nodes.is_ghost(key) {
             return self.stack.journal.last_tid();
         }
@@ -294,7 +311,8 @@ impl<'s> Mutation<'s> {
             return self.stack.journal.last_tid();
         }
         let oid = self.stack.oid(key);
-        let tid = self.reservation.commit(Draft::new(oid, op, payload));
+        let first = self.reservation.commit(Draft::new(oid, op, payload));
+        let tid = beside.map_or(first, |(room, op)| room.commit(Draft::new(oid, op, &[])));
         if let Op::Create { .. } = op {
             self.in_flight.born(oid);
         }

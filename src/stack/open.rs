@@ -92,7 +92,7 @@ impl Stack {
     fn truncate_open(&self, caller: &Caller, file: &OpenFile) -> Result<()> {
         let change = self.begin(caller, &[Touch::Size(file.key)], SMALL_RECORD)?;
         creds::changing_data(caller, Privileges::of(caller))?;
-        change.tree().truncate(file.fd(), 0)?;
+        change.whole(file.key, change.tree().truncate(file.fd(), 0))?;
         let stat = change.read_back(sys::fstat(file.fd()))?;
         let op = Op::Truncate { attrs: Attrs::of(&stat) };
         change.commit(file.key, &op, &[]);

@@ -7,6 +7,7 @@ use super::mutation::{Mutation, SMALL_RECORD, Touch};
 use super::opens::{Handle, OpenFile};
 use super::types::{AttrChange, Caller, FileId, NodeId, Object, Privileges};
 use super::{Stack, creds};
+use crate::backing::Growth;
 use crate::record::{Attrs, Op};
 use crate::sys::{self, Result, Stat, TimeChange};
 
@@ -50,7 +51,13 @@ impl Stack {
             Some(_) => Touch::Size(object.key),
             None => Touch::Attributes(object.key),
         };
-        let mutation = self.begin(caller, &[touch], SMALL_RECORD)?;
+        let (mutation, growing) = match change.size.zip(sized.fd()) {
+            None => (self.begin(caller, &[touch], SMALL_RECORD)?, None),
+            Some((size, file)) => {
+                let begun = self.begin_growing(caller, touch, SMALL_RECORD, (file, Growth::Size(size)))?;
+                (begun.0, Some(begun.1))
+            }
+        };
         let capable = (change.uid.is_some() || change.gid.is_some()) && self.is_capable(&object)?;
         let mut progress = Progress::Untouched;
         let outcome = apply(&mutation, caller, &object, &sized, change, &mut progress);
@@ -74,7 +81,10 @@ impl Stack {
             }
             None => Op::SetAttr { attrs },
         };
-        mutation.commit(object.key, &op, &[]);
+        match sized.fd().zip(growing) {
+            Some((file, growing)) => mutation.commit_growth((object.key, file), (&op, &[]), growing, &stat)?,
+            None => mutation.commit(object.key, &op, &[]),
+        };
         outcome.map(|()| stat)
     }
 

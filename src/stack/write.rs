@@ -2,11 +2,12 @@
 
 use std::os::fd::BorrowedFd;
 
+use super::growth::Growing;
 use super::mutation::{Mutation, SMALL_RECORD, Touch};
 use super::opens::{BackingMode, OpenFile};
 use super::types::{Caller, FileId, NodeId, Privileges};
 use super::{MAX_TRANSFER_BYTES, Stack, creds};
-use crate::backing::{HOLE_UNIT, block_is_data};
+use crate::backing::{Growth, HOLE_UNIT, block_is_data};
 use crate::base::Tid;
 use crate::record::{Attrs, FIRST_BLOCK_IS_DATA, LAST_BLOCK_IS_DATA, Op};
 use crate::sys::{self, Errno, Result};
@@ -51,19 +52,27 @@ impl Stack {
             Writer::Caller => *caller,
             Writer::PageCache => owner_as_caller(&file, caller)?,
         };
-        let touch = file.touch(offset, data.len() as u64);
-        let change = self.begin(caller, &[touch], SMALL_RECORD + data.len())?;
+        let len = data.len() as u64;
+        let growth = Growth::Write { offset, len };
+        let (touch, bytes) = (file.touch(offset, len), SMALL_RECORD + data.len());
+        let (change, growing) = self.begin_growing(caller, touch, bytes, (file.fd(), growth))?;
         creds::changing_data(caller, mode.privileges)?;
         let written = change.whole(file.key, change.tree().write(file.fd(), data, offset))?;
         if written == 0 {
             return Ok(0);
         }
-        let tid = self.record_write(change, &file, offset, &data[..written])?;
+        let tid = self.record_write((change, growing), &file, offset, &data[..written])?;
         self.sync_written(&file, mode.flags, tid)?;
         Ok(written)
     }
 
-    fn record_write(&self, change: Mutation<'_>, file: &OpenFile, offset: u64, data: &[u8]) -> Result<Tid> {
+    fn record_write<'s>(
+        &self,
+        (change, growing): (Mutation<'s>, Growing<'s>),
+        file: &OpenFile,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<Tid> {
         let stat = change.read_back(sys::fstat(file.fd()))?;
         let offset = match file.backing {
             BackingMode::Positioned => offset,
@@ -71,7 +80,7 @@ impl Stack {
         };
         let op = Op::Write { offset, attrs: Attrs::of(&stat) };
         file.atime_is(stat.atime);
-        Ok(change.commit(file.key, &op, data))
+        change.commit_growth((file.key, file.fd()), (&op, data), growing, &stat)
     }
 
     /// fallocate(2). The kernel passes KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE only.
@@ -84,14 +93,16 @@ impl Stack {
             return Err(Errno::EOPNOTSUPP);
         }
         let file = self.file(id, node, libc::O_RDWR)?;
-        let change = self.begin(caller, &[file.touch(offset, len)], SMALL_RECORD)?;
+        let keeps_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+        let growth = Growth::Size(if keeps_size { 0 } else { offset.saturating_add(len) });
+        let touch = file.touch(offset, len);
+        let (change, growing) = self.begin_growing(caller, touch, SMALL_RECORD, (file.fd(), growth))?;
         creds::changing_data(caller, Privileges::of(caller))?;
         change.whole(file.key, change.tree().allocate(file.fd(), mode, offset, len))?;
         let stat = change.read_back(sys::fstat(file.fd()))?;
         let mode = mode | change.read_back(cut_blocks(file.fd(), mode, offset, len))?;
         let op = Op::Allocate { mode, offset, len, attrs: Attrs::of(&stat) };
-        change.commit(file.key, &op, &[]);
-        Ok(())
+        change.commit_growth((file.key, file.fd()), (&op, &[]), growing, &stat).map(drop)
     }
 
     /// copy_file_range(2), at most one transfer at a time, by reading and writing: the kernel's own would share extents
@@ -110,7 +121,9 @@ impl Stack {
         let source = self.file(from.1, from.0, libc::O_RDONLY)?;
         let file = self.file(to.1, to.0, libc::O_RDWR)?;
         let mut data = vec![0; len];
-        let change = self.begin(caller, &[file.touch(to.2, len as u64)], SMALL_RECORD + len)?;
+        let growth = Growth::Write { offset: to.2, len: len as u64 };
+        let touch = file.touch(to.2, len as u64);
+        let (change, growing) = self.begin_growing(caller, touch, SMALL_RECORD + len, (file.fd(), growth))?;
         creds::changing_data(caller, Privileges::of(caller))?;
         let there = sys::pread(source.fd(), &mut data, from.2)?;
         data.truncate(there);
@@ -119,7 +132,7 @@ impl Stack {
         }
         let copied = change.whole(file.key, change.tree().write(file.fd(), &data, to.2))?;
         data.truncate(copied);
-        self.record_write(change, &file, to.2, &data)?;
+        self.record_write((change, growing), &file, to.2, &data)?;
         Ok(copied)
     }
 }

@@ -2,7 +2,8 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::time::Duration;
 
 use super::{Errno, Result};
 
@@ -50,6 +51,41 @@ impl SharedMap {
         // SAFETY: inside the mapping, which lives as long as `self`; aligned, because the mapping begins at a page; any
         // bits are a valid u64.
         unsafe { &*self.base.as_ptr().add(at).cast::<AtomicU64>() }
+    }
+
+    /// The half word at byte `at`, a multiple of 4: what futex(2) waits on.
+    ///
+    /// # Panics
+    /// Outside of the mapping, or unaligned.
+    pub fn half(&self, at: usize) -> &AtomicU32 {
+        assert!(at.is_multiple_of(4) && at < self.len && self.len - at >= 4, "half word {at} of {}", self.len);
+        // SAFETY: as for `word`, with 4 bytes.
+        unsafe { &*self.base.as_ptr().add(at).cast::<AtomicU32>() }
+    }
+
+    /// Waits while the half word at `at` is `seen`, at most `timeout`; may return early. Whoever changes it, in this process
+    /// or another one that has mapped the file, calls [`SharedMap::wake`] afterwards.
+    ///
+    /// # Panics
+    /// As [`SharedMap::half`].
+    pub fn wait(&self, at: usize, seen: u32, timeout: Duration) {
+        let word = self.half(at).as_ptr();
+        let timeout = libc::timespec {
+            tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        };
+        // SAFETY: `word` lies in the mapping and `timeout` on the stack, both for longer than the call. Not FUTEX_PRIVATE_FLAG:
+        // the other end is another process. Every error means to look again.
+        unsafe { libc::syscall(libc::SYS_futex, word, libc::FUTEX_WAIT, seen, &raw const timeout) };
+    }
+
+    /// Wakes all who wait for a change of the half word at `at`.
+    ///
+    /// # Panics
+    /// As [`SharedMap::half`].
+    pub fn wake(&self, at: usize) {
+        // SAFETY: as for `wait`; nothing is written.
+        unsafe { libc::syscall(libc::SYS_futex, self.half(at).as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
     }
 
     /// The bytes from `at` on. Nobody may write them meanwhile.
@@ -102,6 +138,28 @@ mod tests {
         let mut bytes = vec![0; 8192];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 0).unwrap();
         assert_eq!((&bytes[5000..5010], &bytes[16..18]), (&b"some bytes"[..], &[2, 1][..]));
+    }
+
+    /// The writer goes by the file, as another process does that writes its record in one piece.
+    #[test]
+    fn whoever_waits_for_a_word_is_woken_by_another_mapping() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(64).unwrap();
+        let map = SharedMap::new(file.as_fd(), 64).unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                let began = std::time::Instant::now();
+                while map.half(60).load(Ordering::Acquire) == 0 {
+                    map.wait(60, 0, Duration::from_secs(600));
+                }
+                began.elapsed()
+            });
+            let other = SharedMap::new(file.as_fd(), 64).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, &7u32.to_le_bytes(), 60).unwrap();
+            other.wake(60);
+            assert!(waiting.join().unwrap() < Duration::from_secs(300), "only the timeout woke it");
+        });
+        map.wait(60, 0, Duration::from_secs(600));
     }
 
     #[test]

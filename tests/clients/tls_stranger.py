@@ -1,4 +1,4 @@
-"""Somebody who calls a daemon that listens and should not get in: tls_stranger.py ADDRESS WAY [FILE].
+"""Somebody who calls a daemon that listens and should not get in: tls_stranger.py ADDRESS WAY.
 
 Prints what became of it: "closed" (without a word), "refused" (by TLS), "told" (a sentence, by the daemon).
 """
@@ -58,14 +58,6 @@ def over_tls(c):
     return "told" if b"does not know the key" in heard else f"heard {heard!r}"
 
 
-def stolen(certificate, folder):
-    """A client that shows the certificate of another and signs with a key of its own, which Python does not do."""
-    key, _ = key_and_certificate(folder)
-    line = ["openssl", "s_client", "-connect", f"{ADDRESS}:6320", "-tls1_3", "-cert", certificate, "-key", key, "-quiet"]
-    done = subprocess.run(line, input=b"copy\n", capture_output=True, timeout=LIMIT)
-    return "told" if b"does not know" in done.stdout else "refused" if done.returncode else f"{done}"
-
-
 def slow():
     """A handshake of which a byte comes every second."""
     s, start = dial(), time.monotonic()
@@ -118,8 +110,6 @@ with tempfile.TemporaryDirectory() as folder:
         key, certificate = key_and_certificate(folder)
         c.load_cert_chain(certificate, key)
         print(over_tls(c))
-    elif WAY == "stolen-certificate":
-        print(stolen(sys.argv[3], folder))
     elif WAY == "slow":
         print(slow())
     elif WAY == "flood":

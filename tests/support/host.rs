@@ -324,6 +324,32 @@ impl Host {
         text.trim().parse::<dtfs::base::Tid>().unwrap_or_else(|_| panic!("synctid prints a TID: {text}")).0
     }
 
+    /// Edits the file of the volume `data`, as an operator would: from now on what these targets get waits for so long, or not.
+    pub(crate) fn set_delay(&self, targets: &[&str], delay: Option<&str>) {
+        let path = self.root().join("etc/dtfs/mounts.d/data.toml");
+        let text = fs::read_to_string(&path).expect("the volume's file");
+        let mut lines: Vec<String> =
+            text.lines().filter(|line| !line.starts_with("delay")).map(str::to_owned).collect();
+        for name in targets {
+            let at = lines.iter().position(|line| *line == format!("name = \"{name}\"")).expect("the target's entry");
+            lines.splice(at + 1..at + 1, delay.map(|delay| format!("delay = \"{delay}\"")));
+        }
+        fs::write(&path, lines.join("\n") + "\n").expect("the volume's file can be written");
+        self.must(&["reload"]);
+    }
+
+    /// From now on what the only target of `data` gets waits in its inbox: a change of `probe` does when this returns.
+    pub(crate) fn hold(&self, delay: &str, probe: &Path) {
+        self.set_delay(&["target"], Some(delay));
+        wait_until("a change that waits", STOP_LIMIT, || {
+            fs::write(probe, b"waits").expect("a file can be written");
+            let tid = dtfs::base::Tid(self.tid("data")).to_string();
+            let has = |place: &str| self.target("data")[place] == tid.as_str();
+            wait_until("a target that has received it", STOP_LIMIT, || has("received_tid").then_some(()));
+            (!has("applied_tid")).then_some(())
+        });
+    }
+
     /// What the daemon wrote so far.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()

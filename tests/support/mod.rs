@@ -36,6 +36,7 @@ pub(crate) mod steps;
 pub(crate) mod storm;
 pub(crate) mod stuck;
 pub(crate) mod tampering;
+pub(crate) mod thief;
 pub(crate) mod trees;
 pub(crate) mod unsynced;
 pub(crate) mod user;

@@ -215,7 +215,7 @@ impl Pair {
     pub(crate) fn rejoin(&self, own: Own) {
         let (copy, epoch) = self.status().forked.expect("it is refused for another history");
         self.stack().journal().store().rejoin_set(self.target, Some(&Rejoin { copy, epoch, own })).expect("the store");
-        self.sender.as_ref().expect("the sender runs").retry();
+        self.sender.as_ref().expect("the sender runs").handle().retry();
     }
 
     /// Opens tree and journal.
@@ -346,6 +346,7 @@ impl Pair {
                 adopt: Adopt::Yes,
                 guarding: Guarding::Off,
                 trust: Trust::Full,
+                own_volume: Box::new(|_| None),
                 inbox_cap,
                 inbox_segment,
             };

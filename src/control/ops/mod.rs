@@ -25,7 +25,7 @@ pub use doctor::{Finding, Severity, doctor};
 pub use entries::{Detach, MountHow, Rehearsal, add_entry, list_entries, mount, remove_entry, unmount};
 pub use peers::{add_peer, copy_in, define_source, forget_peer, forget_source, list_peers, promote_copy};
 pub use roles::demote;
-pub use targets::{NewTarget, OnlyThere, define_target, forget_target, rejoin, set_activity};
+pub use targets::{NewTarget, OnlyThere, covered, define_target, forget_target, rejoin, set_activity};
 pub use volumes::{define_master, define_volume, forget_volume};
 pub use which::{Which, find_entry, resolve_volume};
 

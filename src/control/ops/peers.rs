@@ -5,8 +5,8 @@ use std::path::Path;
 use super::{Told, tell};
 use crate::base::Fingerprint;
 use crate::config::{
-    Adoption, EditLock, MountsFile, Paths, Peers, SourceEntry, VolumeFile, VolumeName, check_target_dir,
-    remove_volume_file, retire_source, set_peer, set_source,
+    EditLock, MountsFile, Paths, Peers, SourceEntry, VolumeFile, VolumeName, check_target_dir, remove_volume_file,
+    retire_source, set_peer, set_source,
 };
 use crate::control::{ExitCode, Failure, Request};
 
@@ -53,13 +53,7 @@ pub fn forget_peer(paths: &Paths, host: &str) -> Result<(), Failure> {
 ///
 /// # Errors
 /// Code 2 or 7 when the directory is refused or the name is taken; nothing is changed then.
-pub fn define_source(
-    paths: &Paths,
-    volume: &VolumeName,
-    host: &str,
-    dir: &Path,
-    adoption: Adoption,
-) -> Result<(SourceEntry, Told), Failure> {
+pub fn define_source(paths: &Paths, volume: &VolumeName, wanted: SourceEntry) -> Result<(SourceEntry, Told), Failure> {
     let lock = EditLock::take(paths)?;
     let mounts = MountsFile::load(paths)?;
     if let Some(entry) = mounts.find_volume(volume) {
@@ -70,30 +64,30 @@ pub fn define_source(
         let message = format!("the copy {volume} exists already: {} from {}", source.dir.display(), source.host);
         return Err(Failure::new(ExitCode::Usage, message).with_remedy(format!("dtfs forget source {volume}")));
     }
-    let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
-    let source = SourceEntry { host: host.to_owned(), dir: check_target_dir(paths, &dir, &mounts)?, adoption };
+    let dir = std::path::absolute(&wanted.dir).unwrap_or_else(|_| wanted.dir.clone());
+    let source = SourceEntry { dir: check_target_dir(paths, &dir, &mounts)?, ..wanted };
     set_source(&lock, paths, volume, Some(&source))?;
     drop(lock);
     Ok((source, tell(paths, &Request::Reload)?))
 }
 
-/// Lets nobody write the copy `volume` any more. Its tree stays.
+/// Lets nobody write the copy `volume` any more; returns who did, and where it lies. Its tree stays.
 ///
 /// # Errors
 /// Code 2 when there is none.
-pub fn forget_source(paths: &Paths, volume: &VolumeName) -> Result<(), Failure> {
+pub fn forget_source(paths: &Paths, volume: &VolumeName) -> Result<SourceEntry, Failure> {
     let lock = EditLock::take(paths)?;
     let settings = VolumeFile::load(paths, volume)?;
-    if settings.source.is_none() {
+    let Some(source) = settings.source.clone() else {
         return Err(Failure::new(ExitCode::Usage, format!("{volume} is no copy that another host writes"))
             .with_remedy("the files in mounts.d that have a [source] are those"));
-    }
+    };
     let is_volume = MountsFile::load(paths)?.find_volume(volume).is_some();
     match !is_volume && settings == (VolumeFile { source: settings.source.clone(), ..VolumeFile::default() }) {
         true => remove_volume_file(&lock, paths, volume)?,
         false => set_source(&lock, paths, volume, None)?,
     }
-    Ok(())
+    Ok(source)
 }
 
 /// The copy that lies in `dir`, when another host may write it.
@@ -113,7 +107,7 @@ pub fn copy_in(paths: &Paths, dir: &Path) -> Result<Option<(VolumeName, SourceEn
 /// When the files cannot be read or written.
 pub fn promote_copy(paths: &Paths, copy: &VolumeName, volume: &VolumeName) -> Result<(), Failure> {
     if copy != volume {
-        return forget_source(paths, copy);
+        return forget_source(paths, copy).map(drop);
     }
     let lock = EditLock::take(paths)?;
     match VolumeFile::load(paths, copy)?.source {

@@ -1,13 +1,15 @@
 //! Targets: defined and forgotten.
 
 use std::num::NonZeroU32;
+use std::path::Path;
 
 use super::{Told, tell};
 use crate::config::{
-    Activity, Adoption, EditLock, MountsFile, Paths, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
+    Activity, Adoption, Delay, EditLock, MountsFile, Paths, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
     add_target, check_target_dir, nearest, pause_target, remove_target,
 };
 use crate::control::{Client, ExitCode, Failure, Request, try_connect};
+use crate::sys::Mount;
 
 /// A target that shall be defined.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,6 +22,8 @@ pub struct NewTarget {
     pub adoption: Adoption,
     /// How many seconds it is left alone between two deliveries.
     pub period: Option<NonZeroU32>,
+    /// How long it stays behind on purpose.
+    pub delay: Option<Delay>,
 }
 
 /// Writes a target to the volume's file, and tells the daemon, which starts to send.
@@ -49,9 +53,9 @@ pub fn define_target(paths: &Paths, volume: &VolumeName, new: NewTarget) -> Resu
 }
 
 fn complete(new: NewTarget) -> Result<TargetEntry, Failure> {
-    let NewTarget { url, name, adoption, period } = new;
+    let NewTarget { url, name, adoption, period, delay } = new;
     match name.or_else(|| url.default_name()) {
-        Some(name) => Ok(TargetEntry { adoption, period, ..TargetEntry::new(name, url) }),
+        Some(name) => Ok(TargetEntry { adoption, period, delay, ..TargetEntry::new(name, url) }),
         None => Err(Failure::new(ExitCode::Usage, format!("{url} gives no name for the target"))
             .with_remedy("name it with: --as NAME")),
     }
@@ -67,18 +71,33 @@ fn refuse_taken(paths: &Paths, volume: &VolumeName, entry: &TargetEntry) -> Resu
     }
 }
 
-/// Forgets a target with its cursor. Its tree stays as it is.
+/// Forgets a target with its cursor; returns where it is. Its tree stays as it is.
 ///
 /// # Errors
 /// Code 2 when there is none of that name.
-pub fn forget_target(paths: &Paths, volume: &VolumeName, target: &TargetName) -> Result<(), Failure> {
-    need_target(paths, volume, target)?;
+pub fn forget_target(paths: &Paths, volume: &VolumeName, target: &TargetName) -> Result<TargetUrl, Failure> {
+    let url = need_target(paths, volume, target)?;
     if let Some(mut client) = try_connect(paths)? {
         client.call(&Request::Forget { volume: volume.clone(), target: Some(target.clone()) })?;
     }
     let lock = EditLock::take(paths)?;
     remove_target(&lock, paths, volume, target)?;
-    Ok(())
+    Ok(url)
+}
+
+/// How the tree in `dir` is given to others again, when a copy's cover still keeps them out. It is not taken away by itself:
+/// another source may go on with the copy, and would have to verify all of it.
+pub fn covered(dir: &Path) -> Option<String> {
+    let dir = dir.canonicalize().ok()?;
+    let is_cover = |mount: &&Mount| mount.point == dir && mount.options.split(',').any(|option| option == "ro");
+    let count = crate::sys::mounts().ok()?.iter().filter(is_cover).count();
+    let often = if count > 1 { format!(", {count} times") } else { String::new() };
+    let dir = dir.display();
+    (count > 0).then(|| {
+        format!(
+            "others still find {dir} read-only, for another source to go on with it; to end that: umount {dir}{often}"
+        )
+    })
 }
 
 /// Stops sending to a target, or goes on. It keeps its place in the journal, also while the daemon does not run.
@@ -118,9 +137,9 @@ pub fn rejoin(paths: &Paths, volume: &VolumeName, target: &TargetName, own: Only
     Ok(Told::Daemon(Vec::new()))
 }
 
-fn need_target(paths: &Paths, volume: &VolumeName, target: &TargetName) -> Result<(), Failure> {
+fn need_target(paths: &Paths, volume: &VolumeName, target: &TargetName) -> Result<TargetUrl, Failure> {
     let file = VolumeFile::load(paths, volume)?;
-    if file.target(target).is_none() {
+    let Some(found) = file.target(target) else {
         let known: Vec<&str> = file.targets.iter().map(|t| t.name.as_str()).collect();
         let remedy = match nearest(target.as_str(), known.iter().copied()) {
             Some(name) => format!("did you mean \"{name}\"?"),
@@ -128,6 +147,6 @@ fn need_target(paths: &Paths, volume: &VolumeName, target: &TargetName) -> Resul
             None => format!("targets of {volume}: {}", known.join(", ")),
         };
         return Err(Failure::new(ExitCode::Usage, format!("{volume} has no target {target}")).with_remedy(remedy));
-    }
-    Ok(())
+    };
+    Ok(found.url.clone())
 }

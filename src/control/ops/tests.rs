@@ -30,7 +30,7 @@ fn volume(name: &str) -> VolumeName {
 
 fn target(place: &Place, dir: &str) -> NewTarget {
     let url = format!("local:{}", place.top.join(dir).display()).parse().unwrap();
-    NewTarget { url, name: None, adoption: Adoption::Refuse, period: None }
+    NewTarget { url, name: None, adoption: Adoption::Refuse, period: None, delay: None }
 }
 
 #[test]

@@ -10,8 +10,10 @@ use crate::base::Tid;
 use crate::config::{
     Activity, Adoption, Bandwidth, Delay, Paths, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
 };
-use crate::journal::{AWAITED, TargetId};
-use crate::sender::{Forked, Rate, SenderOptions, SenderStatus, SenderThread};
+use crate::control::{ExitCode, Failure};
+use crate::daemon::sends::Sends;
+use crate::journal::{AWAITED, Replay, TargetId};
+use crate::sender::{Forked, Rate, SenderHandle, SenderOptions, SenderThread};
 use crate::stack::AtimeMode;
 use crate::wire::Compression;
 
@@ -132,11 +134,6 @@ impl Volume {
         drop(sender);
     }
 
-    /// How a target's session stands; `None` when there is none.
-    pub(in crate::daemon) fn sender_status(&self, target: &TargetName) -> Option<SenderStatus> {
-        self.live.lock().senders.get(target).map(SenderThread::status)
-    }
-
     /// Stops replicating to a target and forgets its place.
     pub(in crate::daemon) fn forget_target(&self, name: &TargetName) -> Result<(), VolumeError> {
         let mut live = self.live.lock();
@@ -147,35 +144,46 @@ impl Volume {
         }
         Ok(self.journal.trim()?)
     }
+}
 
-    /// Whether the target holds the tree as it was at `tid`: everything up to there is applied, and no older work is left.
-    pub(in crate::daemon) fn is_consistent(&self, name: &TargetName, tid: Tid) -> Result<bool, VolumeError> {
-        let store = self.journal.store();
-        let Some(row) = store.target(name.as_str())? else { return Ok(false) };
+impl Sends for Volume {
+    fn name(&self) -> &VolumeName {
+        &self.name
+    }
+
+    fn log(&self) -> Result<Arc<dyn Replay>, Failure> {
+        Ok(self.journal.clone())
+    }
+
+    fn sender(&self, target: &TargetName) -> Option<SenderHandle> {
+        self.live.lock().senders.get(target).map(SenderThread::handle)
+    }
+
+    fn target_names(&self) -> Vec<TargetName> {
         let live = self.live.lock();
-        let sender = live.senders.get(name).map(SenderThread::status).unwrap_or_default();
-        let is_past_state =
-            sender.blocked == 0 && row.applied >= sender.high_water && !sender.unsettled && sender.forked.is_none();
-        let sees_all = live.sees_all();
-        drop(live);
-        let reached = sees_all && row.mirrored && row.applied >= tid && is_past_state;
-        Ok(reached && !store.work_stands_against(row.id, tid)?)
+        live.senders.keys().chain(&live.paused).cloned().collect()
     }
 
-    /// Asks the target to make durable what it has.
-    pub(in crate::daemon) fn flush_target(&self, name: &TargetName) {
-        if let Some(sender) = self.live.lock().senders.get(name) {
-            sender.flush();
-        }
+    fn sees_all(&self) -> bool {
+        self.live.lock().sees_all()
     }
 
-    /// Waits for news of the target, at most `timeout`.
-    pub(in crate::daemon) fn wait_for_target(&self, name: &TargetName, timeout: Duration) {
-        let waiter = self.live.lock().senders.get(name).map(SenderThread::waiter);
-        match waiter {
-            Some(waiter) => waiter.wait(timeout),
-            None => std::thread::sleep(timeout),
+    fn reach(&self, wanted: Option<Tid>) -> Result<Tid, Failure> {
+        if wanted.is_none() {
+            self.write_back()?;
         }
+        let last = self.journal.last_tid();
+        let tid = wanted.unwrap_or(last);
+        if tid > last {
+            return Err(Failure::new(ExitCode::Usage, format!("{tid} is not made yet: the last is {last}")));
+        }
+        self.journal.commit(tid).map_err(VolumeError::from)?;
+        Ok(tid)
+    }
+
+    /// A file that was open before the mount keeps every target from being consistent until it is closed.
+    fn while_awaited(&self, _target: &TargetName) -> Result<(), Failure> {
+        Ok(self.check_suspects()?)
     }
 }
 

@@ -124,10 +124,9 @@ impl SegmentDir {
 
     /// Makes a file free under the number `no`, which no other free file has. Durable before the file may be written again: otherwise a crash could show another
     /// segment's bytes under this one's name.
-    pub(super) fn retire(&self, mut file: SegmentFile, no: u64) -> Result<SegmentFile, JournalError> {
-        self.rename(&mut file, &free_name(no))?;
-        self.sync()?;
-        Ok(file)
+    pub(super) fn retire(&self, file: &mut SegmentFile, no: u64) -> Result<(), JournalError> {
+        self.rename(file, &free_name(no))?;
+        self.sync()
     }
 
     /// Removes a file's name.

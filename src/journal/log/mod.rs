@@ -202,7 +202,7 @@ impl SegmentLog {
     }
 
     /// The last TID of the sealed segment that is dropped next, when there is one.
-    pub(super) fn oldest_sealed_end(&self) -> Option<Tid> {
+    pub fn oldest_sealed_end(&self) -> Option<Tid> {
         let index = self.index.lock();
         self.may_go(&index).then(|| index.segments[0].last)
     }

@@ -256,6 +256,33 @@ fn trimming_frees_whole_sealed_segments_and_readers_are_told() {
 }
 
 #[test]
+fn what_cannot_be_freed_stays_and_leaves_no_gap() {
+    let dir = TempDir::new().unwrap();
+    let log = open(dir.path()).unwrap();
+    while log.end().segment < 6 {
+        append(&log, 1, 1, 4000).unwrap();
+    }
+    let end = |count: usize| log.index.lock().segments[count - 1].last;
+    // No file can be renamed to a directory's name.
+    let blocked: Vec<PathBuf> = (0..4).map(|no| dir.path().join(format!("{no:08}.free"))).collect();
+    let taken = blocked.iter().filter(|path| fs::create_dir(path).is_ok()).count();
+    assert!(taken > 0);
+    let (first, second) = (end(1), end(2));
+    assert!(log.trim_upto(first).is_err());
+    assert!(log.reset(ChainEnd::anew(Tid(1000))).is_err());
+    assert_eq!(log.oldest_kept(), Tid::ZERO);
+    assert_eq!(read_all(&log, Tid::ZERO, ALL, 1 << 20).len() as u64, log.last_tid().0);
+    blocked.iter().for_each(|path| drop(fs::remove_dir(path)));
+    log.trim_upto(second).unwrap();
+    assert_eq!(log.oldest_kept(), second);
+    append(&log, 1, 1, 10).unwrap();
+    let last = log.last_tid();
+    drop(log);
+    let log = open(dir.path()).unwrap();
+    assert_eq!((log.oldest_kept(), log.last_tid()), (second, last));
+}
+
+#[test]
 fn a_reset_log_begins_at_its_base() {
     let dir = TempDir::new().unwrap();
     let log = open(dir.path()).unwrap();

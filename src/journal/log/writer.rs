@@ -1,13 +1,15 @@
 //! Appending, syncing, going on to the next segment, trimming.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::files::SegmentFile;
 use super::layout::{BLOCK, FRAME_HEADER, FrameHeader, MAX_BODY, frame_bytes};
 use super::open::new_segment;
 use super::{ChainEnd, FrameKind, MOST_FREE, Position, Room, Segment, SegmentLog, Writer};
 use crate::base::Tid;
-use crate::journal::error::JournalError;
+use crate::journal::error::{JournalError, std_io};
 use crate::record::{DecodeError, chain};
 
 const PADDING: [u8; BLOCK as usize] = [0; BLOCK as usize];
@@ -161,13 +163,10 @@ impl SegmentLog {
     /// Frees the sealed segments whose records all have TIDs up to `tid`.
     ///
     /// # Errors
-    /// `Io`; then some segments may be freed and others not, which a later call makes good.
+    /// `Io`; then some segments are freed, the oldest first, and the others are still there for a later call.
     pub fn trim_upto(&self, tid: Tid) -> Result<(), JournalError> {
         let mut writer = self.writer.lock();
-        while let Some(segment) = self.take_oldest(tid) {
-            self.free_segment(&mut writer, segment)?;
-        }
-        Ok(())
+        self.free_oldest(&mut writer, tid)
     }
 
     /// Throws all records away; the next frame follows `base`.
@@ -179,11 +178,10 @@ impl SegmentLog {
         writer.check()?;
         self.need_free(&mut writer)?;
         // The oldest first: whatever a crash leaves is a shorter log without a gap.
-        while let Some(segment) = self.take_oldest(Tid(u64::MAX)) {
-            self.free_segment(&mut writer, segment)?;
-        }
-        std::fs::remove_file(&writer.file.path).map_err(crate::journal::error::std_io("remove", &writer.file.path))?;
-        self.dir.sync()?;
+        self.free_oldest(&mut writer, Tid(u64::MAX))?;
+        let removed = remove_name(&writer.file.path).and_then(|()| self.dir.sync());
+        // What is appended to a file without a name is lost.
+        writer.latch(removed)?;
         writer.link.end = base;
         self.begin_segment(&mut writer)?;
         let mut index = self.index.lock();
@@ -273,22 +271,43 @@ impl SegmentLog {
         }
     }
 
-    /// Keeps the file for a later segment. One that a reader still holds is removed instead: it must not see its bytes
-    /// change.
-    fn free_segment(&self, writer: &mut Writer, segment: Segment) -> Result<(), JournalError> {
-        let usable = writer.free.len() < MOST_FREE && segment.file.capacity == self.options.segment_bytes;
-        match Arc::try_unwrap(segment.file) {
-            Ok(file) if usable => {
-                let file = self.dir.retire(file, writer.unused_number())?;
-                writer.free.push(file);
-                Ok(())
-            }
-            Ok(file) => self.dir.remove(file),
-            Err(shared) => {
-                std::fs::remove_file(&shared.path).map_err(crate::journal::error::std_io("remove", &shared.path))
+    /// Frees segments as [`SegmentLog::trim_upto`] does. One that cannot be freed stays where it was: a newer one that went
+    /// before it would leave a gap, and a log with a gap is damage.
+    fn free_oldest(&self, writer: &mut Writer, tid: Tid) -> Result<(), JournalError> {
+        while let Some(segment) = self.take_oldest(tid) {
+            if let Err((file, error)) = self.free_file(writer, segment.file) {
+                self.index.lock().segments.push_front(Segment { file, ..segment });
+                return Err(*error);
             }
         }
+        Ok(())
     }
+
+    /// Keeps the file for a later segment. One that a reader still holds is removed instead: it must not see its bytes
+    /// change.
+    fn free_file(
+        &self,
+        writer: &mut Writer,
+        file: Arc<SegmentFile>,
+    ) -> Result<(), (Arc<SegmentFile>, Box<JournalError>)> {
+        let usable = writer.free.len() < MOST_FREE && file.capacity == self.options.segment_bytes;
+        let file = match Arc::try_unwrap(file) {
+            Ok(mut file) if usable => match self.dir.retire(&mut file, writer.unused_number()) {
+                Ok(()) => {
+                    writer.free.push(file);
+                    return Ok(());
+                }
+                Err(error) => return Err((Arc::new(file), Box::new(error))),
+            },
+            Ok(file) => Arc::new(file),
+            Err(shared) => shared,
+        };
+        remove_name(&file.path).map_err(|error| (file, Box::new(error)))
+    }
+}
+
+fn remove_name(path: &Path) -> Result<(), JournalError> {
+    std::fs::remove_file(path).map_err(std_io("remove", path))
 }
 
 impl Writer {

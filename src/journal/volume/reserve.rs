@@ -38,26 +38,27 @@ impl Journal {
     /// `Failed`; `Superseded` when another copy went on without this one; `TooLarge` for more than a frame takes; `Io` with ENOSPC when the disk has no room for the log to go on.
     pub fn reserve(&self, bytes: usize) -> Result<Reservation<'_>, JournalError> {
         faults::point("journal.reserve").map_err(io("reserve", Path::new("ring")))?;
-        let core = &*self.core;
-        if core.superseded.load(Ordering::Relaxed) {
-            return Err(JournalError::Superseded);
-        }
         let share = Share::of(bytes).with(INTENTS_ROOM);
-        let mut ring = core.ring.lock();
-        let most = core.log.max_body().min(ring.most_bytes - Share::of(0).bytes);
-        if bytes > most {
-            return Err(JournalError::TooLarge { bytes, most });
-        }
-        loop {
-            core.take_room(&mut ring, share)?;
-            if !matches!(ring.gate, Gate::Blocked | Gate::Paused) {
-                break;
-            }
-            ring.give_back(share);
-            core.space.wait(&mut ring);
-        }
-        drop(ring);
-        Ok(Reservation { core, share, state: State::Held, intents: State::Held })
+        self.core.reserve_share(bytes, share)?;
+        Ok(Reservation { core: &self.core, share, state: State::Held, intents: State::Held })
+    }
+
+    /// As [`Journal::reserve`], for a change of one object that may take two records, of up to `bytes` and `second_bytes`. Room
+    /// for both is taken at once: whoever held some of it while he waited for more would keep a new epoch from beginning.
+    ///
+    /// # Errors
+    /// As [`Journal::reserve`].
+    pub fn reserve_both(
+        &self,
+        bytes: usize,
+        second_bytes: usize,
+    ) -> Result<(Reservation<'_>, Reservation<'_>), JournalError> {
+        faults::point("journal.reserve").map_err(io("reserve", Path::new("ring")))?;
+        let (share, second) = (Share::of(bytes).with(INTENTS_ROOM), Share::of(second_bytes));
+        self.core.reserve_share(bytes.max(second_bytes), share.with(second))?;
+        let first = Reservation { core: &self.core, share, state: State::Held, intents: State::Held };
+        let second = Reservation { core: &self.core, share: second, state: State::Held, intents: State::Used };
+        Ok((first, second))
     }
 }
 
@@ -143,6 +144,26 @@ impl Journal {
 }
 
 impl Core {
+    /// Takes room for a change whose longest record has `bytes`, when changes are taken.
+    fn reserve_share(&self, bytes: usize, share: Share) -> Result<(), JournalError> {
+        if self.superseded.load(Ordering::Relaxed) {
+            return Err(JournalError::Superseded);
+        }
+        let mut ring = self.ring.lock();
+        let most = self.log.max_body().min(ring.most_bytes - Share::of(0).bytes);
+        if bytes > most {
+            return Err(JournalError::TooLarge { bytes, most });
+        }
+        loop {
+            self.take_room(&mut ring, share)?;
+            if !matches!(ring.gate, Gate::Blocked | Gate::Paused) {
+                return Ok(());
+            }
+            ring.give_back(share);
+            self.space.wait(&mut ring);
+        }
+    }
+
     /// Takes room, waiting for our own disk and for nothing else.
     pub(super) fn take_room(&self, ring: &mut MutexGuard<'_, Ring>, share: Share) -> Result<(), JournalError> {
         loop {

@@ -177,7 +177,7 @@ impl Worker<'_> {
 
     fn say_positions(&mut self, needs: Vec<Need>) -> Result<(), PerformError> {
         self.saying = Saying::Done;
-        let blocked = self.applier.blocked();
+        let (blocked, left_out) = (self.applier.blocked(), self.applier.left_out());
         let (applied, commit) = (self.applier.applied().tid, self.applier.commit_no());
         faults::point("receiver.ack_applied").map_err(ApplyError::Sync)?;
         self.positions.say(self.out, needs, |ack| {
@@ -185,6 +185,7 @@ impl Worker<'_> {
             ack.commit = commit;
             ack.batch_durable = self.durable.batch;
             ack.blocked = blocked.count;
+            ack.left_out = left_out;
             (ack.blocked_oid, ack.blocked_errno) = blocked.first.unwrap_or((crate::base::Oid::ROOT, 0));
         });
         Ok(())

@@ -39,8 +39,8 @@ enum Release {
     Due,
     /// Everything.
     All,
-    /// The older half, by bytes of the inbox.
-    Half { bytes_used: u64 },
+    /// The older half, by bytes of the inbox, and up to `least`: without its oldest segment no room comes free.
+    Half { bytes_used: u64, least: Tid },
 }
 
 impl Hold {
@@ -165,7 +165,8 @@ impl Worker<'_> {
     pub(super) fn make_room(&mut self) -> Result<(), PerformError> {
         if self.is_holding() {
             tracing::warn!("the inbox is full: changes are applied before their time");
-            self.release(Release::Half { bytes_used: self.inbox.bytes_used() })?;
+            let least = self.inbox.oldest_sealed_end().unwrap_or(Tid::ZERO);
+            self.release(Release::Half { bytes_used: self.inbox.bytes_used(), least })?;
         }
         self.make_durable()?;
         Ok(self.relay.make_room(&self.inbox, self.at.tid)?)
@@ -178,7 +179,11 @@ impl Worker<'_> {
         while let Some(chunk) = reader.next_chunk(self.hold.upto, REPLAY_BYTES)? {
             let (bytes, wait) = match which {
                 Release::Due => self.hold.due(&chunk.body, waited, now)?,
-                Release::Half { bytes_used } if self.inbox.bytes_after(self.at.tid) <= bytes_used / 2 => (0, None),
+                Release::Half { bytes_used, least }
+                    if self.at.tid >= least && self.inbox.bytes_after(self.at.tid) <= bytes_used / 2 =>
+                {
+                    (0, None)
+                }
                 Release::All | Release::Half { .. } => (chunk.body.len(), None),
             };
             self.perform_held(&chunk.body[..bytes])?;

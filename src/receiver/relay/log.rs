@@ -21,8 +21,6 @@ use crate::record::FORMAT_VERSION;
 /// How long a sender waits for the tree, and how soon it asks again when it did not get it.
 const PATIENCE: Duration = Duration::from_millis(300);
 const ASK_AGAIN: Duration = Duration::from_millis(500);
-/// How often it is looked whether more was performed.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// A copy that passes on what it gets.
 pub struct Relay {
@@ -96,6 +94,11 @@ impl Relay {
     /// Unique id of the copy.
     pub fn copy(&self) -> VolumeUuid {
         self.shared.copy
+    }
+
+    /// Whether its source has called since the system started: before that nothing can be said of the tree.
+    pub fn has_heard(&self) -> bool {
+        self.shared.board.read().is_some()
     }
 
     /// Its tree.
@@ -217,11 +220,13 @@ impl Replay for Relay {
     fn wait_durable_past(&self, tid: Tid, timeout: Duration) -> Tid {
         let until = Instant::now() + timeout;
         loop {
+            let seen = self.shared.board.seen();
             let durable = self.durable_tid();
-            if durable > tid || Instant::now() >= until {
+            let left = until.saturating_duration_since(Instant::now());
+            if durable > tid || left.is_zero() {
                 return durable;
             }
-            std::thread::sleep(LOOK_EVERY);
+            self.shared.board.wait(seen, left);
         }
     }
 

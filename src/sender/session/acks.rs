@@ -38,18 +38,37 @@ impl Session<'_> {
             status.unsettled = ack.convergence == Convergence::Converging;
             status.blocked = ack.blocked;
             status.blocked_errno = ack.blocked_errno;
+            status.left_out = Some(ack.left_out);
         });
         self.last_ack = Ack { needs: Vec::new(), ..ack };
         Ok(())
     }
 
     /// What an operator is to know of: objects that cannot be what they should. A disk without room is told by [`Ears`].
-    fn tell_changes(&self, ack: &Ack) -> Result<(), SessionError> {
+    fn tell_changes(&mut self, ack: &Ack) -> Result<(), SessionError> {
         let store = self.parts.journal.store();
         if ack.blocked > self.last_ack.blocked {
             let errno = Errno::from_raw(ack.blocked_errno);
             let (count, oid) = (ack.blocked, ack.blocked_oid);
             let text = format!("{count} objects cannot be brought to their state there, among them {oid}: {errno}");
+            store.event(Level::Warning, Some(self.target), &text)?;
+        }
+        self.tell_left_out(ack.left_out)
+    }
+
+    /// Once a session, when there are more of them than were told of last; the status has the number at any time.
+    fn tell_left_out(&mut self, left_out: u32) -> Result<(), SessionError> {
+        if left_out <= self.last_ack.left_out || std::mem::replace(&mut self.told_left_out, true) {
+            return Ok(());
+        }
+        let (store, key) = (self.parts.journal.store(), format!("left-out.{}", self.target.0));
+        let told = store.meta_get(&key)?.and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes);
+        if left_out > told {
+            store.meta_set(&key, &left_out.to_le_bytes())?;
+            let text = format!(
+                "it is restricted there, and so far lacks something of {left_out} objects: device nodes, set-user-ID and \
+                 set-group-ID bits, xattrs of trusted.* and security.*; the log there names them"
+            );
             store.event(Level::Warning, Some(self.target), &text)?;
         }
         Ok(())

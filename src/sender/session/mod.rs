@@ -94,6 +94,8 @@ pub(super) struct Session<'a> {
     waits_for_turn: bool,
     /// The mark that the target was told.
     told_mark: u64,
+    /// It was written down in this session that the target leaves something out.
+    told_left_out: bool,
 }
 
 impl<'a> Session<'a> {
@@ -206,6 +208,7 @@ impl<'a> Session<'a> {
             watcher,
             waits_for_turn: false,
             told_mark: 0,
+            told_left_out: false,
         })
     }
 

@@ -87,7 +87,7 @@ impl<'a> Session<'a> {
             self.tell(Convergence::Converging)?;
         }
         if readings.is_empty() && self.unfinished.is_empty() && may_read && !self.walk.is_held() {
-            readings = self.verify_some()?;
+            readings = self.verify_some(&turn)?;
         }
         self.take_share(if readings.is_empty() && self.unfinished.is_empty() { Share::Behind } else { Share::Beside });
         drop(turn);
@@ -101,7 +101,7 @@ impl<'a> Session<'a> {
 
     /// The tree to read from, if it can be read now. A reading must not be older than what was sent.
     fn take_turn(&mut self) -> Option<Turn<'a>> {
-        let may_read = self.walk.may_read();
+        let may_read = self.walk.may_read() || self.parts.verifier.borrow().may_read();
         let turn = Turn::take(self.parts.view, may_read).filter(|turn| !may_read || turn.is_at(self.stream.sent()));
         self.waits_for_turn = turn.is_none();
         turn
@@ -172,9 +172,9 @@ impl<'a> Session<'a> {
     }
 
     /// No work is left: a verification goes on, if there is one.
-    fn verify_some(&mut self) -> Result<Vec<Reading>, SessionError> {
+    fn verify_some(&mut self, turn: &Turn<'_>) -> Result<Vec<Reading>, SessionError> {
         let mut verifier = self.parts.verifier.borrow_mut();
-        let (step, ended) = verifier.step(self.parts.view);
+        let (step, ended) = verifier.step(turn.view());
         if let Some(progress) = ended.clone().or_else(|| verifier.progress()) {
             self.parts.status.update(|status| status.verify = Some(progress));
         }

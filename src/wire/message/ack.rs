@@ -38,6 +38,8 @@ pub struct Ack {
     pub blocked_oid: Oid,
     /// Its errno, else 0.
     pub blocked_errno: i32,
+    /// Of how many objects it has left something out, because it does not trust its source with that.
+    pub left_out: u32,
     /// Why nothing goes on for now, though the session lives; 0 when it does. A full disk, mostly.
     pub stalled_errno: i32,
     /// Where it does not go on.
@@ -59,6 +61,7 @@ impl Default for Ack {
             blocked: 0,
             blocked_oid: Oid::ROOT,
             blocked_errno: 0,
+            left_out: 0,
             stalled_errno: 0,
             stalled_at: Stall::No,
             needs: Vec::new(),
@@ -122,6 +125,7 @@ impl Ack {
         out.u32(self.blocked);
         out.oid(self.blocked_oid);
         out.u32(self.blocked_errno as u32);
+        out.u32(self.left_out);
         out.u8(self.stalled_at as u8);
         out.u32(self.stalled_errno as u32);
         out.u32(self.needs.len() as u32);
@@ -139,6 +143,7 @@ impl Ack {
         let downstream = Tid(r.u64("downstream")?);
         let (blocked, blocked_oid) = (r.u32("blocked")?, r.oid("blocked")?);
         let blocked_errno = r.u32("errno")? as i32;
+        let left_out = r.u32("left out")?;
         let offset = r.offset();
         let stalled_at = match r.u8("stall")? {
             0 => Stall::No,
@@ -162,6 +167,7 @@ impl Ack {
             blocked,
             blocked_oid,
             blocked_errno,
+            left_out,
             stalled_at,
             stalled_errno,
             needs,

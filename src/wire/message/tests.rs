@@ -45,6 +45,7 @@ fn samples() -> Vec<Message> {
             blocked: 1,
             blocked_oid: oid,
             blocked_errno: 27,
+            left_out: 3,
             stalled_errno: 28,
             stalled_at: Stall::Tree,
             needs: vec![Need { oid, offset: 0, len: 0 }],

@@ -1,7 +1,7 @@
 //! What the daemon tells.
 
 use super::{Finding, Severity};
-use crate::config::Paths;
+use crate::config::{Paths, VolumeName};
 use crate::control::ops::status;
 use crate::control::{Failure, StatusReply, TargetState, TargetStatus, VolumeState, VolumeStatus, try_connect};
 
@@ -35,10 +35,22 @@ fn judge(status: &StatusReply) -> Vec<Finding> {
     }
     for volume in &status.volumes {
         findings.extend(of_volume(volume));
-        findings.extend(volume.targets.iter().filter_map(|target| of_target(volume, target)));
-        findings.extend(volume.targets.iter().filter_map(|target| of_clock(volume, target)));
+        findings.extend(of_targets(&volume.name, &volume.targets));
+    }
+    for copy in &status.copies {
+        findings.extend(copy.reason.as_deref().map(|reason| {
+            let what = format!("{}: nothing is passed on to its targets: {reason}", copy.name);
+            let fix = format!("see on {} how this copy stands: dtfs status", copy.host);
+            Finding::new("copy-idle", Severity::Error, what, fix)
+        }));
+        findings.extend(of_targets(&copy.name, &copy.targets));
     }
     findings
+}
+
+fn of_targets(volume: &VolumeName, targets: &[TargetStatus]) -> Vec<Finding> {
+    let found = targets.iter().flat_map(|target| [of_target(volume, target), of_clock(volume, target)]);
+    found.flatten().collect()
 }
 
 fn of_volume(volume: &VolumeStatus) -> Vec<Finding> {
@@ -89,14 +101,14 @@ fn of_volume(volume: &VolumeStatus) -> Vec<Finding> {
     findings
 }
 
-fn of_clock(volume: &VolumeStatus, target: &TargetStatus) -> Option<Finding> {
-    let what = format!("{} to {}: {}", volume.name, target.name, target.clock_skew()?);
+fn of_clock(volume: &VolumeName, target: &TargetStatus) -> Option<Finding> {
+    let what = format!("{volume} to {}: {}", target.name, target.clock_skew()?);
     let fix = "let both hosts follow one clock (chrony, systemd-timesyncd); replication does not need it, people who read times do";
     Some(Finding::new("clock-skew", Severity::Warning, what, fix))
 }
 
-fn of_target(volume: &VolumeStatus, target: &TargetStatus) -> Option<Finding> {
-    let who = format!("{} to {}", volume.name, target.name);
+fn of_target(volume: &VolumeName, target: &TargetStatus) -> Option<Finding> {
+    let who = format!("{volume} to {}", target.name);
     let error = |id, reason: &str, fix| Some(Finding::new(id, Severity::Error, format!("{who}: {reason}"), fix));
     match &target.state {
         TargetState::Offline { reason } => {

@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -132,6 +131,28 @@ fn a_power_loss_compares_what_was_announced_and_begins_an_epoch() {
     assert_eq!(open(&dir).1, LastStop::Clean);
 }
 
+/// What settled a power loss is durable, and the next life was not begun.
+#[test]
+fn a_crash_at_the_end_of_a_recovery_finds_nothing_damaged() {
+    let dir = TempDir::new().unwrap();
+    let (journal, _) = open(&dir);
+    let target = target_at(&journal, "a", Tid::ZERO);
+    journal.commit(change_of(&journal, 3)).unwrap();
+    drop(journal);
+    lose_power(&dir);
+    // The memory cannot be made.
+    let memory = dir.path().join("memory");
+    fs::create_dir(&memory).unwrap();
+    assert!(Journal::open(dir.path(), unhurried()).is_err());
+    fs::remove_dir(&memory).unwrap();
+    let (journal, stop) = open(&dir);
+    assert_eq!(stop, LastStop::Clean);
+    assert_eq!(journal.epochs().unwrap().len(), 2);
+    assert_eq!(compared(&journal, target), [3]);
+    assert_eq!(tids(&journal, Tid::ZERO), [Tid(1)]);
+    assert!(change_of(&journal, 4).0 > JUMP);
+}
+
 #[test]
 fn what_is_touched_while_a_checkpoint_runs_is_in_doubt_after_it() {
     let dir = TempDir::new().unwrap();
@@ -228,10 +249,10 @@ fn objects_without_a_name_end_with_the_life_that_held_them() {
     }
 }
 
-/// `DTFS_RECORDS=1000000` measures what a restart after a kill costs.
+/// What it costs is measured (`scripts/bench.sh recovery`); a recovery that read the whole log would show there.
 #[test]
-fn a_kill_is_recovered_from_quickly_however_long_the_log_is() {
-    let records: u64 = std::env::var("DTFS_RECORDS").map_or(50_000, |text| text.parse().unwrap());
+fn a_kill_is_recovered_from_however_long_the_log_is() {
+    let records: u64 = 50_000;
     let dir = TempDir::new().unwrap();
     let (journal, _) = Journal::open(dir.path(), JournalOptions::default()).unwrap();
     target_at(&journal, "holds everything", Tid::ZERO);
@@ -239,13 +260,9 @@ fn a_kill_is_recovered_from_quickly_however_long_the_log_is() {
         change(&journal, 64);
     }
     drop(journal);
-    let began = std::time::Instant::now();
     let (journal, stop) = Journal::open(dir.path(), JournalOptions::default()).unwrap();
-    let took = began.elapsed();
-    println!("{records} records: open again after {took:?}");
     assert!(matches!(stop, LastStop::Killed { .. }), "{stop:?}");
     assert_eq!(journal.last_tid(), Tid(records));
-    assert!(took < Duration::from_secs(if records > 100_000 { 1 } else { 5 }), "{took:?}");
 }
 
 #[test]
