@@ -220,6 +220,8 @@ fn killed_at(percent: u64, side: Side) {
         Side::Target => pair.host.kill9_server(),
         Side::Source => {
             pair.host.kill9_and_wait();
+            let refused = pair.host.run(&["promote", utf8(&pair.target), "--as", "heir"]);
+            assert_eq!(refused.code, 7, "a tree that is being mirrored was promoted: {refused:?}");
             pair.host.start_and_mount();
         }
     }

@@ -338,6 +338,8 @@ fn rules_of_a_volumes_file_count_from_a_reload_on() {
     let rules = ["+ keep.tmp", "- *.tmp", "- /cache/", "- tree/c*"];
     let said = set_rules(&pair, &rules);
     assert!(said.contains("the rules have changed"), "{said}");
+    let status: serde_json::Value = serde_json::from_str(&pair.host.must(&["status", "--json"])).unwrap();
+    assert_eq!(status["volumes"][0]["rules"], serde_json::json!(rules), "{status:#}");
     as_rsync(&pair, &rules, "rules were set");
     assert!(pair.target.join("tree/keep.tmp").exists() && !pair.target.join("cache").exists());
     let places =

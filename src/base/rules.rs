@@ -58,9 +58,14 @@ impl Rules {
         self.rules.len()
     }
 
+    /// Each as it was written, in order.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        self.rules.iter().map(|rule| &rule.text[..])
+    }
+
     /// As they were read, one a line.
     pub fn to_text(&self) -> String {
-        self.rules.iter().map(|rule| format!("{}\n", rule.text)).collect()
+        self.texts().map(|text| format!("{text}\n")).collect()
     }
 
     /// Whether `path`, from the volume's root on without a `/` in front, is excluded, when no directory above it is.

@@ -89,10 +89,21 @@ fn print_volumes(output: &mut dyn Write, volumes: &[VolumeStatus]) -> Result<(),
             volume.durable_tid.to_string(),
             journal(volume),
             volume.path.display().to_string(),
-            reason.map_or_else(|| bypassed(volume), str::to_owned),
+            reason.map_or_else(|| noteworthy(volume), str::to_owned),
         ]);
     }
     table.print(output)
+}
+
+/// What to know of a volume that works.
+fn noteworthy(volume: &VolumeStatus) -> String {
+    let rules = match volume.rules.len() {
+        0 => None,
+        1 => Some("1 rule says what its targets get".to_owned()),
+        count => Some(format!("{count} rules say what its targets get")),
+    };
+    let bypassed = Some(bypassed(volume)).filter(|text| !text.is_empty());
+    bypassed.into_iter().chain(rules).collect::<Vec<_>>().join("; ")
 }
 
 /// Who can write behind the mount's back, or may.

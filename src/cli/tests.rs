@@ -151,13 +151,17 @@ fn status_is_a_table() {
         requests_by_kind: Default::default(),
         suspects: Vec::new(),
         unseen: Vec::new(),
+        rules: vec!["+ /keep/".into(), "- *.tmp".into()],
         targets: vec![target],
     };
     let mut output = Vec::new();
     status::print(&mut output, &StatusReply { volumes: vec![volume], ..StatusReply::default() }).unwrap();
     let shown = String::from_utf8(output).unwrap();
     let lines: Vec<&str> = shown.lines().collect();
-    assert_eq!(lines[1], "data    mounted  0x0000000000000005  0x0000000000000005  100 (10%)  /data");
+    assert_eq!(
+        lines[1],
+        "data    mounted  0x0000000000000005  0x0000000000000005  100 (10%)  /data  2 rules say what its targets get"
+    );
     let shown: Vec<&str> = lines[4].split("  ").filter(|cell| !cell.is_empty()).map(str::trim).collect();
     assert_eq!(
         shown[2..10],

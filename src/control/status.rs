@@ -98,6 +98,9 @@ pub struct VolumeStatus {
     /// Who may do so as well, because it could not be looked into. No target is consistent until it could, or has ended.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unseen: Vec<Unseen>,
+    /// What its targets are sent of it: the rules of the volume's file by which the senders work, the first that matches first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<String>,
     /// In the order of the volume's file.
     pub targets: Vec<TargetStatus>,
 }
@@ -309,11 +312,13 @@ mod tests {
             requests_by_kind: BTreeMap::new(),
             suspects: Vec::new(),
             unseen: Vec::new(),
+            rules: vec!["- *.tmp".to_owned()],
             targets: Vec::new(),
         };
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["state"], "refused");
         assert_eq!(json["reason"], "no");
+        assert_eq!(json["rules"][0], "- *.tmp");
         assert_eq!(json["last_tid"], "0xffffffffffffffff");
         assert_eq!(serde_json::from_value::<VolumeStatus>(json).unwrap(), status);
     }

@@ -88,6 +88,7 @@ fn closed_volume(volumes: &Volumes, entry: &MountEntry) -> VolumeStatus {
         requests_by_kind: BTreeMap::new(),
         suspects: Vec::new(),
         unseen: Vec::new(),
+        rules: Vec::new(),
         targets: Vec::new(),
     }
 }
@@ -123,6 +124,7 @@ pub(super) fn volume_status(volume: &Volume) -> Result<VolumeStatus, Failure> {
         requests: live.mounted.as_ref().map_or(0, |mounted| mounted.answered()),
         suspects: live.suspects.objects.values().cloned().collect(),
         unseen: live.suspects.unseen.clone(),
+        rules: live.rules.texts().map(str::to_owned).collect(),
         targets,
     })
 }

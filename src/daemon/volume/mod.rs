@@ -67,7 +67,7 @@ pub(super) struct Live {
     /// Targets that nothing is sent to for now.
     pub(super) paused: Vec<TargetName>,
     /// What of the tree the targets get.
-    rules: Arc<Rules>,
+    pub(super) rules: Arc<Rules>,
 }
 
 /// How a mount went.
