@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -109,6 +110,9 @@ class Host:
         for directory in self.volumes:
             if os.path.ismount(directory):
                 subprocess.run(["umount", "--lazy", directory], check=False)
+        # What of it lies in memory, for its root is on no filesystem in memory.
+        with contextlib.suppress(OSError):
+            shutil.rmtree(os.readlink(self.root / "run/dtfs/memory"))
 
 
 class Ext4:

@@ -9,6 +9,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -374,4 +375,33 @@ fn alerts_and_dashboard_name_numbers_that_there_are() {
     let board = fs::read_to_string(scripts.join("grafana-dashboard.json")).unwrap();
     serde_json::from_str::<serde_json::Value>(&board).expect("a dashboard is JSON");
     host.stop();
+}
+
+/// Where the memory of the demo in `dir` lies.
+fn memory_of(dir: &Path) -> PathBuf {
+    let name = blake3::hash(utf8(&dir.join("host/run/dtfs")).as_bytes()).to_hex();
+    Path::new("/dev/shm").join(format!("dtfs-{}", &name[..16]))
+}
+
+/// The main thing that the README promises, on a disk: what outlives a daemon lies in memory then, and goes as well.
+#[test]
+fn the_demo_ends_equal_and_leaves_nothing() {
+    let scratch = Scratch::with_size(FileSystem::Ext4, 2048);
+    let temporary = fs::canonicalize(scratch.dir("tmp")).unwrap();
+    let demo = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dtfs"));
+        let output = command.arg("demo").args(args).env("TMPDIR", &temporary).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(said.contains("both trees are equal"), "{said}");
+        PathBuf::from(said.lines().find_map(|line| line.strip_prefix("dtfs demo, in ")).expect("where it is"))
+    };
+    let kept = demo(&["--keep"]);
+    assert_eq!(fs::read_link(kept.join("host/run/dtfs/memory")).unwrap(), memory_of(&kept));
+    fs::remove_dir_all(memory_of(&kept)).unwrap();
+    support::behind::uncover(&kept.join("replica"));
+    fs::remove_dir_all(&kept).unwrap();
+    let gone = demo(&[]);
+    assert!(!memory_of(&gone).exists(), "it is still in memory");
+    assert_eq!(fs::read_dir(&temporary).unwrap().count(), 0, "it is still on the disk");
 }

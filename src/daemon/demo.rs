@@ -133,6 +133,7 @@ impl Stage {
         let replica = std::fs::canonicalize(self.path("replica")).map_err(failed("clean up"))?;
         crate::backing::guard::remove_cover(&replica)
             .map_err(|errno| Failure::new(ExitCode::Failed, format!("clean up: {errno}")))?;
+        super::memory::remove_memory(&self.paths()).map_err(failed("clean up"))?;
         std::fs::remove_dir_all(&self.dir).map_err(failed("clean up"))?;
         say(out, format_args!("  cleaned up"))
     }

@@ -37,6 +37,18 @@ pub(super) fn memory_file(paths: &Paths, volume: &VolumeName) -> io::Result<Path
     Ok(dir.join(format!("{volume}.memory")))
 }
 
+/// Removes what lies in `/dev/shm` for these paths, before they are removed themselves.
+///
+/// # Errors
+/// As readlink(2) and unlink(2); that nothing lies there is none.
+pub(super) fn remove_memory(paths: &Paths) -> io::Result<()> {
+    let removed = std::fs::read_link(paths.run_dir().join(LINK)).and_then(std::fs::remove_dir_all);
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn is_in_memory(dir: &Path) -> io::Result<bool> {
     let dir = std::fs::File::open(dir)?;
     Ok(sys::fstatfs(dir.as_fd())?.magic == libc::TMPFS_MAGIC)
