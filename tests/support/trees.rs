@@ -38,7 +38,8 @@ fn describe(path: &Path) -> String {
         String::from_utf8_lossy(&try_tool(program, &[args, &[utf8(path)]].concat()).stdout).into_owned()
     };
     let stat = said("stat", &["--format", "%n: %F %a %U:%G %s bytes, mtime %y, %h links"]);
-    stat + &said("getfattr", &["--absolute-names", "--no-dereference", "-d", "-m-", "-ehex"])
+    let extents = if path.is_file() { said("filefrag", &["-v"]) } else { String::new() };
+    stat + &extents + &said("getfattr", &["--absolute-names", "--no-dereference", "-d", "-m-", "-ehex"])
 }
 
 /// As [`assert_equal`], after a crash. Holes do not count: a range that is reserved and not written counts as data while the
