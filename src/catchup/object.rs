@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{CHUNK_BYTES, is_gone, state, xattrs_of};
-use crate::backing::{BLOCK_BYTES, DataMap, Extent, TreeView, block_digest, forget_cached, next_extent};
+use crate::backing::{BLOCK_BYTES, DataMap, Extent, HOLE_UNIT, TreeView, block_digest, forget_cached, next_extent};
 use crate::base::{ObjectKey, Oid, Tid};
 use crate::record::{Attrs, Encoded, Op, Shape};
 use crate::sys::{self, Errno, InodeFlags, Result};
@@ -215,7 +215,7 @@ impl<'a> Reader<'a> {
                     let take = len.min(left);
                     let mut bytes = vec![0; take as usize];
                     sys::read_exact_at(self.file(), &mut bytes, offset)?;
-                    self.push(&Op::StateData { offset, attrs }, &bytes);
+                    self.push_data(offset, &bytes)?;
                     self.covered += take;
                     left -= take;
                     if take < len {
@@ -226,6 +226,30 @@ impl<'a> Reader<'a> {
             at = extent.end();
         }
         Ok(at.max(end))
+    }
+
+    /// What was read at `offset`. Space that is reserved but holds nothing counts as data while the page cache has something of
+    /// it (mapping_seek_hole_data in mm/filemap.c): where there are zeros, it is looked up without that.
+    fn push_data(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let attrs = self.attrs();
+        let end = offset + bytes.len() as u64;
+        if !has_zero_block(bytes) {
+            self.push(&Op::StateData { offset, attrs }, bytes);
+            return Ok(());
+        }
+        forget_cached(self.file(), offset, bytes.len() as u64)?;
+        let mut at = offset;
+        while let Some(extent) = next_extent(self.file(), at, end)? {
+            at = extent.end();
+            match extent {
+                Extent::Hole { offset, len } => self.push(&Op::StateHole { offset, len, attrs }, &[]),
+                Extent::Data { offset: from, len } => {
+                    let part = &bytes[(from - offset) as usize..][..len as usize];
+                    self.push(&Op::StateData { offset: from, attrs }, part);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The extents from `offset` to `end`, until there are more than [`CHUNK_BYTES`] of data; looked up before anything is read
@@ -266,4 +290,9 @@ impl<'a> Reader<'a> {
         self.covered += end - offset;
         Ok(end)
     }
+}
+
+/// Whether a whole block of zeros is among what was read.
+fn has_zero_block(bytes: &[u8]) -> bool {
+    bytes.chunks(HOLE_UNIT as usize).any(|block| block.iter().all(|byte| *byte == 0))
 }
