@@ -51,7 +51,7 @@ impl DataMap {
     pub fn forget_holes(&self, file: BorrowedFd<'_>) -> Result<()> {
         let len = self.range.end.saturating_sub(self.range.start);
         match self.data.iter().map(|part| part.end - part.start).sum::<u64>() < len {
-            true => posix_fadvise(file, self.range.start as i64, len as i64, PosixFadviseAdvice::POSIX_FADV_DONTNEED),
+            true => forget_cached(file, self.range.start, len),
             false => Ok(()),
         }
     }

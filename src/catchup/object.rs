@@ -207,7 +207,7 @@ impl<'a> Reader<'a> {
         let mut at = offset;
         let mut left = CHUNK_BYTES;
         let attrs = self.attrs();
-        for extent in self.extents(offset, end)? {
+        while let Some(extent) = next_extent(self.file(), at, end)? {
             match extent {
                 Extent::Hole { offset, len } => self.push(&Op::StateHole { offset, len, attrs }, &[]),
                 Extent::Data { .. } if left == 0 => return Ok(at),
@@ -229,11 +229,11 @@ impl<'a> Reader<'a> {
     }
 
     /// What was read at `offset`. Space that is reserved but holds nothing counts as data while the page cache has something of
-    /// it (mapping_seek_hole_data in mm/filemap.c): where there are zeros, it is looked up without that.
+    /// it, be it read ahead of this (see [`DataMap`]): where there are zeros, it is looked up without that.
     fn push_data(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let attrs = self.attrs();
         let end = offset + bytes.len() as u64;
-        if !has_zero_block(bytes) {
+        if !has_zero_block(offset, bytes) {
             self.push(&Op::StateData { offset, attrs }, bytes);
             return Ok(());
         }
@@ -250,20 +250,6 @@ impl<'a> Reader<'a> {
             }
         }
         Ok(())
-    }
-
-    /// The extents from `offset` to `end`, until there are more than [`CHUNK_BYTES`] of data; looked up before anything is read
-    /// (see [`DataMap`]).
-    fn extents(&self, offset: u64, end: u64) -> Result<Vec<Extent>> {
-        let (mut found, mut at, mut data) = (Vec::new(), offset, 0);
-        while data <= CHUNK_BYTES
-            && let Some(extent) = next_extent(self.file(), at, end)?
-        {
-            data += if let Extent::Data { len, .. } = extent { len } else { 0 };
-            at = extent.end();
-            found.push(extent);
-        }
-        Ok(found)
     }
 
     /// Digests of the blocks from `offset`, [`CHUNK_BYTES`] of them; ranges without any data are said to be holes.
@@ -292,7 +278,25 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Whether a whole block of zeros is among what was read.
-fn has_zero_block(bytes: &[u8]) -> bool {
-    bytes.chunks(HOLE_UNIT as usize).any(|block| block.iter().all(|byte| *byte == 0))
+/// Whether a block, as far as it was read, holds zeros only; the first byte was read at `offset`.
+fn has_zero_block(offset: u64, bytes: &[u8]) -> bool {
+    let lead = (offset.next_multiple_of(HOLE_UNIT) - offset).min(bytes.len() as u64);
+    let (lead, blocks) = bytes.split_at(lead as usize);
+    let is_zero = |part: &[u8]| part.iter().all(|byte| *byte == 0);
+    !lead.is_empty() && is_zero(lead) || blocks.chunks(HOLE_UNIT as usize).any(is_zero)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_of_zeros_is_seen_wherever_the_reading_begins() {
+        let mut bytes = vec![7; 3 * 4096];
+        assert!(!has_zero_block(0, &bytes) && !has_zero_block(100, &bytes) && !has_zero_block(0, &[]));
+        bytes[5000..5000 + 4096].fill(0);
+        assert!(!has_zero_block(0, &bytes), "no block is all zeros");
+        assert!(has_zero_block(4096 - 5000 % 4096, &bytes));
+        assert!(has_zero_block(4090, &[0, 0, 0, 0, 0, 0, 7]) && has_zero_block(4090, &[7, 7, 7, 7, 7, 7, 0]));
+    }
 }
