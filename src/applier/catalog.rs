@@ -170,6 +170,7 @@ pub(super) struct Cursor {
 }
 
 const CACHE_MAX: usize = 65_536;
+
 impl Catalog {
     /// Opens the catalog at `path`.
     pub(super) fn open(path: &Path) -> Result<Catalog, CatalogError> {

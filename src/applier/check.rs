@@ -35,7 +35,7 @@ impl Applier {
     /// # Errors
     /// [`ApplyError`] when the tree cannot be read.
     pub fn check(&mut self, record: &Record<'_>, found: &mut Vec<Difference>) -> Result<(), ApplyError> {
-        let sifted = super::trust::sift_check(&self.sieve, record);
+        let sifted = self.sieve.sift_check(record);
         let record = sifted.as_ref().unwrap_or(record);
         let done = match self.is_settled(record.tid) {
             true => self.check_state(record.oid, &record.op, record.payload, found),

@@ -135,9 +135,7 @@ impl Applier {
         self.finish_group()?;
         self.ask_for_unlisted().map_err(|cause| self.explain("listing", Oid::ROOT, applied.tid, cause))?;
         self.open.clear();
-        self.sieve
-            .save()
-            .map_err(|error| ApplyError::Sync(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))))?;
+        self.sieve.save();
         step("applier.before_mark")?;
         let next = self.catalog.cursor().next;
         let marked = self.park.set_commit(&self.tree.mutate(), next);

@@ -438,7 +438,7 @@ fn write_history(state: &Path, history: &History) -> Result<(), ReplicaError> {
 }
 
 /// Writes the file `name` in `state`, whole or not at all; durable when it returns.
-fn write_whole(state: &Path, name: &str, bytes: &[u8]) -> Result<(), ReplicaError> {
+pub(super) fn write_whole(state: &Path, name: &str, bytes: &[u8]) -> Result<(), ReplicaError> {
     let path = state.join(name);
     let write = || {
         let fresh = path.with_extension("new");

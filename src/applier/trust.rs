@@ -6,12 +6,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::Applier;
 use super::replica::{Replica, ReplicaError};
-use super::roles::set_marker;
+use super::roles::{set_marker, write_whole};
 use crate::base::Oid;
 use crate::record::{Attrs, Op, Record, Shape, Xattr};
 
@@ -37,8 +36,8 @@ pub enum Trust {
 /// Leaves out what a restricted copy does not take.
 pub(super) struct Sieve {
     trust: Trust,
-    /// Where the list lies.
-    file: PathBuf,
+    /// The directory that the list lies in.
+    state: PathBuf,
     /// The objects of which something was left out.
     left_out: BTreeSet<Oid>,
     /// The file does not say what `left_out` does.
@@ -49,11 +48,10 @@ pub(super) struct Sieve {
 impl Sieve {
     pub(super) fn of(state: &Path) -> Sieve {
         let trust = if state.join(RESTRICTED).exists() { Trust::Restricted } else { Trust::Full };
-        let file = state.join(LEFT_OUT);
         // A list that is lost is told anew with the next comparison of the whole tree.
-        let oids = fs::read(&file).unwrap_or_default();
+        let oids = fs::read(state.join(LEFT_OUT)).unwrap_or_default();
         let left_out = oids.as_chunks().0.iter().map(|oid| Oid::from_bytes(*oid)).take(MOST_KEPT).collect();
-        Sieve { trust, file, left_out, is_changed: false, named: 0 }
+        Sieve { trust, state: state.to_owned(), left_out, is_changed: false, named: 0 }
     }
 
     /// How many objects lack something here because of who sent them; at most as many as are remembered.
@@ -98,25 +96,25 @@ impl Sieve {
         self.is_changed |= self.left_out.remove(&oid);
     }
 
-    /// Writes the list down, when it has changed: before the catalog says that what it speaks of was performed.
-    pub(super) fn save(&mut self) -> io::Result<()> {
-        if !std::mem::take(&mut self.is_changed) {
-            return Ok(());
+    /// Writes the list down, when it has changed: before the catalog says that what it speaks of was performed. A list that
+    /// cannot be written is tried again with the next state; nothing rests on it but what people are told.
+    pub(super) fn save(&mut self) {
+        if !self.is_changed {
+            return;
         }
         let bytes: Vec<u8> = self.left_out.iter().flat_map(|oid| oid.to_bytes()).collect();
-        let fresh = self.file.with_extension("new");
-        let mut file = fs::File::create(&fresh)?;
-        file.write_all(&bytes)?;
-        file.sync_data()?;
-        fs::rename(&fresh, &self.file)
+        match write_whole(&self.state, LEFT_OUT, &bytes) {
+            Ok(()) => self.is_changed = false,
+            Err(error) => tracing::warn!(%error, "the list of what was left out is not written"),
+        }
     }
-}
 
-/// The record as a restricted copy compares it; `None` when that is the record itself.
-pub(super) fn sift_check<'r>(sieve: &Sieve, record: &Record<'r>) -> Option<Record<'r>> {
-    match sieve.trust {
-        Trust::Full => None,
-        Trust::Restricted => sifted(record).0,
+    /// The record as a restricted copy compares it; `None` when that is the record itself.
+    pub(super) fn sift_check<'r>(&self, record: &Record<'r>) -> Option<Record<'r>> {
+        match self.trust {
+            Trust::Full => None,
+            Trust::Restricted => sifted(record).0,
+        }
     }
 }
 
@@ -268,6 +266,7 @@ mod tests {
         let mut shape = Shape { kind: libc::S_IFBLK, rdev: 7, link_text: Vec::new() };
         assert!(sift_shape(&mut shape) && shape == Shape::plain(libc::S_IFREG));
     }
+
     #[test]
     fn what_lacks_something_is_counted_once_and_remembered() {
         let dir = tempfile::tempdir().unwrap();
@@ -282,7 +281,7 @@ mod tests {
         assert!(sieve.sift(&of(10, mode(0o755))).is_none());
         assert!(sieve.sift(&of(11, mode(0o2755))).is_some());
         assert_eq!(sieve.left_out(), 2);
-        sieve.save().unwrap();
+        sieve.save();
         let mut sieve = Sieve::of(dir.path());
         assert_eq!(sieve.left_out(), 2);
         sieve.gone(oid(9));
