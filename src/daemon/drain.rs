@@ -59,7 +59,7 @@ pub(super) fn drain(volumes: &[Arc<Volume>], patience: Duration, hurry: &Hurry) 
         let first = left.iter().find(|left| takes_changes(&left.target.state));
         if let Some((volume, left)) = first.and_then(|left| Some((find(volumes, &left.volume)?, left))) {
             let left_time = deadline.saturating_duration_since(Instant::now());
-            (&**volume as &dyn Sends).wait_for_target(&left.target.name, LOOK_EVERY.min(left_time));
+            volume.wait_for_target(&left.target.name, LOOK_EVERY.min(left_time));
         }
     }
 }
@@ -89,7 +89,7 @@ fn flush(volumes: &[Arc<Volume>], left: &[Left]) {
         left.iter().map(|left| (&left.volume, &left.target.name)).collect();
     for (volume, target) in asked {
         if let Some(volume) = find(volumes, volume) {
-            (&**volume as &dyn Sends).flush_target(target);
+            volume.flush_target(target);
         }
     }
 }

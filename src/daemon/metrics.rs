@@ -78,8 +78,8 @@ fn request_line(caller: &TcpStream) -> std::io::Result<String> {
 }
 
 /// One volume's numbers, read at one moment.
-struct Numbers {
-    status: VolumeStatus,
+struct Numbers<'a> {
+    status: &'a VolumeStatus,
     limit_bytes: Option<u64>,
     ops: Vec<(&'static str, u64)>,
     times: Vec<OpTimes>,
@@ -91,7 +91,7 @@ struct Numbers {
 /// When the state of a volume cannot be read.
 fn render(volumes: &Volumes) -> Result<String, Failure> {
     let all = super::status::status(volumes, None)?;
-    let numbers: Vec<Numbers> = all.volumes.iter().cloned().map(|status| numbers(volumes, status)).collect();
+    let numbers: Vec<Numbers<'_>> = all.volumes.iter().map(|status| numbers(volumes, status)).collect();
     let mut text = Exposition::default();
     text.family("dtfs_build", Kind::Info, "The version that runs.")
         .sample(&[("version", env!("CARGO_PKG_VERSION"))], 1);
@@ -101,7 +101,7 @@ fn render(volumes: &Volumes) -> Result<String, Failure> {
     Ok(text.finish())
 }
 
-fn numbers(volumes: &Volumes, status: VolumeStatus) -> Numbers {
+fn numbers<'a>(volumes: &Volumes, status: &'a VolumeStatus) -> Numbers<'a> {
     let open: Option<Arc<Volume>> = volumes.find(&status.name);
     let limit_bytes = open.as_ref().map(|volume| volume.journal.cap_bytes());
     let live = open.as_ref().map(|volume| volume.live());
@@ -112,12 +112,12 @@ fn numbers(volumes: &Volumes, status: VolumeStatus) -> Numbers {
     Numbers { status, limit_bytes, ops, times }
 }
 
-fn volume_families(text: &mut Exposition, all: &[Numbers]) {
+fn volume_families(text: &mut Exposition, all: &[Numbers<'_>]) {
     let mut states = text.family("dtfs_volume_state", Kind::StateSet, "What the volume does now.");
     for Numbers { status, .. } in all {
         states.states(&[("volume", status.name.as_str())], &VOLUME_STATES, status.state.parts().0);
     }
-    type Value = fn(&Numbers) -> Option<u64>;
+    type Value = fn(&Numbers<'_>) -> Option<u64>;
     let gauges: [(&str, &str, Value); 5] = [
         ("dtfs_last_tid", "The newest change.", |n| Some(n.status.last_tid.0)),
         ("dtfs_durable_tid", "The newest change that is on disk in the journal.", |n| Some(n.status.durable_tid.0)),
@@ -137,7 +137,7 @@ fn volume_families(text: &mut Exposition, all: &[Numbers]) {
     }
 }
 
-fn op_families(text: &mut Exposition, all: &[Numbers]) {
+fn op_families(text: &mut Exposition, all: &[Numbers<'_>]) {
     let mut ops = text.family("dtfs_ops", Kind::Counter, "Requests of the kernel since the volume was mounted.");
     for Numbers { status, ops: counted, .. } in all {
         for (op, count) in counted {

@@ -71,14 +71,10 @@ fn find_target(volumes: &Volumes, volume: &VolumeName, text: &str) -> Result<Tar
 }
 
 impl Run {
-    fn sends(&self) -> &dyn Sends {
-        &*self.volume
-    }
-
     fn until(&self, mode: MirrorMode, sink: &mut dyn ReplySink) -> Result<Reply, Failure> {
         let (mut told, mut flushed) = (Instant::now(), None);
         loop {
-            if mode == MirrorMode::Copy && self.sends().is_consistent(&self.name, self.to)? {
+            if mode == MirrorMode::Copy && self.volume.is_consistent(&self.name, self.to)? {
                 return Ok(Reply::Mirror(self.progress()?));
             }
             if !sink.is_wanted() {
@@ -91,9 +87,9 @@ impl Run {
             }
             if mode == MirrorMode::Copy && flushed.is_none_or(|at: Instant| at.elapsed() >= FLUSH_EVERY) {
                 flushed = Some(Instant::now());
-                self.sends().flush_target(&self.name);
+                self.volume.flush_target(&self.name);
             }
-            self.sends().wait_for_target(&self.name, LOOK_EVERY);
+            self.volume.wait_for_target(&self.name, LOOK_EVERY);
         }
     }
 

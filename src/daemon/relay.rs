@@ -210,7 +210,7 @@ impl Sends for RelayedCopy {
 
     /// What came here meanwhile is to be made durable there at once, too.
     fn while_awaited(&self, target: &TargetName) -> Result<(), Failure> {
-        (self as &dyn Sends).flush_target(target);
+        self.flush_target(target);
         Ok(())
     }
 }

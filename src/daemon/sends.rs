@@ -8,8 +8,8 @@ use super::volumes::Volumes;
 use crate::base::Tid;
 use crate::config::{TargetName, VolumeName};
 use crate::control::{ExitCode, Failure};
-use crate::journal::{Replay, Store};
-use crate::sender::{SenderHandle, SenderState, SenderStatus};
+use crate::journal::{Replay, Store, TargetRow};
+use crate::sender::{SenderHandle, SenderState};
 
 /// What a volume and a copy with targets have in common.
 pub(super) trait Sends: Send + Sync {
@@ -42,6 +42,37 @@ pub(super) trait Sends: Send + Sync {
     /// # Errors
     /// When it fails.
     fn while_awaited(&self, target: &TargetName) -> Result<(), Failure>;
+
+    /// Whether the target holds the tree as it was at `tid`: everything up to there is applied, and no older work is left.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn is_consistent(&self, target: &TargetName, tid: Tid) -> Result<bool, Failure> {
+        // In this order. What becomes visible here only now is work before it is; and what the target lacks although no work is
+        // left is in its word, which is the last that is looked at.
+        if !self.sees_all() {
+            return Ok(false);
+        }
+        let log = self.log()?;
+        let Some(row) = at_tid(log.store(), target, tid)? else { return Ok(false) };
+        let sender = self.sender(target).map(|sender| sender.status()).unwrap_or_default();
+        Ok(sender.blocked == 0 && row.applied >= sender.high_water && !sender.unsettled && sender.forked.is_none())
+    }
+
+    /// Waits for news of the target, at most `timeout`.
+    fn wait_for_target(&self, target: &TargetName, timeout: Duration) {
+        match self.sender(target) {
+            Some(sender) => sender.wait(timeout),
+            None => std::thread::sleep(timeout),
+        }
+    }
+
+    /// Asks the target to make durable what it has.
+    fn flush_target(&self, target: &TargetName) {
+        if let Some(sender) = self.sender(target) {
+            sender.flush();
+        }
+    }
 }
 
 impl dyn Sends + '_ {
@@ -55,30 +86,6 @@ impl dyn Sends + '_ {
             SenderState::Connected => Ok(sender),
             _ => Err(Failure::new(ExitCode::Behind, format!("target {target} is not connected"))
                 .with_remedy("dtfs status says why; try again when it is connected")),
-        }
-    }
-
-    /// Whether the target holds the tree as it was at `tid`: everything up to there is applied, and no older work is left.
-    ///
-    /// # Errors
-    /// When the store cannot be read.
-    pub(super) fn is_consistent(&self, target: &TargetName, tid: Tid) -> Result<bool, Failure> {
-        let sender = self.sender(target).map(|sender| sender.status()).unwrap_or_default();
-        Ok(self.sees_all() && is_consistent(self.log()?.store(), target, tid, &sender)?)
-    }
-
-    /// Waits for news of the target, at most `timeout`.
-    pub(super) fn wait_for_target(&self, target: &TargetName, timeout: Duration) {
-        match self.sender(target) {
-            Some(sender) => sender.wait(timeout),
-            None => std::thread::sleep(timeout),
-        }
-    }
-
-    /// Asks the target to make durable what it has.
-    pub(super) fn flush_target(&self, target: &TargetName) {
-        if let Some(sender) = self.sender(target) {
-            sender.flush();
         }
     }
 
@@ -106,17 +113,13 @@ impl dyn Sends + '_ {
     }
 }
 
-/// What the store and the sender of a target say of it.
-pub(super) fn is_consistent(
-    store: &Store,
-    target: &TargetName,
-    tid: Tid,
-    sender: &SenderStatus,
-) -> Result<bool, VolumeError> {
-    let Some(row) = store.target(target.as_str())? else { return Ok(false) };
-    let is_past_state =
-        sender.blocked == 0 && row.applied >= sender.high_water && !sender.unsettled && sender.forked.is_none();
-    Ok(row.mirrored && row.applied >= tid && is_past_state && !store.work_stands_against(row.id, tid)?)
+/// The target's row, when everything up to `tid` was applied and no older work is left.
+fn at_tid(store: &Store, target: &TargetName, tid: Tid) -> Result<Option<TargetRow>, VolumeError> {
+    let row = store.target(target.as_str())?.filter(|row| row.mirrored && row.applied >= tid);
+    Ok(match row {
+        Some(row) if !store.work_stands_against(row.id, tid)? => Some(row),
+        _ => None,
+    })
 }
 
 impl Volumes {
