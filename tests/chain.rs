@@ -84,6 +84,18 @@ impl Chain {
         Chain { a, sshd, b, c: None, source, middle, end, _network: network, _scratch: scratch }
     }
 
+    /// One with some content that everybody has, whose A is lost.
+    fn without_a() -> Chain {
+        let mut chain = Chain::new();
+        fs::write(chain.source.join("large"), noise(3, 8 << 20)).unwrap();
+        chain.link_c();
+        chain.wait();
+        chain.wait_settled();
+        chain.a.kill9();
+        kill9(&chain.sshd.connections());
+        chain
+    }
+
     /// One whose B reaches C by `way`; C is linked.
     fn over(way: Way) -> Chain {
         let mut chain = Chain::new();
@@ -285,13 +297,7 @@ fn control_state_is_not_passed_on() {
 /// is in doubt for C too: it is compared, and never sent anew.
 #[test]
 fn a_chain_goes_on_behind_a_middle_that_is_promoted() {
-    let mut chain = Chain::new();
-    fs::write(chain.source.join("large"), noise(3, 8 << 20)).unwrap();
-    chain.link_c();
-    chain.wait();
-    chain.wait_settled();
-    chain.a.kill9();
-    kill9(&chain.sshd.connections());
+    let mut chain = Chain::without_a();
     chain.b.must(&["promote", "data"]);
     chain.b.adopt_volume(&chain.middle);
     fs::write(chain.middle.join("after"), noise(4, 1 << 20)).unwrap();

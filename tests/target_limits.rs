@@ -218,6 +218,20 @@ fn a_target_that_waits_and_has_room_neither_for_its_tree_nor_in_its_inbox_goes_o
     rig.end();
 }
 
+/// A system that gives the target no thread costs it time: the tree is synced in between, and nothing is in doubt.
+#[test]
+fn a_target_that_gets_no_thread_for_its_syncs_takes_a_mirror() {
+    let mut pair = Pair::new().served_by_program();
+    pair.arm("applier.background=errno:11@1+");
+    let hand = Hand::new(pair.stack());
+    for i in 0..24 {
+        hand.file(&format!("/large{i}"), &Prng::new(i).bytes(1 << 20)).unwrap();
+    }
+    pair.start();
+    pair.wait_equal("without a thread");
+    assert_eq!(pair.status().errors, 0, "{}", pair.explain());
+}
+
 /// A call that fails at one point, with an errno that has a meaning and with one that nobody knows.
 #[test]
 fn a_failed_call_never_passes_as_success() {

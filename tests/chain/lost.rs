@@ -10,13 +10,7 @@ use super::{B, Chain, LIMIT, kill9, noise, over_ssh};
 /// A and B are lost. C goes on as a master, and B becomes its target: by comparison, with nothing sent anew.
 #[test]
 fn the_end_of_a_chain_is_promoted() {
-    let mut chain = Chain::new();
-    fs::write(chain.source.join("large"), noise(3, 8 << 20)).unwrap();
-    chain.link_c();
-    chain.wait();
-    chain.wait_settled();
-    chain.a.kill9();
-    kill9(&chain.sshd.connections());
+    let mut chain = Chain::without_a();
     wait_until("B to be left", LIMIT, || chain.sshd.servers().is_empty().then_some(()));
     chain.b.must(&["forget", "target", "data", "c"]);
     let told = chain.b.must(&["promote", utf8(&chain.end), "--as", "third"]);
