@@ -5,9 +5,8 @@ import os
 import signal
 import statistics
 
-import bench
 from bench import timed
-from bench_replication import row
+from bench_replication import replicated, row
 
 
 def change(source, count):
@@ -25,17 +24,11 @@ def restart(host, source, how):
 
 
 def one_round(options, scratch):
-    with bench.Ext4(scratch, 24) as disk:
-        source, target = disk / "source", disk / "replica"
-        for path in (source, target, disk / "host"):
-            path.mkdir()
-        with bench.Host(options.binary, disk / "host") as host:
-            host.define("bench", source)
-            host.start()
-            host.attach("bench", target)
-            host.run("replication", "pause", "bench", "replica")
-            change(source, options.records)
-            return {"killed": restart(host, source, signal.SIGKILL), "clean": restart(host, source, signal.SIGTERM)}
+    with replicated(options, scratch) as (host, disk):
+        source = disk / "source"
+        host.run("replication", "pause", "bench", "replica")
+        change(source, options.records)
+        return {"killed": restart(host, source, signal.SIGKILL), "clean": restart(host, source, signal.SIGTERM)}
 
 
 def measure(options, scratch):

@@ -3,6 +3,7 @@ renaming of a large directory, and whether it keeps up with a mount that is writ
 costs that goes over TLS to a daemon that listens, beside rsync over ssh. Every figure that is a time stands beside what the
 same bytes or changes cost without replication on the same disk."""
 
+import contextlib
 import os
 import random
 import statistics
@@ -126,7 +127,9 @@ def creates(source, options):
         number += 1
 
 
-def one_round(options, scratch):
+@contextlib.contextmanager
+def replicated(options, scratch):
+    """A host whose volume `bench` has a local target, and the disk on which all of it lies."""
     with bench.Ext4(scratch, 24) as disk:
         source, target = disk / "source", disk / "replica"
         for path in (source, target, disk / "host"):
@@ -135,13 +138,19 @@ def one_round(options, scratch):
             host.define("bench", source)
             host.start()
             host.attach("bench", target)
-            found = {"data": data_backlog(host, source, disk, options)}
-            found["metadata"] = metadata_backlog(host, source, disk, options)
-            found["latency"] = latencies(source, target, options)
-            found["rename"] = rename_large(host, source, target, options)
-            found["random"] = keeps_up(host, lambda: random_writes(source, options))
-            found["creates"] = keeps_up(host, lambda: creates(source, options))
-            return found
+            yield host, disk
+
+
+def one_round(options, scratch):
+    with replicated(options, scratch) as (host, disk):
+        source, target = disk / "source", disk / "replica"
+        found = {"data": data_backlog(host, source, disk, options)}
+        found["metadata"] = metadata_backlog(host, source, disk, options)
+        found["latency"] = latencies(source, target, options)
+        found["rename"] = rename_large(host, source, target, options)
+        found["random"] = keeps_up(host, lambda: random_writes(source, options))
+        found["creates"] = keeps_up(host, lambda: creates(source, options))
+        return found
 
 
 def over_tls(options, scratch, flip):
