@@ -7,12 +7,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-
 use super::catalog::{Known, Row};
 use super::objects::keeps_to_itself;
 use super::{Applier, ApplyError, Missing, Outcome};
-use crate::backing::{BLOCK_BYTES, DataMap, Extent, block_digest, next_extent};
+use crate::backing::{BLOCK_BYTES, DataMap, Extent, block_digest, extents_of_read, next_extent};
 use crate::base::{Name, Oid};
 use crate::record::{
     Attrs, Difference, DifferenceKind as Kind, DirItem, MAX_PAYLOAD_BYTES, Op, RESERVED_DIR, RESERVED_XATTR_PREFIX,
@@ -262,21 +260,30 @@ fn check_hole(
     (offset, len): (u64, u64),
     found: &mut Vec<Difference>,
 ) -> Outcome<()> {
-    forget_cached(fd)?;
     let (mut at, end) = (offset, (offset + len).min(size));
     let mut named = 0;
-    while let Some(extent) = next_extent(fd, at, end)? {
+    while let Some(extent) = next_extent(fd, at, end)?
+        && named < MOST_EXTENTS
+    {
         at = extent.end();
         let Extent::Data { offset, len } = extent else { continue };
         let len = len.min(MAX_PAYLOAD_BYTES as u64);
-        let kind = if is_zero(fd, offset, len)? { Kind::Holes } else { Kind::Content };
-        found.push(Difference::range(oid, kind, offset, len));
-        named += 1;
-        if named == MOST_EXTENTS {
-            break;
+        at = offset + len;
+        if let Some(difference) = data_in_hole(oid, fd, (offset, len))? {
+            found.push(difference);
+            named += 1;
         }
     }
     Ok(())
+}
+
+fn data_in_hole(oid: Oid, fd: BorrowedFd<'_>, (offset, len): (u64, u64)) -> Outcome<Option<Difference>> {
+    let mut bytes = vec![0; len as usize];
+    sys::read_exact_at(fd, &mut bytes, offset)?;
+    let kind = if bytes.iter().all(|byte| *byte == 0) { Kind::Holes } else { Kind::Content };
+    let extents = extents_of_read(fd, offset, &bytes)?;
+    let data = extents.iter().find(|extent| matches!(extent, Extent::Data { .. }));
+    Ok(data.map(|_| Difference::range(oid, kind, offset, len)))
 }
 
 /// The source has data: the same bytes must be here, and no hole.
@@ -287,41 +294,19 @@ fn check_data(
     payload: &[u8],
     found: &mut Vec<Difference>,
 ) -> Outcome<()> {
-    forget_cached(fd)?;
     let end = (offset + payload.len() as u64).min(size);
-    let mut hole = None;
-    let mut at = offset;
-    while let Some(extent) = next_extent(fd, at, end)? {
-        if let Extent::Hole { offset, len } = extent {
-            hole.get_or_insert((offset, len));
-        }
-        at = extent.end();
-    }
     let mut present = vec![0; end.saturating_sub(offset) as usize];
     sys::read_exact_at(fd, &mut present, offset)?;
     let differs = present.iter().zip(payload).position(|(here, there)| here != there);
-    match (differs, present.len() < payload.len(), hole) {
-        (Some(index), ..) => {
-            let len = (payload.len() - index) as u64;
-            found.push(Difference::range(oid, Kind::Content, offset + index as u64, len));
-        }
-        (None, true, _) => found.push(Difference::range(oid, Kind::Content, end.max(offset), payload.len() as u64)),
-        (None, false, Some((offset, len))) => found.push(Difference::range(oid, Kind::Holes, offset, len)),
-        (None, false, None) => {}
+    if let Some(index) = differs {
+        let len = (payload.len() - index) as u64;
+        found.push(Difference::range(oid, Kind::Content, offset + index as u64, len));
+    } else if present.len() < payload.len() {
+        found.push(Difference::range(oid, Kind::Content, end.max(offset), payload.len() as u64));
+    } else {
+        let extents = extents_of_read(fd, offset, &present)?;
+        let hole = extents.into_iter().find(|extent| matches!(extent, Extent::Hole { .. }));
+        found.extend(hole.map(|hole| Difference::range(oid, Kind::Holes, hole.offset(), hole.end() - hole.offset())));
     }
     Ok(())
-}
-
-/// Pages that were read over reserved space count as data (iomap's SEEK_DATA): they go, so that the map is the disk's. Not
-/// before what is dirty was written, for that keeps its neighbours in one folio. A lost write is told to every descriptor
-/// that was open then, so the tree's own syncfs still hears of one that is told here (fs/sync.c, errseq).
-fn forget_cached(fd: BorrowedFd<'_>) -> Outcome<()> {
-    sys::fdatasync(fd)?;
-    Ok(posix_fadvise(fd, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
-}
-
-fn is_zero(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Outcome<bool> {
-    let mut bytes = vec![0; len as usize];
-    sys::read_exact_at(fd, &mut bytes, offset)?;
-    Ok(bytes.iter().all(|byte| *byte == 0))
 }

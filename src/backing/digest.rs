@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use super::{Extent, HOLE_UNIT, next_extent};
+use super::{Extent, HOLE_UNIT, extents_of_read, next_extent};
 use crate::base::faults;
 use crate::sys::{self, Result};
 
@@ -61,7 +61,7 @@ impl DataMap {
 /// Blocks that read the same but have holes in other places differ.
 ///
 /// # Errors
-/// As pread(2).
+/// As pread(2) and [`extents_of_read`].
 pub fn block_digest(file: BorrowedFd<'_>, map: &DataMap, offset: u64, len: u64, size: u64) -> Result<[u8; 16]> {
     let end = (offset + len).min(size);
     let mut hasher = blake3::Hasher::new();
@@ -69,8 +69,12 @@ pub fn block_digest(file: BorrowedFd<'_>, map: &DataMap, offset: u64, len: u64, 
     for part in map.within(offset, end) {
         let bytes = &mut buffer[(part.start - offset) as usize..(part.end - offset) as usize];
         sys::read_exact_at(file, bytes, part.start)?;
-        hasher.update(&(part.start / HOLE_UNIT).to_le_bytes());
-        hasher.update(&part.end.div_ceil(HOLE_UNIT).to_le_bytes());
+        for extent in extents_of_read(file, part.start, bytes)? {
+            if let Extent::Data { offset, len } = extent {
+                hasher.update(&(offset / HOLE_UNIT).to_le_bytes());
+                hasher.update(&(offset + len).div_ceil(HOLE_UNIT).to_le_bytes());
+            }
+        }
     }
     hasher.update(&buffer);
     let mut digest = [0; 16];

@@ -18,7 +18,7 @@ mod tree;
 mod view;
 
 pub use digest::{BLOCK_BYTES, DataMap, block_digest, forget_cached};
-pub use extents::{Extent, HOLE_UNIT, block_is_data, next_extent};
+pub use extents::{Extent, HOLE_UNIT, block_is_data, extents_of_read, next_extent};
 pub use mutate::TreeMut;
 pub use tail::{Growth, HoleAtEnd};
 pub use tree::{BackingError, Found, Syncer, Tree};

@@ -2,11 +2,8 @@
 
 use std::os::fd::AsFd;
 
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-
-use super::object::{Reader, locked};
+use super::object::locked;
 use super::{CHUNK_BYTES, ObjectReading, TreeView, is_gone};
-use crate::backing::{Extent, HOLE_UNIT, next_extent};
 use crate::base::{Name, Oid};
 use crate::sys::{self, DirStream, Result};
 
@@ -41,45 +38,11 @@ pub fn read_suspect(view: &dyn TreeView, oid: Oid, offset: u64, len: u64) -> Res
     locked(view, oid, |reader| {
         reader.head()?;
         if reader.is_file() && len > 0 {
-            forget_cached(reader)?;
             let end = (offset + len).min(reader.stat.size);
             reader.data(offset, end)?;
         }
         Ok(None)
     })
-}
-
-/// Pages that were read over reserved space count as data (iomap's SEEK_DATA): they go, so that the map is the disk's. Not
-/// before what is dirty was written, for that keeps its neighbours in one folio. A lost write is told to every descriptor
-/// that was open then, so the volume's own syncfs still hears of one that is told here (fs/sync.c, errseq).
-fn forget_cached(reader: &Reader<'_>) -> Result<()> {
-    sys::fdatasync(reader.file())?;
-    posix_fadvise(reader.file(), 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
-}
-
-/// Whether the file `oid` has space on the disk that holds no data: reserved by fallocate(2), or what the filesystem needs to
-/// describe many extents. Such ranges read as zeros, and count as data while a page of them is in memory: whether a target
-/// has a hole or zeros there says nothing.
-///
-/// # Errors
-/// As open(2), lseek(2) and stat(2).
-pub fn has_reserved(view: &dyn TreeView, oid: Oid) -> Result<bool> {
-    let mut reserved = false;
-    locked(view, oid, |reader| {
-        if reader.is_file() {
-            forget_cached(reader)?;
-            let (mut at, mut data) = (0, 0);
-            while let Some(extent) = next_extent(reader.file(), at, reader.stat.size)? {
-                if let Extent::Data { offset, len } = extent {
-                    data += (offset + len).next_multiple_of(HOLE_UNIT) - offset;
-                }
-                at = extent.end();
-            }
-            reserved = sys::fstat(reader.file())?.blocks * 512 > data;
-        }
-        Ok(None)
-    })?;
-    Ok(reserved)
 }
 
 /// A name that the object `oid` has in the directory `dir` now.

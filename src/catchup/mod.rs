@@ -17,7 +17,7 @@ mod object;
 pub use crate::backing::TreeView;
 pub use census::Census;
 pub use changed::{Changed, ChangedSince};
-pub use check::{has_reserved, name_in, read_check, read_suspect};
+pub use check::{name_in, read_check, read_suspect};
 pub use directory::{Child, DirReading, DirWalk, Follow, is_dir};
 pub use object::{Compare, ObjectReading, read_changed, read_object, read_range};
 

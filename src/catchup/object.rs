@@ -3,7 +3,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{CHUNK_BYTES, is_gone, state, xattrs_of};
-use crate::backing::{BLOCK_BYTES, DataMap, Extent, HOLE_UNIT, TreeView, block_digest, forget_cached, next_extent};
+use crate::backing::{
+    BLOCK_BYTES, DataMap, Extent, TreeView, block_digest, extents_of_read, forget_cached, next_extent,
+};
 use crate::base::{ObjectKey, Oid, Tid};
 use crate::record::{Attrs, Encoded, Op, Shape};
 use crate::sys::{self, Errno, InodeFlags, Result};
@@ -228,19 +230,10 @@ impl<'a> Reader<'a> {
         Ok(at.max(end))
     }
 
-    /// What was read at `offset`. Space that is reserved but holds nothing counts as data while the page cache has something of
-    /// it, be it read ahead of this (see [`DataMap`]): where there are zeros, it is looked up without that.
+    /// What was read at `offset`. Not all of it is data: see [`extents_of_read`].
     fn push_data(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let attrs = self.attrs();
-        let end = offset + bytes.len() as u64;
-        if !has_zero_block(offset, bytes) {
-            self.push(&Op::StateData { offset, attrs }, bytes);
-            return Ok(());
-        }
-        forget_cached(self.file(), offset, bytes.len() as u64)?;
-        let mut at = offset;
-        while let Some(extent) = next_extent(self.file(), at, end)? {
-            at = extent.end();
+        for extent in extents_of_read(self.file(), offset, bytes)? {
             match extent {
                 Extent::Hole { offset, len } => self.push(&Op::StateHole { offset, len, attrs }, &[]),
                 Extent::Data { offset: from, len } => {
@@ -275,28 +268,5 @@ impl<'a> Reader<'a> {
         self.push(&Op::StateHash { offset, len: end - offset, digests, attrs }, &[]);
         self.covered += end - offset;
         Ok(end)
-    }
-}
-
-/// Whether a block, as far as it was read, holds zeros only; the first byte was read at `offset`.
-fn has_zero_block(offset: u64, bytes: &[u8]) -> bool {
-    let lead = (offset.next_multiple_of(HOLE_UNIT) - offset).min(bytes.len() as u64);
-    let (lead, blocks) = bytes.split_at(lead as usize);
-    let is_zero = |part: &[u8]| part.iter().all(|byte| *byte == 0);
-    !lead.is_empty() && is_zero(lead) || blocks.chunks(HOLE_UNIT as usize).any(is_zero)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_block_of_zeros_is_seen_wherever_the_reading_begins() {
-        let mut bytes = vec![7; 3 * 4096];
-        assert!(!has_zero_block(0, &bytes) && !has_zero_block(100, &bytes) && !has_zero_block(0, &[]));
-        bytes[5000..5000 + 4096].fill(0);
-        assert!(!has_zero_block(0, &bytes), "no block is all zeros");
-        assert!(has_zero_block(4096 - 5000 % 4096, &bytes));
-        assert!(has_zero_block(4090, &[0, 0, 0, 0, 0, 0, 7]) && has_zero_block(4090, &[7, 7, 7, 7, 7, 7, 0]));
     }
 }

@@ -11,6 +11,7 @@ mod confine;
 mod creds;
 mod dirs;
 mod fanotify;
+mod fiemap;
 mod files;
 mod flags;
 mod handle;
@@ -35,6 +36,7 @@ pub use dirs::{
     symlinkat, unlinkat,
 };
 pub use fanotify::{Written, read_written, watch_mount};
+pub use fiemap::{FIEMAP_EXTENTS, MappedExtent, fiemap};
 pub use files::{
     FileSystemStat, copy_file_range, fallocate, fdatasync, flock_exclusive, flock_release, flock_wait, fstatfs, fsync,
     ftruncate, lseek, openat, openat2_beneath, pread, pwrite, pwritev_all, read_exact_at, reopen, start_writeback,

@@ -3,14 +3,12 @@
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-
 use super::object::{Failure, Object};
 use super::{CompareOptions, What};
+use crate::backing::HOLE_UNIT;
+use crate::backing::extents::written;
 use crate::sys::{self, Errno};
 
-/// Finest hole that counts: smaller ones depend on the filesystem's block size.
-const GRAIN: u64 = 4096;
 const BLOCK_BYTES: usize = 1 << 20;
 
 /// Compares the content, and the holes when asked. Returns how many bytes were read on each side.
@@ -21,9 +19,9 @@ pub(super) fn compare(a: &Object, b: &Object, options: &CompareOptions, found: &
     let map_a = extents(file_a.as_fd(), size).map_err(|errno| (a.side, errno))?;
     let map_b = extents(file_b.as_fd(), size).map_err(|errno| (b.side, errno))?;
     if options.holes && map_a != map_b {
-        let settled_a = settled(file_a.as_fd(), size).map_err(|errno| (a.side, errno))?;
-        let settled_b = settled(file_b.as_fd(), size).map_err(|errno| (b.side, errno))?;
-        found.extend(first_unequal(&settled_a, &settled_b).map(|offset| What::Holes { offset }));
+        let written_a = written(file_a.as_fd(), 0..size).map_err(|errno| (a.side, errno))?;
+        let written_b = written(file_b.as_fd(), 0..size).map_err(|errno| (b.side, errno))?;
+        found.extend(first_unequal(&written_a, &written_b).map(|offset| What::Holes { offset }));
     }
     content((a, file_a.as_fd()), (b, file_b.as_fd()), union(map_a, map_b), found)
 }
@@ -43,21 +41,13 @@ fn extents(file: BorrowedFd<'_>, size: u64) -> sys::Result<Vec<Range<u64>>> {
         };
         let end = sys::lseek(file, start as i64, libc::SEEK_HOLE)?;
         at = end.max(start + 1);
-        let wide = start / GRAIN * GRAIN..end.div_ceil(GRAIN).saturating_mul(GRAIN).min(size);
+        let wide = start / HOLE_UNIT * HOLE_UNIT..end.div_ceil(HOLE_UNIT).saturating_mul(HOLE_UNIT).min(size);
         match ranges.last_mut() {
             Some(last) if wide.start <= last.end => last.end = wide.end,
             _ => ranges.push(wide),
         }
     }
     Ok(ranges)
-}
-
-/// The map once nothing is only in memory: delayed allocation and cached pages blur it (iomap's SEEK_DATA counts
-/// cached pages of unwritten extents as data).
-fn settled(file: BorrowedFd<'_>, size: u64) -> sys::Result<Vec<Range<u64>>> {
-    sys::fsync(file)?;
-    posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
-    extents(file, size)
 }
 
 /// Where two maps first differ.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Run, Stage, Task, What, join};
-use crate::catchup::{TreeView, has_reserved, name_in};
+use crate::catchup::{TreeView, name_in};
 use crate::record::{Difference, DifferenceKind};
 use crate::sender::verify_desk::Found;
 
@@ -32,22 +32,12 @@ impl Run {
                 self.later.push(Task { looks: task.looks + 1, ..task });
             }
             Stage::SecondLook => {
-                let counted: Vec<_> = self.counted(view, &task, heard);
-                if !counted.is_empty() {
-                    counted.into_iter().for_each(|difference| self.report(view, &task, difference));
-                    self.confirmed.insert(task.oid, task);
-                }
+                heard.iter().for_each(|difference| self.report(view, &task, difference));
+                self.confirmed.insert(task.oid, task);
             }
-            Stage::LastLook => self.progress.left += self.counted(view, &task, heard).len() as u64,
+            Stage::LastLook => self.progress.left += heard.len() as u64,
             Stage::Mending => {}
         }
-    }
-
-    /// Without the holes of a file that has reserved space.
-    fn counted<'d>(&self, view: &dyn TreeView, task: &Task, heard: &'d [Difference]) -> Vec<&'d Difference> {
-        let holes = |difference: &&Difference| difference.kind == DifferenceKind::Holes;
-        let blurred = heard.iter().any(|d| holes(&d)) && has_reserved(view, task.oid).unwrap_or(false);
-        heard.iter().filter(|difference| !(blurred && holes(difference))).collect()
     }
 
     pub(super) fn look_again(&mut self, task: Task) {
@@ -106,8 +96,8 @@ impl Run {
     }
 }
 
-/// A name that came between two parts of a directory is named with none of them; and while somebody reads a reserved range,
-/// the map of holes shows data there.
+/// A name that came between two parts of a directory is named with none of them; and a filesystem that has no FIEMAP shows
+/// data in a reserved range while somebody reads there.
 fn may_be_wrong(difference: &Difference) -> bool {
     matches!(difference.kind, DifferenceKind::Extra | DifferenceKind::Holes)
 }
