@@ -235,7 +235,11 @@ fn control_intents_are_left_out() {
 
 #[test]
 fn control_records_are_sent_before_they_are_durable() {
-    must_fail((JournalOn::SameDisk, &[Victim::Source]), "daemon.scan=skip,journal.durable_only=skip", CONTROL_CUTS);
+    must_fail(
+        (JournalOn::SameDisk, &[Victim::Source]),
+        "daemon.scan=skip,journal.durable_only=skip",
+        LONG_CONTROL_CUTS,
+    );
 }
 
 #[test]

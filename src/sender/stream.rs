@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::SessionError;
 use super::standing::{epochs_after, position_at};
 use super::work::{Done, Purpose, Reading};
-use crate::base::{EpochId, Position, Tid};
+use crate::base::{EpochId, Position, Tid, faults};
 use crate::journal::{EpochRow, Replay, ReplayReader};
 use crate::wire::Message;
 
@@ -72,7 +72,8 @@ impl Stream {
         self.learn_epochs()?;
         let stamp = self.waiting.front().map_or(Tid(u64::MAX), |reading| reading.stamp);
         let fork = self.epochs.front().map_or(Tid(u64::MAX), |epoch| epoch.fork.tid);
-        let limit = stamp.min(fork).min(durable);
+        let readable = if faults::skipped("journal.durable_only") { Tid(u64::MAX) } else { durable };
+        let limit = stamp.min(fork).min(readable);
         let looked = self.maybe_more || !self.waiting.is_empty();
         if looked && let Some(chunk) = self.reader.next_chunk(limit, BATCH_BYTES)? {
             let prev = std::mem::replace(&mut self.sent, chunk.last);

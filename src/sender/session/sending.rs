@@ -34,11 +34,7 @@ impl<'a> Session<'a> {
         if self.stream.wants_state() && self.rests_until.is_some_and(|until| Instant::now() < until) {
             return if holds_state { Ok(false) } else { self.rest() };
         }
-        let durable = match faults::skipped("journal.durable_only") {
-            true => self.parts.journal.last_tid(),
-            false => self.parts.journal.durable_tid(),
-        };
-        let next = match self.stream.next(durable, self.batch + 1) {
+        let next = match self.stream.next(self.parts.journal.durable_tid(), self.batch + 1) {
             Err(SessionError::Journal(JournalError::Trimmed { oldest })) => Some(self.pass_over(oldest)?),
             next => next?,
         };
