@@ -4,6 +4,8 @@
 
 #[path = "mirror/matrix.rs"]
 mod matrix;
+#[path = "mirror/removed.rs"]
+mod removed;
 mod support;
 
 use std::fs::{self, File, Permissions};

@@ -33,7 +33,7 @@ mod view;
 mod whole;
 
 use std::collections::{BTreeSet, HashMap};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -59,7 +59,7 @@ pub use view::{CopyView, Turns, ViewError};
 use crate::backing::Tree;
 use crate::base::{Ballast, Commit, Oid, Position, StoredTimes, Tid, faults};
 use crate::record::{Instead, Op, Record};
-use crate::sys::Errno;
+use crate::sys::{self, Errno};
 
 /// Something the applier must be sent.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -413,7 +413,10 @@ impl Applier {
     /// An open descriptor of the object, or `None` when this target does not have it.
     fn fd(&mut self, oid: Oid) -> Outcome<Option<Arc<OwnedFd>>> {
         if let Some(fd) = self.open.get(&oid) {
-            return Ok(Some(fd.clone()));
+            if !is_removed(fd.as_fd())? {
+                return Ok(Some(fd.clone()));
+            }
+            self.open.remove(&oid);
         }
         let Some(row) = self.catalog.get(oid)? else {
             return Ok(None);
@@ -423,15 +426,14 @@ impl Applier {
             libc::S_IFDIR => libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOATIME,
             _ => libc::O_PATH,
         };
-        let fd = match self.tree.open_key(row.key, flags) {
-            Ok(fd) => fd,
-            Err(Errno::ESTALE | Errno::ENOENT) => {
+        match self.tree.open_key(row.key, flags) {
+            Ok(fd) if !is_removed(fd.as_fd())? => Ok(Some(self.keep_open(oid, fd))),
+            Ok(_) | Err(Errno::ESTALE | Errno::ENOENT) => {
                 self.catalog.remove(oid)?;
-                return Ok(None);
+                Ok(None)
             }
-            Err(errno) => return Err(errno.into()),
-        };
-        Ok(Some(self.keep_open(oid, fd)))
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     fn keep_open(&mut self, oid: Oid, fd: OwnedFd) -> Arc<OwnedFd> {
@@ -442,6 +444,12 @@ impl Applier {
         self.open.insert(oid, fd.clone());
         fd
     }
+}
+
+/// Whether the last name of an open object is gone. What is done here leaves every object a name, so somebody else has taken it:
+/// what is done to the object from now on is lost.
+fn is_removed(object: BorrowedFd<'_>) -> Outcome<bool> {
+    Ok(sys::fstat(object)?.nlink == 0 && !faults::skipped("applier.is_removed"))
 }
 
 /// The objects that a record changes.

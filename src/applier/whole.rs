@@ -1,9 +1,12 @@
 //! Whether a replica that is told that nothing is left for it has everything.
 
 use std::collections::HashSet;
+use std::os::fd::AsFd;
 
-use super::{Applier, ApplyError, Outcome};
+use super::objects::entry_names;
+use super::{Applier, ApplyError, Outcome, park};
 use crate::base::{Oid, Tid, faults};
+use crate::sys::{self, Errno};
 
 /// Objects that were asked for although the source had nothing left to send.
 #[derive(Default)]
@@ -33,5 +36,31 @@ impl Applier {
             }
         }
         Ok(false)
+    }
+
+    /// A directory that waits for a name and has something in it, when the source has nothing left to send: no listing that is
+    /// still to come will name it. One that was removed while a program has it open waits, too, but it is empty (rmdir(2)).
+    /// While an object is blocked, its directory may be what could not be named.
+    ///
+    /// # Errors
+    /// [`ApplyError`] when the park cannot be read.
+    pub fn nameless_dir(&self) -> Result<Option<Oid>, ApplyError> {
+        if !self.catalog.blocked_oids().is_empty() || faults::skipped("applier.nameless_dir") {
+            return Ok(None);
+        }
+        self.find_nameless_dir().map_err(|cause| self.explain("look for what has no name", Oid::ROOT, Tid::ZERO, cause))
+    }
+
+    fn find_nameless_dir(&self) -> Outcome<Option<Oid>> {
+        for oid in self.park.oids()? {
+            match self.tree.open_child(self.park.fd(), &park::entry(oid)?, libc::O_RDONLY | libc::O_DIRECTORY) {
+                Ok(dir) if !entry_names(sys::reopen(dir.as_fd(), libc::O_RDONLY | libc::O_DIRECTORY)?)?.is_empty() => {
+                    return Ok(Some(oid));
+                }
+                Ok(_) | Err(Errno::ENOTDIR | Errno::ELOOP) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(None)
     }
 }

@@ -357,7 +357,13 @@ impl Worker<'_> {
 
     fn has_everything(&mut self) -> Result<bool, PerformError> {
         self.end_group()?;
-        Ok(self.applier.has_everything()?)
+        let has_everything = self.applier.has_everything()?;
+        match self.applier.nameless_dir()?.filter(|_| has_everything) {
+            Some(oid) => {
+                Err(PerformError::Doubt(format!("its source has nothing left to send, and {oid} has no name")))
+            }
+            None => Ok(has_everything),
+        }
     }
 
     fn start(&mut self) -> Result<(), PerformError> {
