@@ -164,6 +164,31 @@ fn owners_change_as_on_the_bare_directory() {
     on_every_filesystem("owners", |both| both.same("owners", owners));
 }
 
+/// More groups than a request of NFS carries (16, RFC 5531), and names of xattrs that only root may write.
+fn many_groups(dir: &Path, facts: &mut Facts) {
+    let groups: Vec<u32> = (5000..5040).collect();
+    let member = User { groups: &groups, ..SOMEONE };
+    for gid in [5000, 5020, 5039, 5040] {
+        let path = dir.join(format!("of-{gid}"));
+        fs::write(&path, b"x").unwrap();
+        chown(&path, None, Some(gid)).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o660)).unwrap();
+        facts.end("by a group", member.does(|| OpenOptions::new().append(true).open(&path).map(drop)));
+    }
+    let own = dir.join("own");
+    fs::write(&own, b"x").unwrap();
+    chown(&own, Some(SOMEONE.uid), Some(SOMEONE.gid)).unwrap();
+    for name in ["security.capability", "security.any", "trusted.any", "user.any"] {
+        facts.end(name, member.does(|| set_xattr(&own, name, &CAPABILITY, 0)).map_err(Into::into));
+    }
+    facts.object("own", &own);
+}
+
+#[test]
+fn a_user_has_the_rights_of_all_his_groups_and_none_of_root() {
+    on_every_filesystem("many groups", |both| both.same("many groups", many_groups));
+}
+
 fn group_bits(dir: &Path, facts: &mut Facts) {
     let member = User { groups: &[GROUP], umask: 0, ..SOMEONE };
     let shared = dir.join("shared");

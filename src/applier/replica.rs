@@ -19,6 +19,7 @@ use super::doubt::{self, DoubtFile};
 use super::guard::{self, Guard, Guarding};
 use super::objects::entry_names;
 use super::park::{OID_XATTR, Park};
+use super::roles::create_private;
 use crate::backing::guard::{Cover, cover_at, open_covered};
 use crate::backing::{BackingError, Tree};
 use crate::base::{Ballast, Commit, Oid, Position, Spaces, StoredTimes, Timespec, VolumeUuid};
@@ -215,7 +216,7 @@ impl Replica {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&state).map_err(io)?;
         Park::open(&tree).map_err(|errno| ReplicaError::Io { path: dir.to_owned(), cause: errno.into() })?;
         // Before the id: with it alone the directory would count as a replica whose catalog is lost.
-        fs::write(state.join(AWAITS), b"").and_then(|()| fs::File::open(&state)?.sync_all()).map_err(io)?;
+        create_private(&state.join(AWAITS)).and_then(|_| fs::File::open(&state)?.sync_all()).map_err(io)?;
         guard::begin_closed(&state)?;
         write_id(&tree, dir, id, volume)?;
         guard::guard_joined(dir, &tree, &state, guarding).map(drop)

@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -442,8 +442,9 @@ pub(super) fn write_whole(state: &Path, name: &str, bytes: &[u8]) -> Result<(), 
     let path = state.join(name);
     let write = || {
         let fresh = path.with_extension("new");
-        fs::write(&fresh, bytes)?;
-        File::open(&fresh)?.sync_all()?;
+        let mut file = create_private(&fresh)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
         fs::rename(&fresh, &path)?;
         File::open(state)?.sync_all()
     };
@@ -458,7 +459,7 @@ pub(super) fn set_marker(state: &Path, name: &str, there: bool) -> Result<(), Re
     }
     let change = || {
         match there {
-            true => drop(File::create(&path)?),
+            true => drop(create_private(&path)?),
             false => fs::remove_file(&path)?,
         }
         File::open(state)?.sync_all()
@@ -469,4 +470,9 @@ pub(super) fn set_marker(state: &Path, name: &str, there: bool) -> Result<(), Re
 /// A copy that was just begun lacks everything.
 pub(super) fn begin_converging(state: &Path) -> Result<(), ReplicaError> {
     set_marker(state, CONVERGING, true)
+}
+
+/// A file that is empty and root's alone, whatever this process's umask lets through.
+pub(super) fn create_private(path: &Path) -> io::Result<File> {
+    File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
