@@ -295,6 +295,32 @@ fn control_state_is_not_passed_on() {
 
 /// A is lost. B goes on as a master, with C behind it, in an epoch of its own. What is in doubt of a tree that nobody watched
 /// is in doubt for C too: it is compared, and never sent anew.
+/// A stop of B waits until C has what had come to B by then.
+#[test]
+fn a_stop_of_the_middle_waits_for_the_end() {
+    let disk = Scratch::new(FileSystem::Ext4);
+    let mut chain = Chain::new();
+    chain.end = disk.path().join("c");
+    fs::create_dir_all(chain.b.root().join("etc/dtfs")).unwrap();
+    fs::write(chain.b.root().join("etc/dtfs/dtfs.toml"), "drain = \"600s\"\nlog_level = \"info\"\n").unwrap();
+    chain.b.stop();
+    chain.b.start();
+    chain.link_c();
+    chain.wait();
+    let frozen = disk.freeze();
+    fs::write(chain.source.join("late"), noise(4, 1 << 20)).unwrap();
+    chain.a.must(&["wait", "data", B, "--timeout", "180"]);
+    chain.b.signal(Signal::SIGTERM);
+    wait_until("B to wait for C", LIMIT, || chain.b.log().contains("targets may take what they lack").then_some(()));
+    assert!(!chain.b.has_stopped());
+    drop(frozen);
+    chain.b.wait_stopped();
+    assert!(!chain.b.log().contains("not applied"), "{}", chain.b.log());
+    chain.a.stop();
+    wait_until("the other end to stop", LIMIT, || chain.sshd.servers().is_empty().then_some(()));
+    trees::assert_equal(&chain.source, &chain.end, "C after the stop of B");
+}
+
 #[test]
 fn a_chain_goes_on_behind_a_middle_that_is_promoted() {
     let mut chain = Chain::without_a();

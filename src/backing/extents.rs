@@ -208,15 +208,17 @@ mod tests {
     #[test]
     fn blocks_are_cut_to_what_was_read() {
         let mut bytes = vec![7; 3 * 4096];
+        // Where each begins, and how long it is.
         let zeros = |offset, bytes: &[u8]| {
-            zero_blocks(offset, bytes).filter(|(_, is_zero)| *is_zero).map(|(block, _)| block).collect::<Vec<_>>()
+            let zeros = zero_blocks(offset, bytes).filter(|(_, is_zero)| *is_zero);
+            zeros.map(|(block, _)| (block.start, block.end - block.start)).collect::<Vec<_>>()
         };
         assert!(zeros(0, &bytes).is_empty() && zeros(100, &bytes).is_empty() && zeros(0, &[]).is_empty());
         bytes[5000..5000 + 4096].fill(0);
         assert!(zeros(0, &bytes).is_empty(), "no block is all zeros");
-        assert_eq!(zeros(4096 - 5000 % 4096, &bytes), [8192..12288]);
-        assert_eq!(zeros(4090, &[0, 0, 0, 0, 0, 0, 7]), [4090..4096]);
-        assert_eq!(zeros(4090, &[7, 7, 7, 7, 7, 7, 0]), [4096..4097]);
+        assert_eq!(zeros(4096 - 5000 % 4096, &bytes), [(8192, 4096)]);
+        assert_eq!(zeros(4090, &[0, 0, 0, 0, 0, 0, 7]), [(4090, 6)]);
+        assert_eq!(zeros(4090, &[7, 7, 7, 7, 7, 7, 0]), [(4096, 1)]);
     }
 
     /// Reserved, zeros written, a hole, and data, all of it in memory.

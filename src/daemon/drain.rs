@@ -1,14 +1,11 @@
 //! The end of the daemon, from the first signal on: targets that answer may take what they lack, for a while.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::sends::Sends;
-use super::volume::Volume;
 use crate::base::Tid;
-use crate::config::{TargetName, VolumeName};
 use crate::control::{TargetState, TargetStatus};
 
 /// Without the key `drain` in `dtfs.toml`.
@@ -31,52 +28,51 @@ impl Hurry {
     }
 }
 
-/// What a target has not applied at the end.
-struct Left {
-    volume: VolumeName,
-    target: TargetStatus,
+/// Who has targets, and what these are to have: what came behind that is not waited for.
+struct Goal<'a> {
+    sends: &'a Arc<dyn Sends>,
     last: Tid,
 }
 
+/// What a target has not applied at the end.
+struct Left<'a> {
+    goal: &'a Goal<'a>,
+    target: TargetStatus,
+}
+
 /// Waits until the targets in a session have applied everything, at most for `patience`; says what is left to whom. The
-/// mounts are gone, so nothing is added meanwhile.
-pub(super) fn drain(volumes: &[Arc<Volume>], patience: Duration, hurry: &Hurry) {
+/// mounts are gone, so nothing is added meanwhile, but to a copy whose own source goes on.
+pub(super) fn drain(all: &[Arc<dyn Sends>], patience: Duration, hurry: &Hurry) {
+    let goals = all.iter().filter_map(|sends| Some(Goal { sends, last: sends.log().ok()?.last_tid() }));
+    let goals: Vec<Goal<'_>> = goals.collect();
     let deadline = Instant::now() + patience;
     let mut flushed = None;
     loop {
-        let left: Vec<Left> = volumes.iter().flat_map(|volume| what_is_left(volume)).collect();
-        let waiting = left.iter().any(|left| takes_changes(&left.target.state));
-        if !waiting || hurry.is_set() || Instant::now() >= deadline {
+        let left: Vec<Left<'_>> = goals.iter().flat_map(what_is_left).collect();
+        let first = left.iter().find(|left| takes_changes(&left.target.state));
+        let Some(first) = first.filter(|_| !hurry.is_set() && Instant::now() < deadline) else {
             return left.iter().for_each(tell);
-        }
+        };
         if flushed.is_none() {
             tracing::info!(seconds = patience.as_secs(), "unmounted; targets may take what they lack");
         }
         if flushed.is_none_or(|at: Instant| at.elapsed() >= FLUSH_EVERY) {
-            flush(volumes, &left);
+            left.iter().for_each(|left| left.goal.sends.flush_target(&left.target.name));
             flushed = Some(Instant::now());
         }
-        let first = left.iter().find(|left| takes_changes(&left.target.state));
-        if let Some((volume, left)) = first.and_then(|left| Some((find(volumes, &left.volume)?, left))) {
-            let left_time = deadline.saturating_duration_since(Instant::now());
-            volume.wait_for_target(&left.target.name, LOOK_EVERY.min(left_time));
-        }
+        let left_time = deadline.saturating_duration_since(Instant::now());
+        first.goal.sends.wait_for_target(&first.target.name, LOOK_EVERY.min(left_time));
     }
 }
 
-fn find<'a>(volumes: &'a [Arc<Volume>], name: &VolumeName) -> Option<&'a Arc<Volume>> {
-    volumes.iter().find(|volume| volume.name == *name)
-}
-
-fn what_is_left(volume: &Volume) -> Vec<Left> {
-    let Ok(status) = super::status::volume_status(volume) else { return Vec::new() };
+fn what_is_left<'a>(goal: &'a Goal<'a>) -> Vec<Left<'a>> {
     // What waits on purpose is where it is to be when it was received.
     let reached = |target: &TargetStatus| match target.delay_seconds {
         0 => target.applied_tid,
         _ => target.received_tid,
     };
-    let behind = status.targets.into_iter().filter(|target| reached(target) < status.last_tid);
-    behind.map(|target| Left { volume: volume.name.clone(), target, last: status.last_tid }).collect()
+    let behind = goal.sends.targets().unwrap_or_default().into_iter().filter(|target| reached(target) < goal.last);
+    behind.map(|target| Left { goal, target }).collect()
 }
 
 /// A mirror has far more to do than changes, and goes on after the next start where it was; the others do not answer.
@@ -84,21 +80,12 @@ fn takes_changes(state: &TargetState) -> bool {
     matches!(state, TargetState::Replicating | TargetState::Converging)
 }
 
-fn flush(volumes: &[Arc<Volume>], left: &[Left]) {
-    let asked: BTreeSet<(&VolumeName, &TargetName)> =
-        left.iter().map(|left| (&left.volume, &left.target.name)).collect();
-    for (volume, target) in asked {
-        if let Some(volume) = find(volumes, volume) {
-            volume.flush_target(target);
-        }
-    }
-}
-
-fn tell(left: &Left) {
+fn tell(left: &Left<'_>) {
     let first = Tid(left.target.applied_tid.0 + 1);
     let changes = left.target.lag_changes;
     let (state, _) = left.target.state.parts();
     tracing::warn!(
-        volume = %left.volume, target = %left.target.name, state, changes, "not applied: {first} to {}", left.last
+        volume = %left.goal.sends.name(), target = %left.target.name, state, changes,
+        "not applied: {first} to {}", left.goal.last
     );
 }

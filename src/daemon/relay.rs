@@ -141,30 +141,6 @@ impl RelayedCopy {
         }
     }
 
-    /// How its targets stand.
-    pub(super) fn status(&self) -> Result<Vec<TargetStatus>, Failure> {
-        let live = self.live.lock();
-        let mut all = Vec::new();
-        for entry in &live.targets {
-            let sender = live.senders.get(&entry.name).map(SenderThread::status);
-            let row = match &live.relay {
-                Some(relay) => relay.store().target(entry.name.as_str()).map_err(VolumeError::from)?,
-                None => None,
-            };
-            let (Some(relay), Some(row)) = (&live.relay, row) else { continue };
-            let sees_all = relay.is_settled();
-            let sender = sender.unwrap_or_default();
-            let standing = Standing { volume: &self.name, log: relay.as_ref(), sender: &sender, sees_all };
-            let status = target_status(&standing, &entry.name, &row)?;
-            let status = TargetStatus { delay_seconds: entry.delay.map_or(0, Delay::seconds), ..status };
-            all.push(match entry.activity {
-                Activity::Paused => TargetStatus { state: TargetState::Paused, ..status },
-                Activity::Running => status,
-            });
-        }
-        Ok(all)
-    }
-
     /// Why nothing is passed on, if so.
     pub(super) fn reason(&self) -> Option<String> {
         self.live.lock().reason.clone()
@@ -194,6 +170,29 @@ impl Sends for RelayedCopy {
 
     fn target_names(&self) -> Vec<TargetName> {
         self.live.lock().targets.iter().map(|target| target.name.clone()).collect()
+    }
+
+    fn targets(&self) -> Result<Vec<TargetStatus>, Failure> {
+        let live = self.live.lock();
+        let mut all = Vec::new();
+        for entry in &live.targets {
+            let sender = live.senders.get(&entry.name).map(SenderThread::status);
+            let row = match &live.relay {
+                Some(relay) => relay.store().target(entry.name.as_str()).map_err(VolumeError::from)?,
+                None => None,
+            };
+            let (Some(relay), Some(row)) = (&live.relay, row) else { continue };
+            let sees_all = relay.is_settled();
+            let sender = sender.unwrap_or_default();
+            let standing = Standing { volume: &self.name, log: relay.as_ref(), sender: &sender, sees_all };
+            let status = target_status(&standing, &entry.name, &row)?;
+            let status = TargetStatus { delay_seconds: entry.delay.map_or(0, Delay::seconds), ..status };
+            all.push(match entry.activity {
+                Activity::Paused => TargetStatus { state: TargetState::Paused, ..status },
+                Activity::Running => status,
+            });
+        }
+        Ok(all)
     }
 
     fn sees_all(&self) -> bool {

@@ -7,7 +7,7 @@ use super::volume::VolumeError;
 use super::volumes::Volumes;
 use crate::base::Tid;
 use crate::config::{TargetName, VolumeName};
-use crate::control::{ExitCode, Failure};
+use crate::control::{ExitCode, Failure, TargetStatus};
 use crate::journal::{Replay, Store, TargetRow};
 use crate::sender::{SenderHandle, SenderState};
 
@@ -27,6 +27,12 @@ pub(super) trait Sends: Send + Sync {
 
     /// Its targets, those that are paused too.
     fn target_names(&self) -> Vec<TargetName>;
+
+    /// How its targets stand.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    fn targets(&self) -> Result<Vec<TargetStatus>, Failure>;
 
     /// Whether nothing is missed here that its targets should have.
     fn sees_all(&self) -> bool;

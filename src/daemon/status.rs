@@ -64,7 +64,7 @@ fn copies(volumes: &Volumes) -> Result<Vec<CopyStatus>, Failure> {
             let about = Replica::describe(&source.dir, &paths.replicas_dir()).ok().flatten();
             let applied_tid = about.map_or(Tid::ZERO, |about| about.applied.tid);
             let relay = volumes.find_relay(&name);
-            let mut targets = relay.as_ref().map_or(Ok(Vec::new()), |relay| relay.status())?;
+            let mut targets = relay.as_ref().map_or(Ok(Vec::new()), |relay| relay.targets())?;
             if let Some(log) = relay.as_ref().and_then(|relay| relay.log().ok()) {
                 volumes.meter.fill((&name, log.store()), &mut targets);
             }
@@ -96,21 +96,8 @@ fn closed_volume(volumes: &Volumes, entry: &MountEntry) -> VolumeStatus {
 /// The status of an open volume.
 pub(super) fn volume_status(volume: &Volume) -> Result<VolumeStatus, Failure> {
     let state = volume_state(volume);
+    let targets = targets_of(volume)?;
     let live = volume.live();
-    let mut targets = Vec::new();
-    for (name, sender) in &live.senders {
-        if let Some(row) = volume.journal.store().target(name.as_str()).map_err(super::volume::VolumeError::from)? {
-            let status = target(volume, name, &row, (&sender.status(), live.sees_all()))?;
-            let delay = live.entries.get(name).and_then(|entry| entry.delay);
-            targets.push(TargetStatus { delay_seconds: delay.map_or(0, Delay::seconds), ..status });
-        }
-    }
-    for name in &live.paused {
-        if let Some(row) = volume.journal.store().target(name.as_str()).map_err(super::volume::VolumeError::from)? {
-            let status = target(volume, name, &row, (&SenderStatus::default(), live.sees_all()))?;
-            targets.push(TargetStatus { state: TargetState::Paused, ..status });
-        }
-    }
     Ok(VolumeStatus {
         name: volume.name.clone(),
         path: volume.path.clone(),
@@ -127,6 +114,29 @@ pub(super) fn volume_status(volume: &Volume) -> Result<VolumeStatus, Failure> {
         rules: live.rules.texts().map(str::to_owned).collect(),
         targets,
     })
+}
+
+/// How the targets of a volume stand.
+///
+/// # Errors
+/// When its store cannot be read.
+pub(super) fn targets_of(volume: &Volume) -> Result<Vec<TargetStatus>, Failure> {
+    let live = volume.live();
+    let mut targets = Vec::new();
+    for (name, sender) in &live.senders {
+        if let Some(row) = volume.journal.store().target(name.as_str()).map_err(super::volume::VolumeError::from)? {
+            let status = target(volume, name, &row, (&sender.status(), live.sees_all()))?;
+            let delay = live.entries.get(name).and_then(|entry| entry.delay);
+            targets.push(TargetStatus { delay_seconds: delay.map_or(0, Delay::seconds), ..status });
+        }
+    }
+    for name in &live.paused {
+        if let Some(row) = volume.journal.store().target(name.as_str()).map_err(super::volume::VolumeError::from)? {
+            let status = target(volume, name, &row, (&SenderStatus::default(), live.sees_all()))?;
+            targets.push(TargetStatus { state: TargetState::Paused, ..status });
+        }
+    }
+    Ok(targets)
 }
 
 fn target(

@@ -387,7 +387,7 @@ impl Volumes {
                 failed = Some(Failure::from(error));
             }
         }
-        drain(&open, patience, hurry);
+        drain(&self.all_sending(), patience, hurry);
         self.close_relays();
         drop(open);
         let open = std::mem::take(&mut self.table.lock().open);

@@ -10,8 +10,9 @@ use crate::base::Tid;
 use crate::config::{
     Activity, Adoption, Bandwidth, Delay, Paths, TargetEntry, TargetName, TargetUrl, VolumeFile, VolumeName,
 };
-use crate::control::{ExitCode, Failure};
+use crate::control::{ExitCode, Failure, TargetStatus};
 use crate::daemon::sends::Sends;
+use crate::daemon::status::targets_of;
 use crate::journal::{AWAITED, Replay, TargetId};
 use crate::sender::{Forked, Rate, SenderHandle, SenderOptions, SenderThread};
 use crate::stack::AtimeMode;
@@ -162,6 +163,10 @@ impl Sends for Volume {
     fn target_names(&self) -> Vec<TargetName> {
         let live = self.live.lock();
         live.senders.keys().chain(&live.paused).cloned().collect()
+    }
+
+    fn targets(&self) -> Result<Vec<TargetStatus>, Failure> {
+        targets_of(self)
     }
 
     fn sees_all(&self) -> bool {
