@@ -32,7 +32,7 @@ RIGS=(
   "verify|DTFS_VERIFY_SECONDS=600|verify|a_storm_looks_like_no_difference_on_ext4||600 seconds"
   "controls-kill||killed|control||1 controls"
   "controls-power||power|control --include-ignored||6 controls"
-  "controls-models||crash_model|targets_differ||6 controls"
+  "controls-models||crash_model|targets_differ||5 controls"
   "controls-replay||replay_model|without||5 controls"
 )
 

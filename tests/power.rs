@@ -237,8 +237,8 @@ fn control_intents_are_left_out() {
 fn control_records_are_sent_before_they_are_durable() {
     must_fail(
         (JournalOn::SameDisk, &[Victim::Source]),
-        "daemon.scan=skip,journal.durable_only=skip",
-        LONG_CONTROL_CUTS,
+        "daemon.scan=skip,journal.durable_only=skip,journal.fdatasync=slow:20",
+        CONTROL_CUTS,
     );
 }
 

@@ -40,12 +40,15 @@ impl Applier {
 
     /// A directory that waits for a name and has something in it, when the source has nothing left to send: no listing that is
     /// still to come will name it. One that was removed while a program has it open waits, too, but it is empty (rmdir(2)).
-    /// While an object is blocked, its directory may be what could not be named.
+    /// While an object is blocked, its directory may be what could not be named; and before the replay, which is at `at`, has
+    /// passed what the tree may hold from before a crash, records may name it yet.
     ///
     /// # Errors
     /// [`ApplyError`] when the park cannot be read.
-    pub fn nameless_dir(&self) -> Result<Option<Oid>, ApplyError> {
-        if !self.catalog.blocked_oids().is_empty() || faults::skipped("applier.nameless_dir") {
+    pub fn nameless_dir(&self, at: Tid) -> Result<Option<Oid>, ApplyError> {
+        let may_be_named =
+            !self.is_settled(at) || !self.displaced.is_empty() || !self.catalog.blocked_oids().is_empty();
+        if may_be_named || faults::skipped("applier.nameless_dir") {
             return Ok(None);
         }
         self.find_nameless_dir().map_err(|cause| self.explain("look for what has no name", Oid::ROOT, Tid::ZERO, cause))

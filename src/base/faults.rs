@@ -8,9 +8,10 @@
 //! | `abort` | the process ends as by kill -9 |
 //! | `errno:28` | the step is not done and reports that errno |
 //! | `skip` | the step is not done and reports success; a rule is not kept |
+//! | `slow:5` | the step takes so many milliseconds longer, as on a slow disk |
 //!
-//! It happens at the `N`th hit (1 when nothing is said), once; with `+`, and for a `skip` without `@`, at every hit from
-//! then on. A child of the process inherits the variable: on one host it arms the targets as well, each counting for itself.
+//! It happens at the `N`th hit (1 when nothing is said), once; with `+`, and for a `skip` or `slow` without `@`, at every
+//! hit from then on. A child of the process inherits the variable: on one host it arms the targets as well, each counting for itself.
 //!
 //! `skip` is for negative controls: a rig counts only when it fails with a rule of the design broken.
 //!
@@ -19,6 +20,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
@@ -32,6 +34,8 @@ pub enum Fault {
     Fail(Errno),
     /// The step reports success and is not done; a rule is not kept.
     Skip,
+    /// The step is done after so long.
+    Slow(Duration),
 }
 
 /// How often an armed point does it.
@@ -127,12 +131,13 @@ pub fn arm_from_env() -> Result<(), String> {
 
 fn parse(part: &str) -> Option<(&str, Armed)> {
     let (name, rest) = part.split_once('=')?;
-    let otherwise = if rest == "skip" { "1+" } else { "1" };
+    let otherwise = if rest == "skip" || rest.starts_with("slow:") { "1+" } else { "1" };
     let (what, when) = rest.split_once('@').unwrap_or((rest, otherwise));
     let fault = match what.split_once(':') {
         None if what == "abort" => Fault::Abort,
         None if what == "skip" => Fault::Skip,
         Some(("errno", number)) => Fault::Fail(Errno::from_raw(number.parse().ok()?)),
+        Some(("slow", millis)) => Fault::Slow(Duration::from_millis(millis.parse().ok()?)),
         _ => return None,
     };
     let (nth, times) = match when.strip_suffix('+') {
@@ -173,6 +178,10 @@ fn hit(name: &str) -> Result<Way, Errno> {
     match fired {
         None => Ok(Way::Through),
         Some(Fault::Skip) => Ok(Way::Around),
+        Some(Fault::Slow(time)) => {
+            std::thread::sleep(time);
+            Ok(Way::Through)
+        }
         Some(Fault::Fail(errno)) => Err(errno),
         Some(Fault::Abort) => {
             // SIGKILL and not abort(): no core file, and exactly what the kill rigs do from outside.
@@ -222,6 +231,7 @@ mod tests {
         assert_eq!(read("a=errno:28"), Some(("a", Fault::Fail(Errno::ENOSPC), Times::Once, 1)));
         assert_eq!(read("a=errno:5@2+"), Some(("a", Fault::Fail(Errno::EIO), Times::Always, 2)));
         assert_eq!(read("a=skip"), Some(("a", Fault::Skip, Times::Always, 1)));
+        assert_eq!(read("a=slow:7"), Some(("a", Fault::Slow(Duration::from_millis(7)), Times::Always, 1)));
         assert_eq!(read("a=skip@4"), Some(("a", Fault::Skip, Times::Once, 4)));
         assert_eq!(read("a=what"), None);
         assert_eq!(read("a=skip@x"), None);

@@ -358,7 +358,7 @@ impl Worker<'_> {
     fn has_everything(&mut self) -> Result<bool, PerformError> {
         self.end_group()?;
         let has_everything = self.applier.has_everything()?;
-        match self.applier.nameless_dir()?.filter(|_| has_everything) {
+        match self.applier.nameless_dir(self.at.tid)?.filter(|_| has_everything) {
             Some(oid) => {
                 Err(PerformError::Doubt(format!("its source has nothing left to send, and {oid} has no name")))
             }
