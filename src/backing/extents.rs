@@ -75,7 +75,7 @@ pub const HOLE_UNIT: u64 = 4096;
 /// are on the disk, and a hole where there is none, or only reserved space. What is not zero is data.
 ///
 /// # Errors
-/// As [`written`].
+/// As fsync(2) and lseek(2).
 pub fn extents_of_read(file: BorrowedFd<'_>, offset: u64, bytes: &[u8]) -> Result<Vec<Extent>> {
     let end = offset + bytes.len() as u64;
     let mut found = Vec::new();
