@@ -5,7 +5,8 @@ use std::os::fd::BorrowedFd;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use super::{Extent, HOLE_UNIT, extents_of_read, next_extent};
+use super::extents::data_in;
+use super::{Extent, HOLE_UNIT, extents_of_read};
 use crate::base::faults;
 use crate::sys::{self, Result};
 
@@ -26,14 +27,7 @@ impl DataMap {
     /// # Errors
     /// As lseek(2).
     pub fn of(file: BorrowedFd<'_>, offset: u64, end: u64) -> Result<DataMap> {
-        let mut data = Vec::new();
-        let mut at = offset;
-        while let Some(extent) = next_extent(file, at, end)? {
-            if let Extent::Data { offset, len } = extent {
-                data.push(offset..offset + len);
-            }
-            at = extent.end();
-        }
+        let data = data_in(file, offset..end)?;
         Ok(DataMap { range: offset..end, data })
     }
 

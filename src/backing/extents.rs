@@ -3,8 +3,7 @@
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-
+use super::forget_cached;
 use crate::sys::{self, Errno, MappedExtent, Result};
 
 /// A range of a file.
@@ -96,10 +95,13 @@ fn zero_blocks(offset: u64, bytes: &[u8]) -> impl Iterator<Item = (Range<u64>, b
     let end = offset + bytes.len() as u64;
     let mut at = offset;
     std::iter::from_fn(move || {
+        if at >= end {
+            return None;
+        }
         let block = at..(at + 1).next_multiple_of(HOLE_UNIT).min(end);
         at = block.end;
-        let part = &bytes[(block.start - offset).min(bytes.len() as u64) as usize..(block.end - offset) as usize];
-        (block.start < end).then(|| (block, part.iter().all(|byte| *byte == 0)))
+        let part = &bytes[(block.start - offset) as usize..(block.end - offset) as usize];
+        Some((block, part.iter().all(|byte| *byte == 0)))
     })
 }
 
@@ -135,7 +137,7 @@ pub(super) fn written(file: BorrowedFd<'_>, range: Range<u64>) -> Result<Vec<Ran
             extents => extents?,
         };
         let holds = |extent: &&MappedExtent| extent.flags & (MappedExtent::UNWRITTEN | MappedExtent::DELAYED) == 0;
-        extents.iter().filter(holds).for_each(|extent| add_written(&mut found, &extent.range, &range));
+        extents.iter().filter(holds).for_each(|extent| add_part(&mut found, &extent.range, &range));
         at = match extents.last() {
             Some(last) if last.flags & MappedExtent::LAST == 0 => last.range.end.max(at + 1),
             _ => range.end,
@@ -147,12 +149,20 @@ pub(super) fn written(file: BorrowedFd<'_>, range: Range<u64>) -> Result<Vec<Ran
 /// For a filesystem that does not tell: once nothing is in memory only, and as little as can be is in memory at all.
 fn written_by_seek(file: BorrowedFd<'_>, range: Range<u64>) -> Result<Vec<Range<u64>>> {
     sys::fdatasync(file)?;
-    posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+    forget_cached(file, 0, 0)?;
+    data_in(file, range)
+}
+
+/// What counts as data in `range` right now (see [`next_extent`]), widened to [`HOLE_UNIT`], in order, apart from each other.
+///
+/// # Errors
+/// As lseek(2).
+pub(super) fn data_in(file: BorrowedFd<'_>, range: Range<u64>) -> Result<Vec<Range<u64>>> {
     let mut found = Vec::new();
     let mut at = range.start;
     while let Some(extent) = next_extent(file, at, range.end)? {
         if let Extent::Data { offset, len } = extent {
-            add_written(&mut found, &(offset..offset + len), &range);
+            add_part(&mut found, &(offset..offset + len), &range);
         }
         at = extent.end();
     }
@@ -160,7 +170,7 @@ fn written_by_seek(file: BorrowedFd<'_>, range: Range<u64>) -> Result<Vec<Range<
 }
 
 /// Adds what of `part` is in `range`, widened, joined with what it touches.
-fn add_written(found: &mut Vec<Range<u64>>, part: &Range<u64>, range: &Range<u64>) {
+fn add_part(found: &mut Vec<Range<u64>>, part: &Range<u64>, range: &Range<u64>) {
     let start = (part.start / HOLE_UNIT * HOLE_UNIT).max(range.start);
     let end = part.end.checked_next_multiple_of(HOLE_UNIT).unwrap_or(u64::MAX).min(range.end);
     match found.last_mut() {

@@ -11,7 +11,8 @@
 //! | `slow:5` | the step takes so many milliseconds longer, as on a slow disk |
 //!
 //! It happens at the `N`th hit (1 when nothing is said), once; with `+`, and for a `skip` or `slow` without `@`, at every
-//! hit from then on. A child of the process inherits the variable: on one host it arms the targets as well, each counting for itself.
+//! hit from then on. A child of the process inherits the variable: on one host it arms the targets as well, each counting
+//! for itself.
 //!
 //! `skip` is for negative controls: a rig counts only when it fails with a rule of the design broken.
 //!

@@ -5,9 +5,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::object::{Failure, Object};
 use super::{CompareOptions, What};
-use crate::backing::HOLE_UNIT;
-use crate::backing::extents::written;
-use crate::sys::{self, Errno};
+use crate::backing::extents::{data_in, written};
+use crate::sys;
 
 const BLOCK_BYTES: usize = 1 << 20;
 
@@ -16,8 +15,8 @@ pub(super) fn compare(a: &Object, b: &Object, options: &CompareOptions, found: &
     let size = a.stat.size;
     let (file_a, file_b) = (open(a)?, open(b)?);
     // Before the content: reading fills the page cache, and cached pages of a preallocated range count as data.
-    let map_a = extents(file_a.as_fd(), size).map_err(|errno| (a.side, errno))?;
-    let map_b = extents(file_b.as_fd(), size).map_err(|errno| (b.side, errno))?;
+    let map_a = data_in(file_a.as_fd(), 0..size).map_err(|errno| (a.side, errno))?;
+    let map_b = data_in(file_b.as_fd(), 0..size).map_err(|errno| (b.side, errno))?;
     if options.holes && map_a != map_b {
         let written_a = written(file_a.as_fd(), 0..size).map_err(|errno| (a.side, errno))?;
         let written_b = written(file_b.as_fd(), 0..size).map_err(|errno| (b.side, errno))?;
@@ -28,26 +27,6 @@ pub(super) fn compare(a: &Object, b: &Object, options: &CompareOptions, found: &
 
 fn open(object: &Object) -> Result<OwnedFd, Failure> {
     sys::reopen(object.fd.as_fd(), libc::O_RDONLY | libc::O_NOATIME).map_err(|errno| (object.side, errno))
-}
-
-/// The ranges with data, widened to whole grains, in order and not touching each other.
-fn extents(file: BorrowedFd<'_>, size: u64) -> sys::Result<Vec<Range<u64>>> {
-    let mut ranges: Vec<Range<u64>> = Vec::new();
-    let mut at = 0;
-    while at < size {
-        let start = match sys::lseek(file, at as i64, libc::SEEK_DATA) {
-            Err(Errno::ENXIO) => break,
-            other => other?,
-        };
-        let end = sys::lseek(file, start as i64, libc::SEEK_HOLE)?;
-        at = end.max(start + 1);
-        let wide = start / HOLE_UNIT * HOLE_UNIT..end.div_ceil(HOLE_UNIT).saturating_mul(HOLE_UNIT).min(size);
-        match ranges.last_mut() {
-            Some(last) if wide.start <= last.end => last.end = wide.end,
-            _ => ranges.push(wide),
-        }
-    }
-    Ok(ranges)
 }
 
 /// Where two maps first differ.
