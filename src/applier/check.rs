@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use super::catalog::{Known, Row};
 use super::objects::keeps_to_itself;
 use super::{Applier, ApplyError, Missing, Outcome};
-use crate::backing::{BLOCK_BYTES, DataMap, Extent, block_digest, extents_of_read, next_extent};
+use crate::backing::{BLOCK_BYTES, DataMap, Extent, block_digest, extents_of_read, forget_cached, next_extent};
 use crate::base::{Name, Oid};
 use crate::record::{
     Attrs, Difference, DifferenceKind as Kind, DirItem, MAX_PAYLOAD_BYTES, Op, RESERVED_DIR, RESERVED_XATTR_PREFIX,
@@ -260,6 +260,7 @@ fn check_hole(
     (offset, len): (u64, u64),
     found: &mut Vec<Difference>,
 ) -> Outcome<()> {
+    forget_cached(fd, offset, len)?;
     let (mut at, end) = (offset, (offset + len).min(size));
     let mut named = 0;
     while let Some(extent) = next_extent(fd, at, end)?
@@ -294,6 +295,7 @@ fn check_data(
     payload: &[u8],
     found: &mut Vec<Difference>,
 ) -> Outcome<()> {
+    forget_cached(fd, offset, payload.len() as u64)?;
     let end = (offset + payload.len() as u64).min(size);
     let mut present = vec![0; end.saturating_sub(offset) as usize];
     sys::read_exact_at(fd, &mut present, offset)?;

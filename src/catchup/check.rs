@@ -4,6 +4,7 @@ use std::os::fd::AsFd;
 
 use super::object::locked;
 use super::{CHUNK_BYTES, ObjectReading, TreeView, is_gone};
+use crate::backing::forget_cached;
 use crate::base::{Name, Oid};
 use crate::sys::{self, DirStream, Result};
 
@@ -38,6 +39,7 @@ pub fn read_suspect(view: &dyn TreeView, oid: Oid, offset: u64, len: u64) -> Res
     locked(view, oid, |reader| {
         reader.head()?;
         if reader.is_file() && len > 0 {
+            forget_cached(reader.file(), offset, len)?;
             let end = (offset + len).min(reader.stat.size);
             reader.data(offset, end)?;
         }
