@@ -5,16 +5,16 @@
 //! that no crash in between makes the replica look sound.
 
 use std::ffi::CStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::catalog::{Catalog, Cursor, Known, Row};
 use super::objects::entry_names;
 use super::park::{DISPLACED_XATTR, OID_XATTR, Park};
 use super::replica::ReplicaError;
+use super::roles::create_private;
 use super::{Outcome, Trouble};
 use crate::backing::Tree;
 use crate::base::{Commit, Name, ObjectKey, Oid, Position, Spaces};
@@ -76,7 +76,7 @@ impl DoubtFile {
     fn write(&mut self, reason: &str, reached: Option<Position>) -> Result<(), ReplicaError> {
         let fresh = self.path.with_extension("new");
         let write = || {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
+            let mut file = create_private(&fresh)?;
             writeln!(file, "{}", reason.get(..MOST_BYTES).unwrap_or(reason).replace('\n', " "))?;
             if let Some(reached) = reached {
                 writeln!(file, "{}", write_position(reached))?;

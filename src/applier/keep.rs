@@ -13,12 +13,13 @@
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::catalog::{Known, Row};
 use super::objects::{Occupant, c_name, entry_names};
 use super::park::{OID_XATTR, ensure_dir};
+use super::roles::create_private;
 use super::{Applier, ApplyError, Outcome, doubt};
 use crate::backing::{Extent, Tree, next_extent};
 use crate::base::{EpochId, Name, ObjectKey, Oid, Position, Tid, faults};
@@ -253,7 +254,7 @@ impl<R: Read> Summed<R> {
 /// Writes down where everything is that is no directory. Whole or not at all, and durable when it returns.
 fn write_index(path: &Path, tree: &Tree, epoch: EpochId) -> Outcome<()> {
     let fresh = path.with_extension("new");
-    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&fresh).map_err(errno_of)?;
+    let file = create_private(&fresh).map_err(errno_of)?;
     let mut out = Summing { inner: BufWriter::with_capacity(1 << 20, &file), crc: 0 };
     out.put(format!("{HEADER}\n{epoch}\n").as_bytes()).map_err(errno_of)?;
     let mut todo = vec![(tree.root_key(), Vec::new())];

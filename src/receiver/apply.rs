@@ -357,12 +357,14 @@ impl Worker<'_> {
 
     fn has_everything(&mut self) -> Result<bool, PerformError> {
         self.end_group()?;
-        let has_everything = self.applier.has_everything()?;
-        match self.applier.nameless_dir(self.at.tid)?.filter(|_| has_everything) {
+        if !self.applier.has_everything()? {
+            return Ok(false);
+        }
+        match self.applier.nameless_dir(self.at.tid)? {
             Some(oid) => {
                 Err(PerformError::Doubt(format!("its source has nothing left to send, and {oid} has no name")))
             }
-            None => Ok(has_everything),
+            None => Ok(true),
         }
     }
 
