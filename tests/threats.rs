@@ -71,7 +71,8 @@ fn what_is_no_file_is_not_opened() {
         device(&source.join("terminal"), SFlag::S_IFCHR, 5, 0);
         device(&source.join("disk"), SFlag::S_IFBLK, 7, 250);
     });
-    let fifos = [pair.source.join("fifo"), pair.behind().join("fifo")];
+    let behind = pair.behind();
+    let fifos = [pair.source.join("fifo"), behind.join("fifo")];
     let over = AtomicBool::new(false);
     // fifo(7): opening it for writing fails with ENXIO as long as nobody has it open for reading.
     let is_open = |path: &PathBuf| OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path).is_ok();
@@ -89,9 +90,12 @@ fn what_is_no_file_is_not_opened() {
         pair.host.must(&["verify", "data", "target"]);
         over.store(true, Ordering::Relaxed);
         assert!(!watch.join().unwrap(), "somebody has opened a fifo");
-        let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&fifos[0]).unwrap();
-        assert!(is_open(&fifos[0]), "a reader would not have been seen");
-        drop(reader);
+        for fifo in &fifos {
+            let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(fifo).unwrap();
+            assert!(is_open(fifo), "a reader would not have been seen");
+            drop(reader);
+        }
     });
+    drop(behind);
     pair.stop_and_compare("with what is no file");
 }
