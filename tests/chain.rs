@@ -293,8 +293,6 @@ fn control_state_is_not_passed_on() {
     assert!(!report.is_equal(), "the rig does not see that C misses what B got as state");
 }
 
-/// A is lost. B goes on as a master, with C behind it, in an epoch of its own. What is in doubt of a tree that nobody watched
-/// is in doubt for C too: it is compared, and never sent anew.
 /// A stop of B waits until C has what had come to B by then.
 #[test]
 fn a_stop_of_the_middle_waits_for_the_end() {
@@ -321,6 +319,8 @@ fn a_stop_of_the_middle_waits_for_the_end() {
     trees::assert_equal(&chain.source, &chain.end, "C after the stop of B");
 }
 
+/// A is lost. B goes on as a master, with C behind it, in an epoch of its own. What is in doubt of a tree that nobody watched
+/// is in doubt for C too: it is compared, and never sent anew.
 #[test]
 fn a_chain_goes_on_behind_a_middle_that_is_promoted() {
     let mut chain = Chain::without_a();
