@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -163,4 +164,44 @@ fn a_paused_target_keeps_its_place_and_a_bandwidth_holds_it_back() {
     let most = (512 << 10) as f64 * took + (2 << 20) as f64;
     assert!((bytes as f64) < most, "{bytes} bytes in {took} seconds");
     rig.finish("pause and bandwidth");
+}
+
+/// Owners are numbers: a name that means somebody else on the other host, or nobody, changes nothing.
+#[test]
+fn a_host_with_other_users_keeps_the_numbers() {
+    let users = Scratch::new(FileSystem::Ext4);
+    let others = |name: &str, lines: &str| {
+        let path = users.path().join(name);
+        fs::write(&path, format!("root:x:0:{lines}")).unwrap();
+        path
+    };
+    let passwd = others("passwd", "0::/root:/bin/sh\nnobody:x:1001:1001::/:/bin/sh\ndaemon:x:65534:8::/:/bin/sh\n");
+    let group = others("group", "\nnogroup:x:1001:\ndaemon:x:65534:\n");
+    let rig = Rig::new(|target| {
+        let bind = format!("mount --bind {} /etc/passwd && mount --bind {} /etc/group", utf8(&passwd), utf8(&group));
+        let serve = format!("exec dtfs serve --stdio \\\"{target}\\\"");
+        let who = utf8(&users.path().join("who")).to_owned();
+        Some(
+            format!("unshare --mount sh -c '{bind} && id --user nobody >{who} && {serve}'").replace("it's", r"it'\''s"),
+        )
+    });
+    let owners = [(65534, 65534), (1, 1), (1001, 8), (3_000_000_001, 70_000)];
+    let files: Vec<_> = owners.iter().map(|(uid, gid)| rig.source.join(format!("of-{uid}-{gid}"))).collect();
+    for (file, (uid, gid)) in files.iter().zip(owners) {
+        fs::write(file, "").unwrap();
+        chown(file, Some(uid), Some(gid)).unwrap();
+        support::process::tool("setfacl", &["--modify", "u:65534:r,u:1:rw,g:8:r", utf8(file)]);
+    }
+    rig.define_target();
+    rig.wait();
+    for (file, (uid, gid)) in files.iter().zip(owners) {
+        chown(file, Some(gid), Some(uid)).unwrap();
+    }
+    rig.wait();
+    assert_eq!(fs::read_to_string(users.path().join("who")).unwrap(), "1001\n", "the other host has the same users");
+    for (file, (uid, gid)) in files.iter().zip(owners) {
+        let copy = fs::metadata(rig.target.join(file.file_name().unwrap())).unwrap();
+        assert_eq!((copy.uid(), copy.gid()), (gid, uid));
+    }
+    rig.finish("other users");
 }
