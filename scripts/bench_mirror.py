@@ -3,6 +3,7 @@ sparse file. Beside the time: processor time of both ends a byte, bytes on the w
 has changed, the peak of memory of both ends, how late changes are beside a mirror, and what a change costs that was made
 while the target was away."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -20,11 +21,13 @@ GOALS = {"wall": 0.9, "far": 0.7, "plain": 3.6, "encrypted": 5, "wire": 250, "re
 
 
 def processor(pids):
-    """Seconds of processor time that these processes and those they have waited for have had."""
+    """Seconds of processor time that these processes and those they have waited for have had. What one had that has ended
+    since it was listed stands with its parent."""
     ticks = 0
     for pid in pids:
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += sum(map(int, fields[11:15]))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += sum(map(int, fields[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -55,15 +58,14 @@ def fill_sparse(directory, options):
 
 def rsync(source, disk, sshd=None):
     """Here, or to the server."""
-    servers = sshd.processes() if sshd else []
-    before = processor(servers), os.times()
+    before = processor(sshd.processes() if sshd else []), os.times()
     if sshd:
         seconds = bench.rsync_once(source, disk / "rsync-far", f"ssh -F {sshd.client_config} -p {sshd.port}")
     else:
         seconds = bench.rsync_once(source, disk / "rsync-target")
     after = os.times()
     ours = after.children_user + after.children_system - before[1].children_user - before[1].children_system
-    return {"seconds": seconds, "processor": ours + processor(servers) - before[0]}
+    return {"seconds": seconds, "processor": ours + processor(sshd.processes() if sshd else []) - before[0]}
 
 
 def mirror(binary, source, disk, name, far=None):
