@@ -97,7 +97,7 @@ fn converse(scratch: &Path, messages: &[Message]) -> Result<(), dtfs::receiver::
         inbox_cap: Some(64 << 20),
         inbox_segment: None,
     };
-    serve(input.as_slice(), std::io::sink(), &options)
+    serve(std::io::Cursor::new(input), std::io::sink(), &options)
 }
 
 fn directory() -> Attrs {

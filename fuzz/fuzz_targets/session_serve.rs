@@ -25,7 +25,7 @@ fuzz_target!(|data: &[u8]| {
     let adopt = dtfs::applier::Adopt::No;
     let (guarding, inbox_cap) = (dtfs::applier::Guarding::Off, Some(64 << 20));
     let options = ServeOptions { dir, states, adopt, guarding, trust: dtfs::applier::Trust::Full, own_volume: Box::new(|_| None), inbox_cap, inbox_segment: None };
-    let _ = serve(conversation(data).as_slice(), std::io::sink(), &options);
+    let _ = serve(std::io::Cursor::new(conversation(data)), std::io::sink(), &options);
     assert_eq!(look(&outside), before, "something outside of the tree was changed");
     clear(scratch);
 });

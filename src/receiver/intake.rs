@@ -1,12 +1,12 @@
 //! Takes frames in the order of their TIDs: records into the inbox, everything to the applier.
 
-use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
 use super::apply::Job;
+use super::arrivals::Arrivals;
 use super::outbox::Outbox;
 use super::positions::Positions;
 use super::session::ServeError;
@@ -14,19 +14,30 @@ use crate::base::{Position, Tid, faults};
 use crate::journal::{JournalError, SegmentLog};
 use crate::record::{Record, RecordIter};
 use crate::sys::Errno;
-use crate::wire::{FrameReader, Message, Stall, WireError};
+use crate::wire::{Message, Stall, WireError};
 
 /// What this side says when its inbox is as large as it may be: no write to a disk fails with it.
 const AT_CAP: Errno = Errno::ENOBUFS;
 /// A tree that has applied nothing for so long stands still.
 const STILL: Duration = Duration::from_secs(2);
+/// So much is made durable at once, if it comes fast enough: a sync takes as long for one batch as for a few.
+const MOST_UNSYNCED_BYTES: usize = 8 << 20;
 
 pub(super) struct Intake {
     inbox: Arc<SegmentLog>,
     cap_bytes: u64,
+    /// What is in the inbox and not yet durable there: neither acknowledged nor handed over.
+    unsynced: Vec<Batch>,
     jobs: Sender<Job>,
     out: Outbox,
     positions: Arc<Positions>,
+}
+
+/// Records that are in the inbox up to `last`.
+struct Batch {
+    number: u64,
+    last: Position,
+    body: Vec<u8>,
 }
 
 impl Intake {
@@ -36,13 +47,13 @@ impl Intake {
         out: Outbox,
         positions: Arc<Positions>,
     ) -> Intake {
-        Intake { inbox, cap_bytes, jobs, out, positions }
+        Intake { inbox, cap_bytes, unsynced: Vec::new(), jobs, out, positions }
     }
 
-    pub(super) fn run<R: Read>(&mut self, reader: &mut FrameReader<R>) -> Result<(), ServeError> {
+    pub(super) fn run(&mut self, arrivals: &Arrivals) -> Result<(), ServeError> {
         let mut stage = Stage::Greeted;
         loop {
-            let message = reader.receive()?;
+            let message = self.next(arrivals)?;
             // Whoever takes no answers gets no more of them to wait here.
             if self.out.is_full() {
                 return Err(WireError::Flood.into());
@@ -52,7 +63,8 @@ impl Intake {
                 Message::Start { after, jump } => self.start(after, jump)?,
                 Message::Keep { epoch } => self.hand_over(Job::Keep { epoch })?,
                 Message::Records { batch, prev, first, last, count, body } => {
-                    self.records(batch, (prev, first, last), count, body).inspect_err(|error| self.report(error))?;
+                    let kept = self.records(batch, (prev, first, last), count, body);
+                    kept.inspect_err(|error| self.report(error))?;
                 }
                 Message::State { batch, body } => {
                     check(batch, &body, |record| record.op.is_state())?;
@@ -72,6 +84,16 @@ impl Intake {
                 _ => return Err(ServeError::NoHello),
             }
         }
+    }
+
+    /// Records are made durable when nothing follows them yet, when there are enough of them, and before anything else is taken.
+    fn next(&mut self, arrivals: &Arrivals) -> Result<Message, ServeError> {
+        let come = arrivals.come();
+        let follows = matches!(come, Some(Ok(Message::Records { .. })));
+        if !follows || self.unsynced.iter().map(|batch| batch.body.len()).sum::<usize>() >= MOST_UNSYNCED_BYTES {
+            self.make_durable().inspect_err(|error| self.report(error))?;
+        }
+        Ok(come.unwrap_or_else(|| arrivals.next())?)
     }
 
     /// A failed sync of the inbox is remembered before the process ends.
@@ -109,7 +131,7 @@ impl Intake {
         count: u32,
         body: Vec<u8>,
     ) -> Result<(), ServeError> {
-        let received = self.positions.received();
+        let received = self.unsynced.last().map_or_else(|| self.positions.received(), |batch| batch.last);
         let prev = if faults::skipped("receiver.gap") { received.tid } else { prev };
         if prev != received.tid {
             return Err(ServeError::Gap { batch, prev, received: received.tid });
@@ -121,13 +143,12 @@ impl Intake {
         }
         self.keep((prev, first, last), count, &body)?;
         let last = Position { tid: last, digest: self.inbox.chain_end().digest, ..received };
-        faults::point("receiver.ack_received").map_err(|errno| inbox_error("acknowledge", errno))?;
-        self.positions.say_received(&self.out, last);
-        self.hand_over(Job::Records { batch, last, body })
+        self.unsynced.push(Batch { number: batch, last, body });
+        Ok(())
     }
 
-    /// Makes a batch durable in the inbox.
-    fn keep(&self, (prev, first, last): (Tid, Tid, Tid), count: u32, body: &[u8]) -> Result<(), ServeError> {
+    /// Puts a batch into the inbox.
+    fn keep(&mut self, (prev, first, last): (Tid, Tid, Tid), count: u32, body: &[u8]) -> Result<(), ServeError> {
         self.wait_below_cap(body.len() as u64)?;
         loop {
             let step = faults::point("receiver.append").map_err(|errno| inbox_error("append", errno));
@@ -141,16 +162,31 @@ impl Intake {
             }
         }
         self.positions.go_on(&self.out, Stall::Inbox);
+        Ok(())
+    }
+
+    /// Makes durable what the inbox has, says so, and hands it over.
+    fn make_durable(&mut self) -> Result<(), ServeError> {
+        let Some(last) = self.unsynced.last().map(|batch| batch.last) else { return Ok(()) };
         faults::point("receiver.sync").map_err(|errno| inbox_error("fdatasync", errno))?;
         if !faults::skipped("receiver.fdatasync") {
             self.inbox.sync()?;
+        }
+        faults::point("receiver.ack_received").map_err(|errno| inbox_error("acknowledge", errno))?;
+        self.positions.say_received(&self.out, last);
+        for Batch { number, last, body } in std::mem::take(&mut self.unsynced) {
+            self.hand_over(Job::Records { batch: number, last, body })?;
         }
         Ok(())
     }
 
     /// At the cap this side takes nothing more, and acknowledges nothing, until the tree has caught up. That is worth a word
     /// when the tree stands still.
-    fn wait_below_cap(&self, bytes: u64) -> Result<(), ServeError> {
+    fn wait_below_cap(&mut self, bytes: u64) -> Result<(), ServeError> {
+        if self.inbox.bytes_used() + bytes > self.cap_bytes {
+            // What the tree has not got yet stays in the inbox.
+            self.make_durable()?;
+        }
         let is_full = || self.inbox.bytes_used() + bytes > self.cap_bytes;
         let (mut asked, mut applied, mut since) = (false, None, Instant::now());
         while is_full() && self.inbox.last_tid() > self.inbox.oldest_kept() {
@@ -176,7 +212,8 @@ impl Intake {
         Ok(())
     }
 
-    fn wait_for_room(&self, errno: Errno) -> Result<(), ServeError> {
+    fn wait_for_room(&mut self, errno: Errno) -> Result<(), ServeError> {
+        self.make_durable()?;
         match self.positions.wait_for_room(&self.out, Stall::Inbox, errno) {
             true => Ok(()),
             false => Err(WireError::Closed.into()),

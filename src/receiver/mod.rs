@@ -10,6 +10,7 @@
 //! - Nothing is made durable before the source has said how it begins: it knows what it last heard of this copy.
 
 mod apply;
+mod arrivals;
 mod inbox;
 mod intake;
 mod outbox;

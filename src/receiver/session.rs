@@ -10,6 +10,7 @@ use crossbeam_channel::{RecvTimeoutError, bounded};
 use parking_lot::Mutex;
 
 use super::apply::{ApplyThread, Beginning};
+use super::arrivals::Arrivals;
 use super::inbox::{self, Inbox};
 use super::intake::Intake;
 use super::outbox::{Outbox, Outgoing, outbox};
@@ -122,7 +123,7 @@ const QUEUE_JOBS: usize = 8;
 /// [`ServeError`]; the source was told where it could be.
 pub fn serve<R, W>(input: R, output: W, options: &ServeOptions) -> Result<(), ServeError>
 where
-    R: Read,
+    R: Read + Send + 'static,
     W: Write + Send + 'static,
 {
     let writer = FrameWriter::start(output, Compression::Off)?;
@@ -248,7 +249,10 @@ fn refuse_code(error: &ServeError) -> RefuseCode {
     }
 }
 
-fn run<R: Read>(mut reader: FrameReader<R>, out: Outbox, ready: Ready, gone: &Gone) -> Result<(), ServeError> {
+fn run<R>(reader: FrameReader<R>, out: Outbox, ready: Ready, gone: &Gone) -> Result<(), ServeError>
+where
+    R: Read + Send + 'static,
+{
     out.send(Message::HelloReply(greeting(&ready)));
     let Ready { replica, inbox: Inbox { log, received, high_water }, cap_bytes, delay, .. } = ready;
     // Until the intake has ended too: it writes to the inbox.
@@ -264,7 +268,7 @@ fn run<R: Read>(mut reader: FrameReader<R>, out: Outbox, ready: Ready, gone: &Go
     let beginning = Beginning { replica, received: received.tid, high_water, delay, relay };
     let apply = ApplyThread::spawn(beginning, log.clone(), queue, out.clone(), positions.clone());
     let mut intake = Intake::new((log, cap_bytes), jobs, out, positions.clone());
-    let outcome = intake.run(&mut reader);
+    let outcome = intake.run(&Arrivals::of(reader));
     // Closing the queue lets the applier finish what it has, make it durable and say so.
     drop(intake);
     let applied = apply.join();
