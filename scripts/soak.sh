@@ -3,7 +3,8 @@
 #
 # A rig is a line of RIGS below: its name and the command that runs one turn. Without names all take turns. The first
 # failure ends it: the log is kept, and the last line says how to repeat that turn. DTFS_SEED sets the first seed; the last
-# line says how to go on from where it ended. A turn takes a few minutes at most, and the last one ends when it ends.
+# line says how to go on from where it ended. A turn takes a few minutes, those of the network and of verify ten; the last one
+# ends when it ends.
 #
 # A million histories: soak.sh 2000 crash replay. A thousand kills: soak.sh 240 kill. Two hundred cuts: soak.sh 120 source-ext4
 # source-xfs source-btrfs target-ext4 target-xfs target-btrfs two-disks.
@@ -23,6 +24,8 @@ RIGS=(
   "target-xfs|DTFS_CUTS=10|power|a_target_loses_power_on_xfs||10 cuts"
   "target-btrfs|DTFS_CUTS=10|power|a_target_loses_power_on_btrfs||10 cuts"
   "two-disks|DTFS_CUTS=4|power|two_disks||12 cuts"
+  "network-ssh|DTFS_CUTS=20 DTFS_LONGEST_MS=60000|network_faults|faults_of_all_kinds_under_load --exact||20 faults"
+  "network-tls|DTFS_CUTS=20 DTFS_LONGEST_MS=60000|network_faults|faults_of_all_kinds_under_load_over_tls||20 faults"
   "put-back||source_rollback|an_image_put_back||10 images"
   "flips|DTFS_STRIDE=1|flips|||1 journals"
   "flips-state|DTFS_FLIPS=400|flips_state|||400 flips"
@@ -95,7 +98,7 @@ run() {
     exit 1
   fi
   printf '%s  %-14s seed %-6s %4s s  %s\n' "$(date -u +%H:%M:%S)" "$1" "$5" "$((SECONDS - began))" \
-    "$(grep -aE ' kills, |promises,|found after|were sent|lives were|differs$|runs from|^\{' "$log" | tail -n 1)"
+    "$(grep -aE ' kills, |promises,|found after|were sent|KiB at most|lives were|differs$|runs from|^\{' "$log" | tail -n 1)"
 }
 
 # What was lived through so far, by what it counts.

@@ -16,6 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use support::host::Host;
+use support::length::number;
 use support::loopback::Loopback;
 use support::prng::Prng;
 use support::process::wait_until;
@@ -354,7 +355,7 @@ fn a_chain_over_tls_survives_kills_of_all_its_parts() {
 
 /// Again and again.
 fn everybody_is_killed(way: Way, rounds: u64) {
-    let seed = std::env::var("DTFS_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(7);
+    let seed = number("DTFS_SEED", 7);
     println!("seed {seed} (DTFS_SEED)");
     let mut random = Prng::new(seed);
     let mut chain = Chain::over(way);

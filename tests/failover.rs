@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::host::Host;
+use support::length::number;
 use support::prng::Prng;
 use support::process::wait_until;
 use support::scratch::{FileSystem, Scratch, utf8};
@@ -39,7 +40,7 @@ struct Two {
 }
 
 fn seed() -> u64 {
-    let seed = std::env::var("DTFS_SEED").map_or(1, |text| text.parse().expect("a number"));
+    let seed = number("DTFS_SEED", 1);
     println!("seed {seed} (DTFS_SEED repeats it)");
     seed
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use dtfs::journal::{NewWork, WorkReason};
 use support::hand::Hand;
+use support::length::number;
 use support::pair::{Pair, copy_dir};
 use support::prng::Prng;
 
@@ -21,10 +22,6 @@ use support::prng::Prng;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Most of an inbox is room for what comes.
 const USED_BYTES: u64 = 64 << 10;
-
-fn number(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).map_or(otherwise, |text| text.parse().expect("a number"))
-}
 
 /// What a flipped byte led to.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

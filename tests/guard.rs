@@ -15,6 +15,7 @@ use dtfs::backing::guard::{Cover, cover_at};
 use nix::errno::Errno;
 use support::behind::{Behind, uncover};
 use support::host::Host;
+use support::length::number;
 use support::loopback::Loopback;
 use support::prng::Prng;
 use support::process::{mounts_below, tool, wait_until};
@@ -440,7 +441,7 @@ fn a_source_that_is_trusted_again(rig: &Restricted) {
 /// without one, none is stacked, and after the last one nothing is left over.
 #[test]
 fn kills_leave_no_gap_and_no_stack() {
-    let seed = std::env::var("DTFS_SEED").map_or(1, |text| text.parse().expect("a number"));
+    let seed = number("DTFS_SEED", 1);
     println!("seed {seed} (DTFS_SEED repeats it)");
     let mut random = Prng::new(seed);
     let scratch = Scratch::new(FileSystem::Ext4);

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use dtfs::backing::compare::compare_trees;
 use support::host::Host;
+use support::length::number;
 use support::prng::Prng;
 use support::scratch::{FileSystem, Scratch};
 use support::storm::{Books, Storm, worker_was_asked};
@@ -35,10 +36,6 @@ enum Victim {
     Source,
     Target,
     Both,
-}
-
-fn number(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).map_or(otherwise, |text| text.parse().expect("a number"))
 }
 
 /// A volume and its target, and programs that work on it. The fields are dropped in this order: host first.

@@ -9,6 +9,8 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use support::length::number;
+use support::process::peak_memory_kib;
 use support::replica::Pair;
 use support::scratch::FileSystem;
 
@@ -35,13 +37,6 @@ fn listed_while_half_goes(dir: &Path, count: usize) -> Vec<u8> {
     seen
 }
 
-/// Most memory that the process has had at once, in KiB.
-fn peak_memory(pid: i32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel says it");
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
-
 fn wait(pair: &Pair) {
     // The longest wait that one command may take here, as often as full size needs under load.
     let waited = |_: &u32| pair.host.run(&["wait", "data", "--timeout", &WAIT_SECONDS.to_string()]).code == 0;
@@ -62,8 +57,8 @@ fn large_directory(count: usize) {
     assert_eq!(lost, None, "an entry that stayed was not listed");
     assert_eq!(fs::read_dir(&many).unwrap().count(), count / 2);
     wait(&pair);
-    let (daemon, target) =
-        (peak_memory(pair.host.daemon_pid()), pair.host.servers().into_iter().map(peak_memory).max());
+    let daemon = peak_memory_kib(pair.host.daemon_pid()).expect("the daemon runs");
+    let target = pair.host.servers().into_iter().filter_map(peak_memory_kib).max();
     println!("{count} entries: daemon {daemon} KiB at most, target {target:?} KiB");
     // A directory is read whole for its state; beside that nothing may grow with it.
     assert!(daemon < 100_000 + count as u64 * 2 / 3, "the daemon took {daemon} KiB");
@@ -72,8 +67,7 @@ fn large_directory(count: usize) {
 
 #[test]
 fn a_large_directory_is_replicated_and_listed_while_it_shrinks() {
-    let asked = std::env::var("DTFS_ENTRIES").ok().map(|text| text.parse().expect("a number"));
-    large_directory(asked.unwrap_or(SHORT));
+    large_directory(number("DTFS_ENTRIES", SHORT as u64) as usize);
 }
 
 #[test]

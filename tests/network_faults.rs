@@ -1,19 +1,23 @@
 //! A target on another network, over ssh and over tls, while the cable is cut, slow, or open in one direction only, and while either end is
-//! killed. Afterwards the trees are equal, and what was mirrored once is not mirrored again.
+//! killed. Afterwards the trees are equal, and what was mirrored once is not mirrored again. `DTFS_CUTS` and `DTFS_LONGEST_MS` say how
+//! many faults of which length come under load; `DTFS_SEED` repeats a run.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics with the reason")]
 
 mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use serde_json::Value;
 use support::host::Host;
+use support::length::number;
 use support::link::{FAR, Link};
-use support::process::wait_until;
+use support::prng::Prng;
+use support::process::{peak_memory_kib, wait_until};
 use support::scratch::{FileSystem, Scratch, utf8};
 use support::sshd::{Key, Sshd};
 use support::trees;
@@ -22,6 +26,9 @@ use support::workload::{Workload, worker_was_asked};
 const LIMIT: Duration = Duration::from_secs(180);
 /// Lies in the tree before the mirror and never changes: whoever mirrors again sends it again.
 const BALLAST_BYTES: usize = 24 << 20;
+/// More than either end may ever need, however much waits.
+const MOST_MEMORY_KIB: u64 = 256 << 10;
+const SHORTEST_MS: u64 = 1_000;
 
 #[test]
 fn workload_worker() {
@@ -125,6 +132,19 @@ impl Rig {
         for pid in self.far.servers() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
+    }
+
+    /// When the mirror began, and the bytes of content that it read.
+    fn mirror(&self) -> (Value, Value) {
+        let mirror = &self.host.target("data")["mirror"];
+        (mirror["began"].clone(), mirror["bytes"].clone())
+    }
+
+    /// Those of both ends that run at the moment.
+    fn processes(&self) -> Vec<i32> {
+        let mut all = self.far.servers();
+        all.push(self.host.daemon_pid());
+        all
     }
 
     /// The target has everything, and nothing was mirrored twice since `before`.
@@ -263,4 +283,81 @@ fn slow_and_killed(way: Way) {
     // The counter begins at 0 with each daemon.
     rig.settle(0, "the source killed");
     rig.finish("slow link, MTU and kills");
+}
+
+/// What goes wrong with a link, or with who is at the other end of it.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Cut,
+    OneWay,
+    Slow,
+    SmallFrames,
+    Killed,
+}
+
+const FAULTS: [Fault; 5] = [Fault::Cut, Fault::OneWay, Fault::Slow, Fault::SmallFrames, Fault::Killed];
+
+impl Fault {
+    fn begin(self, rig: &Rig) {
+        match self {
+            Fault::Cut => rig.link.cut(),
+            Fault::OneWay => rig.link.lose_what_is_sent(),
+            Fault::Slow => rig.link.slow_down(),
+            Fault::SmallFrames => rig.link.set_mtu(600),
+            Fault::Killed => rig.kill_servers(),
+        }
+    }
+
+    fn end(self, rig: &Rig) {
+        match self {
+            Fault::Cut => rig.link.mend(),
+            Fault::OneWay => rig.link.lose_nothing(),
+            Fault::Slow => rig.link.speed_up(),
+            Fault::SmallFrames => rig.link.set_mtu(1500),
+            Fault::Killed => {}
+        }
+    }
+}
+
+#[test]
+fn faults_of_all_kinds_under_load() {
+    faults_under_load(Way::Ssh);
+}
+
+#[test]
+fn faults_of_all_kinds_under_load_over_tls() {
+    faults_under_load(Way::Tls);
+}
+
+/// Programs go on writing through one fault after another. In the end both trees are equal, neither end has needed more memory than it
+/// may, and the mirror was not done again.
+fn faults_under_load(way: Way) {
+    let seed = number("DTFS_SEED", 1);
+    let (faults, longest) = (number("DTFS_CUTS", 5), number("DTFS_LONGEST_MS", 2_000));
+    println!("{faults} faults of {SHORTEST_MS} to {longest} ms, seed {seed}");
+    let mut prng = Prng::new(seed);
+    let mut rig = Rig::new(way);
+    rig.seed = prng.next() >> 1;
+    let mirror = rig.mirror();
+    for round in 0..faults {
+        // The first ones are one of each kind.
+        let fault = FAULTS.get(round as usize).copied().unwrap_or_else(|| prng.pick(&FAULTS));
+        let length = Duration::from_millis(SHORTEST_MS + prng.below(longest - SHORTEST_MS + 1));
+        let context = format!("{fault:?} for {length:?}, round {round}, seed {seed}");
+        let load = rig.work(200);
+        fault.begin(&rig);
+        let begun = Instant::now();
+        load.finish();
+        while begun.elapsed() < length {
+            rig.work(200).finish();
+        }
+        let memory = rig.processes().into_iter().filter_map(peak_memory_kib).max().expect("the daemon runs");
+        fault.end(&rig);
+        rig.host.wait("data", 300);
+        assert!(memory < MOST_MEMORY_KIB, "{context}: {memory} KiB");
+        assert_eq!(rig.mirror(), mirror, "{context}: mirrored again");
+        println!("{context}: {memory} KiB at most");
+    }
+    rig.host.must(&["verify", "data", "far"]);
+    rig.finish(&format!("faults of all kinds, seed {seed}"));
 }

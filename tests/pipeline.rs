@@ -8,6 +8,7 @@ use std::time::Duration;
 use dtfs::base::faults;
 use support::hand::{Hand, IMMUTABLE, acl};
 use support::history::History;
+use support::length::asked_for;
 use support::pair::{Pair, TIGHT_CAP};
 use support::process::wait_until;
 use support::scratch::{FileSystem, Scratch};
@@ -136,10 +137,6 @@ fn what_was_there_before_the_journal_is_mirrored() {
 }
 
 /// Names one number of the environment.
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
-}
-
 /// Runs the history of one seed; says what is wrong afterwards.
 fn history(seed: u64) -> Result<(), String> {
     let outcome = std::panic::catch_unwind(|| {
@@ -168,9 +165,9 @@ fn history(seed: u64) -> Result<(), String> {
 /// `DTFS_HISTORIES` says how many, `DTFS_SEED` names one.
 #[test]
 fn random_histories_end_equal() {
-    let seeds = match number("DTFS_SEED") {
+    let seeds = match asked_for("DTFS_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("DTFS_HISTORIES").unwrap_or(200),
+        None => 0..asked_for("DTFS_HISTORIES").unwrap_or(200),
     };
     let next = std::sync::atomic::AtomicU64::new(seeds.start);
     let failed = parking_lot::Mutex::new(Vec::new());

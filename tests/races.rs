@@ -18,6 +18,7 @@ use dtfs::base::faults::{self, Fault};
 use dtfs::base::{EpochId, Oid, Position, Space, Tid, VolumeUuid};
 use dtfs::record::{Attrs, DirItem, Draft, Fate, Name, Op, Record, Replaced, Shape, Slot, Xattr};
 use dtfs::sys::InodeFlags;
+use support::length::number;
 use support::user::SOMEONE;
 use tempfile::TempDir;
 
@@ -32,7 +33,7 @@ const LOOK_EVERY: u64 = 2_000;
 const GROUP: u64 = 128;
 
 fn attempts() -> u64 {
-    std::env::var("DTFS_ATTEMPTS").map_or(100_000, |text| text.parse().expect("a number"))
+    number("DTFS_ATTEMPTS", 100_000)
 }
 
 fn oid(ino: u64) -> Oid {

@@ -20,8 +20,8 @@ use dtfs::journal::{Journal, JournalOptions, JournalReader};
 use dtfs::record::{Op, RecordIter};
 use dtfs::stack::{Stack, StackOptions};
 use support::hand::Hand;
+use support::length::number;
 use support::prng::Prng;
-use support::workers::number;
 use tempfile::TempDir;
 
 /// Something to read at the source.

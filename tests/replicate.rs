@@ -8,6 +8,7 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, SystemTime};
 
+use support::length::{asked_for, number};
 use support::process::wait_until;
 use support::replica::Pair;
 use support::scratch::{FileSystem, Scratch};
@@ -35,10 +36,9 @@ fn workload_worker() {
 
 /// How many seeds each filesystem gets: `DTFS_SEEDS` (20 before a release), by default a few. `DTFS_SEED` names one.
 fn seeds(default: u64) -> Vec<u64> {
-    let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
-    match number("DTFS_SEED") {
+    match asked_for("DTFS_SEED") {
         Some(seed) => vec![seed],
-        None => (1..=number("DTFS_SEEDS").unwrap_or(default)).collect(),
+        None => (1..=number("DTFS_SEEDS", default)).collect(),
     }
 }
 

@@ -16,6 +16,7 @@ use dtfs::journal::Own;
 use dtfs::sender::SenderState;
 use support::hand::Hand;
 use support::host::Host;
+use support::length::number;
 use support::pair::Pair;
 use support::power::enter_namespace;
 use support::prng::Prng;
@@ -251,7 +252,7 @@ fn forks(target: &Path) -> Vec<PathBuf> {
 }
 
 fn seed() -> u64 {
-    let seed = std::env::var("DTFS_SEED").map_or(1, |text| text.parse().expect("a number"));
+    let seed = number("DTFS_SEED", 1);
     println!("seed {seed} (DTFS_SEED repeats it)");
     seed
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use dtfs::journal::{NewWork, WorkReason};
 use dtfs::stack::Errno;
 use support::hand::Hand;
+use support::length::number;
 use support::pair::Pair;
 use support::prng::Prng;
 use support::process::wait_until;
@@ -44,10 +45,6 @@ const POINTS: [&str; 21] = [
 const MIRROR_BYTES: usize = 6 << 20;
 /// Far less than that, and far more than the changes of one round, their repetitions and what is said beside them.
 const ROUND_BYTES: u64 = 2 << 20;
-
-fn number(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).map_or(otherwise, |text| text.parse().expect("a number"))
-}
 
 fn path(prng: &mut Prng) -> String {
     let dir = prng.pick(&["", "/d0", "/d1", "/d0/e", "/d1/e"]);

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::host::Answer;
+use support::length::number;
 use support::replica::Pair;
 use support::scratch::FileSystem;
 use support::tampering::{CONSEQUENCES, TAMPERINGS, Tampering, fill, write_at};
@@ -102,10 +103,6 @@ fn storm(kind: FileSystem, seed: u64, seconds: u64) {
     let (answer, json) = verify(&pair, &[]);
     assert_eq!((answer.code, found(&json)), (0, BTreeSet::new()), "at rest, seed {seed}: {json:#}");
     pair.stop_and_compare(&format!("after the storm, seed {seed}"));
-}
-
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
 }
 
 /// `DTFS_VERIFY_SECONDS` makes it longer: `scripts/soak.sh` runs it for ten minutes.

@@ -113,3 +113,10 @@ pub(crate) fn mounts_below(dir: &Path) -> Vec<(String, String)> {
     });
     entries.collect()
 }
+
+/// Most memory that the process has had at once, in KiB; `None` when it has ended.
+pub(crate) fn peak_memory_kib(pid: i32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches(" kB").parse().expect("a number"))
+}

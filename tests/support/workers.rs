@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use super::length::number;
 use super::process::Process;
 
 /// What a worker is asked to do, in words of the test.
@@ -39,10 +40,6 @@ impl Seeds {
         let start = |part: u64| self.first + self.count * part / parts;
         (0..parts).map(|part| Seeds { first: start(part), count: start(part + 1) - start(part) }).collect()
     }
-}
-
-pub(crate) fn number(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).map_or(otherwise, |text| text.parse().expect("a number"))
 }
 
 /// What this process was asked to do as a worker, if it is one.
