@@ -59,6 +59,10 @@ pub(super) trait Sends: Send + Sync {
         if !self.sees_all() {
             return Ok(false);
         }
+        // Whoever waits asks with every news of the target: while that is being filled its own word is enough.
+        if self.sender(target).is_some_and(|sender| sender.status().unsettled) {
+            return Ok(false);
+        }
         let log = self.log()?;
         let Some(row) = at_tid(log.store(), target, tid)? else { return Ok(false) };
         let sender = self.sender(target).map(|sender| sender.status()).unwrap_or_default();
