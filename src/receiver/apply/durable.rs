@@ -22,9 +22,8 @@ const IDLE_STATE: Duration = Duration::from_secs(1);
 /// How long and how much may be performed before it is made durable.
 pub(super) const DURABLE_EVERY: Duration = Duration::from_secs(5);
 const DURABLE_BYTES: usize = 64 << 20;
-/// State that makes a group, and state behind which the group before is waited for: a disk that is slow gets larger groups.
-const GROUP_BYTES: usize = 2 << 20;
-const GROUP_MOST_BYTES: usize = 4 << 20;
+/// State that makes a group, and behind which the group before is waited for.
+const GROUP_BYTES: usize = 4 << 20;
 /// How soon more is asked for, while the source takes in what it was asked for.
 const ASK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -76,8 +75,7 @@ impl Durable {
 
     /// Whether a group is to begin, even if that means to wait for the one before.
     pub(super) fn is_due(&self) -> bool {
-        let most = if self.group.is_none() { GROUP_BYTES } else { GROUP_MOST_BYTES };
-        self.pending_state_bytes >= most
+        self.pending_state_bytes >= GROUP_BYTES
             || self.pending_bytes >= DURABLE_BYTES
             || self.pending_since.is_some_and(|since| since.elapsed() >= DURABLE_EVERY)
     }
