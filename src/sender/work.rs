@@ -277,7 +277,7 @@ impl<'a> Walk<'a> {
             // Queued before the listing can be acknowledged, so that no child is ever forgotten.
             let store = self.journal.store();
             match self.rules.is_empty() || faults::skipped("sender.listed_again") {
-                true => drop(store.work_insert(self.target, &children)?),
+                true => drop(store.work_insert_soon(self.target, &children)?),
                 // One that was sent before the listing may be given up by then: it had no name inside that the target knew.
                 false => store.work_insert_unread(self.target, &children, self.after)?,
             }

@@ -31,13 +31,50 @@ pub use targets::{Own, Rejoin, Said, Sent, TargetId, TargetRow};
 pub(super) use targets::{all_targets, bound_sent, lose_place, put_awaited};
 pub use work::{NewWork, WorkKind, WorkReason, WorkRow};
 
-/// The one connection to a volume's `state.db`. Every method is one short transaction, durable when it returns.
+/// The one connection to a volume's `state.db`. Every method is one short transaction, durable when it returns unless it says
+/// otherwise.
 pub struct Store {
     /// Protects the connection. Rank: below the log's writer and the ring; no other lock is taken while it is held.
     /// Held across one transaction (a disk sync), so nobody may want it while holding an object lock.
-    connection: Mutex<Connection>,
+    connection: Mutex<Synced>,
     /// Room for the database on a full disk. Rank: a leaf.
     ballast: Mutex<Ballast>,
+}
+
+/// A connection, and when its transactions reach the disk.
+struct Synced {
+    connection: Connection,
+    lasting: Lasting,
+}
+
+/// When a transaction is durable.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lasting {
+    /// When it returns.
+    Now,
+    /// With the next one that is durable when it returns. Until then a process that is killed loses nothing of it; a machine without
+    /// power loses it with everything that came after it, so that what is found is always a past state of the database
+    /// (<https://www.sqlite.org/pragma.html#pragma_synchronous>, NORMAL in WAL mode).
+    WithNext,
+}
+
+impl Synced {
+    /// The connection, for one transaction.
+    fn lasting(&mut self, lasting: Lasting) -> rusqlite::Result<&mut Connection> {
+        if self.lasting != lasting {
+            let (word, number) = match lasting {
+                Lasting::Now => ("FULL", 2),
+                Lasting::WithNext => ("NORMAL", 1),
+            };
+            self.connection.pragma_update(None, "synchronous", word)?;
+            let found: i64 = self.connection.pragma_query_value(None, "synchronous", |row| row.get(0))?;
+            if found != number {
+                return Err(rusqlite::Error::IntegralValueOutOfRange(0, found));
+            }
+            self.lasting = lasting;
+        }
+        Ok(&mut self.connection)
+    }
 }
 
 impl Store {
@@ -49,6 +86,7 @@ impl Store {
         let mut connection = open_database(path)?;
         schema::prepare(&mut connection)?;
         let ballast = Ballast::take(path.parent().unwrap_or(Path::new("."))).map_err(std_io("take room", path))?;
+        let connection = Synced { connection, lasting: Lasting::Now };
         Ok(Store { connection: Mutex::new(connection), ballast: Mutex::new(ballast) })
     }
 
@@ -57,11 +95,9 @@ impl Store {
     /// # Errors
     /// `Sqlite`, as for every method here.
     pub fn meta_get(&self, key: &str) -> Result<Option<Vec<u8>>, JournalError> {
-        self.connection
-            .lock()
-            .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
-            .optional()
-            .map_err(sql("read meta"))
+        self.read("read meta", |connection| {
+            connection.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()
+        })
     }
 
     /// Sets `key`.
@@ -86,10 +122,20 @@ impl Store {
         what: &'static str,
         body: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, JournalError> {
+        self.write_lasting(Lasting::Now, what, body)
+    }
+
+    /// As [`Store::write`], durable when `lasting` says.
+    fn write_lasting<T>(
+        &self,
+        lasting: Lasting,
+        what: &'static str,
+        body: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, JournalError> {
         faults::point("journal.sqlite").map_err(super::error::io(what, Path::new("state.db")))?;
-        let mut connection = self.connection.lock();
+        let mut synced = self.connection.lock();
         let run = || {
-            let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let tx = synced.lasting(lasting)?.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let value = body(&tx)?;
             tx.commit()?;
             Ok(value)
@@ -108,7 +154,7 @@ impl Store {
         what: &'static str,
         body: impl FnOnce(&Connection) -> rusqlite::Result<T>,
     ) -> Result<T, JournalError> {
-        body(&self.connection.lock()).map_err(sql(what))
+        body(&self.connection.lock().connection).map_err(sql(what))
     }
 }
 
@@ -132,4 +178,31 @@ pub(super) fn to_sql(value: u64) -> i64 {
 /// The inverse of [`to_sql`].
 pub(super) fn from_sql(value: i64) -> u64 {
     value as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn synchronous(store: &Store) -> i64 {
+        store.read("pragma", |connection| connection.pragma_query_value(None, "synchronous", |row| row.get(0))).unwrap()
+    }
+
+    #[test]
+    fn what_waits_for_the_next_transaction_does_not_make_that_wait_too() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("state.db");
+        let store = Store::open(&path).unwrap();
+        let put = |lasting, key| store.write_lasting(lasting, "test", |tx| put_meta(tx, &[(key, b"value")])).unwrap();
+        for (lasting, key, expected) in
+            [(Lasting::WithNext, "first", 1), (Lasting::WithNext, "second", 1), (Lasting::Now, "third", 2)]
+        {
+            put(lasting, key);
+            assert_eq!(synchronous(&store), expected, "{key}");
+            // A process that opens it after a kill finds it either way.
+            assert_eq!(Store::open(&path).unwrap().meta_get(key).unwrap().as_deref(), Some(&b"value"[..]));
+        }
+    }
 }

@@ -9,7 +9,7 @@ use rusqlite::{OptionalExtension, Row, Transaction};
 
 use super::events::{Level, put_event};
 use super::targets::{Said, advance_cursor, all_targets, put_said};
-use super::{Store, TargetId, from_sql, to_sql};
+use super::{Lasting, Store, TargetId, from_sql, to_sql};
 use crate::base::{Oid, Tid};
 use crate::journal::error::JournalError;
 
@@ -120,6 +120,15 @@ impl Store {
         self.write("insert work", |tx| put_work(tx, target, work))
     }
 
+    /// As [`Store::work_insert`], for rows that a row stands for which ends in a later transaction: durable with the next one that
+    /// is.
+    ///
+    /// # Errors
+    /// `Sqlite`.
+    pub fn work_insert_soon(&self, target: TargetId, work: &[NewWork]) -> Result<usize, JournalError> {
+        self.write_lasting(Lasting::WithNext, "insert work", |tx| put_work(tx, target, work))
+    }
+
     /// As [`Store::work_insert`], but a row that is there already is replaced and gets a new id when it is among those up to
     /// `fetched`: it may have been read before, and what was read may count no more.
     ///
@@ -219,13 +228,24 @@ impl Store {
         needs: &[NewWork],
     ) -> Result<(), JournalError> {
         self.write("ack", |tx| {
-            advance_cursor(tx, target, said.received, said.applied)?;
-            put_said(tx, target, Some(said))?;
-            delete_work(tx, target, finished)?;
-            shrink_work(tx, target, progress)?;
-            put_needs(tx, target, needs)?;
-            Ok(())
+            put_ack(tx, target, said, finished, progress)?;
+            put_needs(tx, target, needs)
         })
+    }
+
+    /// As [`Store::ack`] without needs, and durable only with the next transaction that is. A power loss before costs that what was done is
+    /// done once more: the target says itself where it is, and no segment is freed without a transaction that is durable.
+    ///
+    /// # Errors
+    /// `Sqlite`; then nothing is changed.
+    pub fn ack_soon(
+        &self,
+        target: TargetId,
+        said: &Said,
+        finished: &[i64],
+        progress: &[(i64, u64)],
+    ) -> Result<(), JournalError> {
+        self.write_lasting(Lasting::WithNext, "ack", |tx| put_ack(tx, target, said, finished, progress))
     }
 
     /// When more than `most` rows are there that the target asked for, they go, and its whole tree is compared in their
@@ -330,6 +350,19 @@ pub(super) fn renew_work(tx: &Transaction<'_>, target: TargetId, row: &NewWork) 
     let created_tid = created.map_or(row.created_tid, |old| row.created_tid.min(Tid(from_sql(old))));
     put_work(tx, target, &[NewWork { created_tid, ..*row }])?;
     Ok(created.is_some())
+}
+
+fn put_ack(
+    tx: &Transaction<'_>,
+    target: TargetId,
+    said: &Said,
+    finished: &[i64],
+    progress: &[(i64, u64)],
+) -> rusqlite::Result<()> {
+    advance_cursor(tx, target, said.received, said.applied)?;
+    put_said(tx, target, Some(said))?;
+    delete_work(tx, target, finished)?;
+    shrink_work(tx, target, progress)
 }
 
 /// As [`put_work`], but a row that is there already is replaced and gets a new id: it may be under way, read before the

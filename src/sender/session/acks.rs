@@ -119,7 +119,11 @@ impl Session<'_> {
         }
         let needs = if first { &[][..] } else { &needs };
         let said = Said { copy: self.copy, received: ack.received, applied: ack.applied, commit: ack.commit };
-        store.ack(self.target, &said, &finished, &progress, needs)?;
+        let is_trimmed = self.trimmed.elapsed() >= TRIM_EVERY;
+        match needs.is_empty() && !is_trimmed {
+            true => store.ack_soon(self.target, &said, &finished, &progress)?,
+            false => store.ack(self.target, &said, &finished, &progress, needs)?,
+        }
         if self.joins_at.is_some_and(|place| ack.received >= place) {
             store.session_begins(self.target, &said)?;
             self.joins_at = None;
@@ -136,7 +140,7 @@ impl Session<'_> {
         if self.told == Some(Convergence::Converging) || !ack.needs.is_empty() {
             self.tell_convergence()?;
         }
-        if self.trimmed.elapsed() >= TRIM_EVERY {
+        if is_trimmed {
             self.trimmed = Instant::now();
             self.parts.journal.trim()?;
         }
