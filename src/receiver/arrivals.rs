@@ -44,4 +44,10 @@ impl Arrivals {
     pub(super) fn next(&self) -> Result<Message, WireError> {
         self.messages.recv().unwrap_or(Err(WireError::Closed))
     }
+
+    /// How many messages have come and were not taken.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.messages.len()
+    }
 }

@@ -20,8 +20,8 @@ use crate::wire::{Message, Stall, WireError};
 const AT_CAP: Errno = Errno::ENOBUFS;
 /// A tree that has applied nothing for so long stands still.
 const STILL: Duration = Duration::from_secs(2);
-/// So much is made durable at once, if it comes fast enough: a sync takes as long for one batch as for a few.
-const MOST_UNSYNCED_BYTES: usize = 8 << 20;
+/// So many batches are made durable at once, if they come fast enough: a sync takes as long for one as for a few.
+const MOST_UNSYNCED: usize = 8;
 
 pub(super) struct Intake {
     inbox: Arc<SegmentLog>,
@@ -90,7 +90,7 @@ impl Intake {
     fn next(&mut self, arrivals: &Arrivals) -> Result<Message, ServeError> {
         let come = arrivals.come();
         let follows = matches!(come, Some(Ok(Message::Records { .. })));
-        if !follows || self.unsynced.iter().map(|batch| batch.body.len()).sum::<usize>() >= MOST_UNSYNCED_BYTES {
+        if !follows || self.unsynced.len() >= MOST_UNSYNCED {
             self.make_durable().inspect_err(|error| self.report(error))?;
         }
         Ok(come.unwrap_or_else(|| arrivals.next())?)
@@ -267,3 +267,7 @@ fn check(batch: u64, body: &[u8], fits: impl Fn(&Record<'_>) -> bool) -> Result<
 fn inbox_error(what: &'static str, errno: Errno) -> JournalError {
     JournalError::Io { what, path: "inbox".into(), errno }
 }
+
+#[cfg(test)]
+#[path = "intake_tests.rs"]
+mod tests;
