@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Done, Session};
 use crate::base::Tid;
-use crate::journal::{Level, NewWork, Replay, Said, TargetId, WorkKind, WorkReason};
+use crate::journal::{Level, NewWork, Part, Replay, Said, TargetId, WorkKind, WorkReason};
 use crate::sender::SessionError;
 use crate::sender::status::SharedStatus;
 use crate::sys::Errno;
@@ -120,7 +120,9 @@ impl Session<'_> {
         let needs = if first { &[][..] } else { &needs };
         let said = Said { copy: self.copy, received: ack.received, applied: ack.applied, commit: ack.commit };
         let is_trimmed = self.trimmed.elapsed() >= TRIM_EVERY;
-        match needs.is_empty() && !is_trimmed {
+        // Of a copy the inbox is trimmed by another process, which goes by what is read of the row.
+        let may_wait = needs.is_empty() && !is_trimmed && self.parts.journal.part() != Part::Relay;
+        match may_wait {
             true => store.ack_soon(self.target, &said, &finished, &progress)?,
             false => store.ack(self.target, &said, &finished, &progress, needs)?,
         }
