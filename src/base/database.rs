@@ -66,7 +66,11 @@ pub fn open_database(path: &Path) -> Result<Connection, DatabaseError> {
     Ok(connection)
 }
 
-fn set_pragma(
+/// Sets a pragma of the database at `path`, and reads back that it is `wanted`.
+///
+/// # Errors
+/// [`DatabaseError`] when SQLite refuses, or does not take it.
+pub fn set_pragma(
     connection: &Connection,
     path: &Path,
     pragma: &'static str,

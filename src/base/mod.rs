@@ -20,7 +20,7 @@ mod rules;
 pub use atime::{AtimeMode, StoredTimes};
 pub use ballast::Ballast;
 pub use clock::Timespec;
-pub use database::{DatabaseError, open_database};
+pub use database::{DatabaseError, open_database, set_pragma};
 pub use fingerprint::{Fingerprint, FingerprintProblem};
 pub use guarded::Guarded;
 pub use history::{History, Spaces};

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};
 
 use super::error::{JournalError, sql, std_io};
-use crate::base::{Ballast, faults, open_database};
+use crate::base::{Ballast, faults, open_database, set_pragma};
 
 pub(super) use doubts::renew_mark;
 pub use epochs::EpochRow;
@@ -44,12 +44,13 @@ pub struct Store {
 /// A connection, and when its transactions reach the disk.
 struct Synced {
     connection: Connection,
-    lasting: Lasting,
+    /// `None` when that was to be changed and may not have been.
+    lasting: Option<Lasting>,
 }
 
 /// When a transaction is durable.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Lasting {
+enum Lasting {
     /// When it returns.
     Now,
     /// With the next one that is durable when it returns. Until then a process that is killed loses nothing of it; a machine without
@@ -60,19 +61,16 @@ pub(super) enum Lasting {
 
 impl Synced {
     /// The connection, for one transaction.
-    fn lasting(&mut self, lasting: Lasting) -> rusqlite::Result<&mut Connection> {
-        if self.lasting != lasting {
-            let (word, number) = match lasting {
-                Lasting::Now => ("FULL", 2),
-                Lasting::WithNext => ("NORMAL", 1),
+    fn lasting(&mut self, lasting: Lasting) -> Result<&mut Connection, JournalError> {
+        if self.lasting.take() != Some(lasting) {
+            let (value, wanted) = match lasting {
+                Lasting::Now => ("FULL", "2"),
+                Lasting::WithNext => ("NORMAL", "1"),
             };
-            self.connection.pragma_update(None, "synchronous", word)?;
-            let found: i64 = self.connection.pragma_query_value(None, "synchronous", |row| row.get(0))?;
-            if found != number {
-                return Err(rusqlite::Error::IntegralValueOutOfRange(0, found));
-            }
-            self.lasting = lasting;
+            let path = Path::new(self.connection.path().unwrap_or("state.db"));
+            set_pragma(&self.connection, path, "synchronous", value, wanted)?;
         }
+        self.lasting = Some(lasting);
         Ok(&mut self.connection)
     }
 }
@@ -86,7 +84,7 @@ impl Store {
         let mut connection = open_database(path)?;
         schema::prepare(&mut connection)?;
         let ballast = Ballast::take(path.parent().unwrap_or(Path::new("."))).map_err(std_io("take room", path))?;
-        let connection = Synced { connection, lasting: Lasting::Now };
+        let connection = Synced { connection, lasting: Some(Lasting::Now) };
         Ok(Store { connection: Mutex::new(connection), ballast: Mutex::new(ballast) })
     }
 
@@ -134,8 +132,9 @@ impl Store {
     ) -> Result<T, JournalError> {
         faults::point("journal.sqlite").map_err(super::error::io(what, Path::new("state.db")))?;
         let mut synced = self.connection.lock();
+        let connection = synced.lasting(lasting)?;
         let run = || {
-            let tx = synced.lasting(lasting)?.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let value = body(&tx)?;
             tx.commit()?;
             Ok(value)
