@@ -357,9 +357,9 @@ fn faults_under_load(way: Way) {
         }
         // The disk is not to fill meanwhile; the fault is as long as was drawn.
         std::thread::sleep(length.saturating_sub(begun.elapsed()));
-        let memory = rig.processes().into_iter().filter_map(peak_memory_kib).max().expect("the daemon runs");
         fault.end(&rig);
         rig.host.wait("data", 300);
+        let memory = rig.processes().into_iter().filter_map(peak_memory_kib).max().expect("the daemon runs");
         assert!(memory < MOST_MEMORY_KIB, "{context}: {memory} KiB");
         assert_eq!(rig.mirror(), mirror, "{context}: mirrored again");
         println!("{context}: {memory} KiB at most");

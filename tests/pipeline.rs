@@ -8,7 +8,7 @@ use std::time::Duration;
 use dtfs::base::faults;
 use support::hand::{Hand, IMMUTABLE, acl};
 use support::history::History;
-use support::length::asked_for;
+use support::length::{asked_for, number};
 use support::pair::{Pair, TIGHT_CAP};
 use support::process::wait_until;
 use support::scratch::{FileSystem, Scratch};
@@ -136,7 +136,6 @@ fn what_was_there_before_the_journal_is_mirrored() {
     assert!(again < 2 * QUIET_BYTES, "{again} bytes were sent after two quiet stops");
 }
 
-/// Names one number of the environment.
 /// Runs the history of one seed; says what is wrong afterwards.
 fn history(seed: u64) -> Result<(), String> {
     let outcome = std::panic::catch_unwind(|| {
@@ -167,7 +166,7 @@ fn history(seed: u64) -> Result<(), String> {
 fn random_histories_end_equal() {
     let seeds = match asked_for("DTFS_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..asked_for("DTFS_HISTORIES").unwrap_or(200),
+        None => 0..number("DTFS_HISTORIES", 200),
     };
     let next = std::sync::atomic::AtomicU64::new(seeds.start);
     let failed = parking_lot::Mutex::new(Vec::new());

@@ -13,7 +13,7 @@ use dtfs::backing::compare::compare_trees;
 use dtfs::base::Tid;
 use support::behind::Behind;
 use support::host::Frozen;
-use support::length::asked_for;
+use support::length::number;
 use support::power::{JournalOn, Machine, Victim};
 use support::prng::Prng;
 use support::process::wait_until;
@@ -67,7 +67,7 @@ impl Rig {
     }
 
     fn new(kind: FileSystem, journal: JournalOn, faults: &str) -> Rig {
-        let seed = asked_for("DTFS_SEED").unwrap_or(1);
+        let seed = number("DTFS_SEED", 1);
         let context = format!("{kind:?}, {journal:?}, seed {seed} (DTFS_SEED repeats it)");
         println!("{context}");
         let mut machine = Machine::new(kind, journal);
@@ -212,7 +212,7 @@ fn control_a_target_acknowledges_before_its_fsync() {
 fn what_waits_in_an_inbox_outlives_power_cuts() {
     let mut rig = Rig::new(FileSystem::Ext4, JournalOn::SameDisk, "");
     rig.machine.host.hold("1h", &rig.machine.tree.join("probe"));
-    for cut in 0..asked_for("DTFS_CUTS").unwrap_or(3) {
+    for cut in 0..number("DTFS_CUTS", 3) {
         assert_eq!(rig.inbox_round(cut), None, "{}", rig.context);
     }
     rig.machine.host.set_delay(&["target"], None);
@@ -287,7 +287,7 @@ fn control_a_comparison_reads_what_is_in_memory() {
 fn live_through(kind: FileSystem, journal: JournalOn, victims: &[Victim], cuts: u64) {
     // Nothing was changed past the mount: what the journal has in doubt must be enough.
     let mut rig = Rig::new(kind, journal, "daemon.scan=skip");
-    for cut in 0..asked_for("DTFS_CUTS").unwrap_or(cuts) {
+    for cut in 0..number("DTFS_CUTS", cuts) {
         rig.sound_round(cut, victims[cut as usize % victims.len()]);
     }
     let log = rig.machine.host.log();
@@ -331,7 +331,7 @@ fn a_target_loses_power_on_btrfs() {
 fn a_target_loses_power_in_a_mirror() {
     for kind in [FileSystem::Ext4, FileSystem::Xfs] {
         let mut rig = Rig::with_bulk(kind, "");
-        for cut in 0..asked_for("DTFS_CUTS").unwrap_or(2) {
+        for cut in 0..number("DTFS_CUTS", 2) {
             assert_eq!(rig.mirror_round(cut), Vec::<String>::new(), "{}", rig.context);
         }
         rig.machine.host.stop();

@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::hand::Hand;
 use support::history::History;
-use support::length::asked_for;
+use support::length::{asked_for, number};
 use support::pair::{Pair, TIGHT_CAP};
 use support::prng::Prng;
 use support::process::{tool, wait_until};
@@ -108,7 +108,6 @@ fn history(seed: u64) -> Result<(), String> {
     }
 }
 
-/// Names one number of the environment.
 fn failing(seeds: std::ops::Range<u64>) -> Vec<String> {
     let next = AtomicU64::new(seeds.start);
     let failed = parking_lot::Mutex::new(Vec::new());
@@ -134,7 +133,7 @@ fn random_histories_end_as_rsync_would_have_them() {
     faults::arm_from_env().unwrap();
     let seeds = match asked_for("DTFS_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..asked_for("DTFS_HISTORIES").unwrap_or(40),
+        None => 0..number("DTFS_HISTORIES", 40),
     };
     assert_eq!(failing(seeds), Vec::<String>::new());
 }
@@ -202,7 +201,7 @@ fn patterns_match_what_they_match_in_rsync() {
         "[[:alpha:]]",
         "*/",
     ];
-    let seed = asked_for("DTFS_SEED").unwrap_or(1);
+    let seed = number("DTFS_SEED", 1);
     let mut prng = Prng::new(seed);
     let dir = tempfile::tempdir().unwrap();
     let (source, copy) = (dir.path().join("source"), dir.path().join("copy"));
@@ -322,7 +321,7 @@ fn as_rsync(pair: &replica::Pair, rules: &[&str], context: &str) {
 /// edges while servers and daemon are killed, and a verification finds nothing to complain of.
 #[test]
 fn rules_of_a_volumes_file_count_from_a_reload_on() {
-    let seed = asked_for("DTFS_SEED").unwrap_or(1);
+    let seed = number("DTFS_SEED", 1);
     eprintln!("DTFS_SEED={seed} repeats it");
     let mut prng = Prng::new(seed);
     let mut pair = replica::Pair::mirrored(FileSystem::Ext4, |source| {
